@@ -1,0 +1,295 @@
+"""Recipe: everything from voxel to score. A run is a dataset and a recipe.
+
+A network's own fields are defined beside the network; `parse_recipe` is given the table of networks, so this
+module knows none of them. Sizes that are tuned are millimetres; patches, windows and anchors are voxels of the
+recipe's grid, because networks are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SerializeAsAny,
+    ValidationInfo,
+    model_validator,
+)
+
+from voxray.config import Config, parse, with_overrides
+
+Sides = tuple[PositiveInt, PositiveInt, PositiveInt]
+Spacing = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+Share = Annotated[float, Field(ge=0, le=1)]
+Range = tuple[float, float]
+
+
+class GridConfig(Config):
+    """The grid that the network sees."""
+
+    spacing_mm: Spacing
+    orientation: Literal["RAS"] = "RAS"
+
+
+class WindowIntensity(Config):
+    """HU clipped to [low, high] and scaled to [0, 1]."""
+
+    kind: Literal["window"] = "window"
+    low_hu: float
+    high_hu: float
+
+    @model_validator(mode="after")
+    def _ordered(self) -> WindowIntensity:
+        if self.low_hu >= self.high_hu:
+            raise ValueError(f"low_hu must be below high_hu, got {self.low_hu} and {self.high_hu}")
+        return self
+
+
+class ZScoreIntensity(Config):
+    """Per volume: z-score over the voxels that are not 0 HU (those stay 0), then min-max to [-1, 1].
+
+    The published whole-body weights expect exactly this, its dip at 0 HU included; prefer `window` for new data.
+    """
+
+    kind: Literal["zscore_minmax"] = "zscore_minmax"
+    train_smooth_sigma_vox: NonNegativeFloat = 0.0
+    """Gaussian smoothing of training patches only, as published."""
+
+
+Intensity = Annotated[WindowIntensity | ZScoreIntensity, Field(discriminator="kind")]
+
+
+class PatchConfig(Config):
+    """How training patches are cut from tiles, and tiles from cases."""
+
+    size_vox: Sides
+    margin_vox: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt] = (32, 32, 16)
+    """What a tile has beyond a patch on each axis, so that every epoch crops anew."""
+    max_object_vox: Sides = (64, 64, 64)
+    """Detection: objects up to this size lie whole in some tile."""
+    foreground: Share = 0.5
+    """The share of patches that are centred on an object (detection) or a labelled voxel (segmentation)."""
+    per_tile: PositiveInt = 4
+    """Patches cut from a tile each time that it is read."""
+    whole_boxes: bool = True
+    """Detection: an object that the patch cuts is dropped from its truth unless most of it remains."""
+    pad_hu: int = -1024
+    """What lies beyond the scan where it is smaller than the patch."""
+
+
+class NetworkConfig(Config):
+    """What every network's configuration has; each network extends it beside its code."""
+
+    kind: str
+
+    def build(self, recipe: Recipe, num_classes: int) -> Any:
+        """The untrained `torch.nn.Module` whose forward gives the task's output type."""
+        raise AssertionError(f"{type(self).__name__} must define build")
+
+    @property
+    def stride_vox(self) -> tuple[int, int, int]:
+        """Input sides, and places of windows, must be multiples of this."""
+        raise AssertionError(f"{type(self).__name__} must define stride_vox")
+
+
+class AnchorConfig(Config):
+    """The anchor boxes: base shapes in voxels of the finest level, scaled for each level."""
+
+    base_shapes_vox: Annotated[tuple[Spacing, ...], Field(min_length=1)]
+    level_scales: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+    published_rounding: bool = False
+    """Half-sizes rounded to even whole voxels, as the published weights were trained."""
+
+
+class AugmentConfig(Config):
+    """Random changes of a training patch; every ``_p`` is a probability, drawn per patch."""
+
+    flip_p: Share = 0.0
+    """For each axis."""
+    flip_axes: tuple[Literal[0, 1, 2], ...] = (0, 1, 2)
+    rot90_p: Share = 0.0
+    """A quarter turn or more in the x-y plane."""
+    rotate_p: Share = 0.0
+    rotate_deg: NonNegativeFloat = 30.0
+    """Up to this angle about each axis."""
+    zoom_p: Share = 0.0
+    zoom: Range = (0.7, 1.4)
+    noise_p: Share = 0.0
+    noise_sd: NonNegativeFloat = 0.1
+    blur_p: Share = 0.0
+    blur_sigma_vox: Range = (0.5, 1.0)
+    scale_p: Share = 0.0
+    scale: NonNegativeFloat = 0.25
+    """Intensity times 1 ± this."""
+    shift_p: Share = 0.0
+    shift: NonNegativeFloat = 0.1
+    """Intensity plus or minus this."""
+    gamma_p: Share = 0.0
+    gamma: Range = (0.7, 1.5)
+
+
+class DetectionLoss(Config):
+    """Classification over mined anchors (BCE) and box regression over the positive ones."""
+
+    kind: Literal["detection"] = "detection"
+    box_loss: Literal["smooth_l1", "giou"] = "smooth_l1"
+    smooth_l1_beta: PositiveFloat = 1 / 9
+    class_weight: NonNegativeFloat = 1.0
+    box_weight: NonNegativeFloat = 1.0
+    atss_candidates: PositiveInt = 4
+    """Places per level that ATSS (Zhang 2020) considers for an object."""
+    atss_center_in_box: bool = False
+    anchors_per_patch: PositiveInt = 64
+    positive_fraction: Share = 0.3
+    hard_pool: PositiveInt = 20
+    """Negatives are drawn from this many times as many of the highest-scored ones."""
+    min_negatives: PositiveInt = 16
+
+
+class SegmentationLoss(Config):
+    """Soft Dice plus cross-entropy."""
+
+    kind: Literal["segmentation"] = "segmentation"
+    dice_weight: NonNegativeFloat = 1.0
+    ce_weight: NonNegativeFloat = 1.0
+    squared: bool = False
+    """Squared terms in Dice's denominator (Milletari 2016)."""
+    batch_dice: bool = False
+    """One Dice over the whole batch, not the mean over its patches."""
+    background: bool = True
+    """Whether background counts in Dice."""
+    smooth: PositiveFloat = 1e-5
+
+
+Loss = Annotated[DetectionLoss | SegmentationLoss, Field(discriminator="kind")]
+
+
+class OptimConfig(Config):
+    """The optimizer, its schedule and the length of training."""
+
+    optimizer: Literal["sgd", "adam", "adamw", "novograd"] = "sgd"
+    rate: PositiveFloat
+    weight_decay: NonNegativeFloat = 0.0
+    momentum: Share = 0.9
+    nesterov: bool = True
+    schedule: Literal["steps", "poly", "cosine"] = "steps"
+    warmup_epochs: NonNegativeInt = 0
+    decay_epochs: tuple[PositiveInt, ...] = ()
+    """`steps`: the rate is multiplied by `decay_factor` at each of these epochs."""
+    decay_factor: PositiveFloat = 0.1
+    epochs: PositiveInt
+    steps_per_epoch: PositiveInt | None = None
+    """None: as many steps as it takes to see `per_tile` patches of every training case on average."""
+    batch_size: PositiveInt
+    """Patches per step and worker."""
+    clip_norm: PositiveFloat | None = 12.0
+    amp: Literal["off", "bf16", "fp16"] = "bf16"
+    ema_decay: Share | None = None
+    channels_last: bool = False
+    validate_every: PositiveInt = 5
+    """Epochs between validations; the last epoch is always validated."""
+    validate_cases: PositiveInt | None = None
+    """At most this many validation cases while training; None is all."""
+
+
+class InferenceConfig(Config):
+    """How a scan is covered by windows, and what a window's detection candidates are."""
+
+    window_vox: Sides
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    blend: Literal["constant", "gaussian"] = "constant"
+    padding: Literal["constant", "replicate"] = "constant"
+    """Beyond the end of a scan: `pad_hu` of the patch, or the border voxel again."""
+    batch_size: PositiveInt = 1
+    candidate_floor: Share = 0.02
+    """Detection: lower scores never become candidates."""
+    candidates_per_level: PositiveInt = 1000
+
+
+class DetectionMerge(Config):
+    """From the candidates of all windows to a scan's detections; all of it can be swept."""
+
+    kind: Literal["detection"] = "detection"
+    score_floor: Share = 0.02
+    tile_iou: Share = 0.22
+    """NMS: of two boxes of one class that overlap more than this, the lower-scored one goes."""
+    min_size_mm: NonNegativeFloat = 0.0
+    """Boxes with a shorter side are dropped."""
+    max_detections: PositiveInt = 300
+
+
+class SegmentationMerge(Config):
+    """From blended logits to a label map."""
+
+    kind: Literal["segmentation"] = "segmentation"
+    min_component_mm3: NonNegativeFloat = 0.0
+    """Smaller connected components become background."""
+
+
+Merge = Annotated[DetectionMerge | SegmentationMerge, Field(discriminator="kind")]
+
+
+def _resolve_network(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, NetworkConfig):
+        return value
+    table: Mapping[str, type[NetworkConfig]] = (info.context or {}).get("networks", {})
+    kind = value.get("kind") if isinstance(value, Mapping) else None
+    if not isinstance(kind, str) or kind not in table:
+        raise ValueError(f"kind must be one of {', '.join(sorted(table))}, got {kind!r}")
+    return table[kind].model_validate(dict(value))
+
+
+class Recipe(Config):
+    """Everything from voxel to score, frozen."""
+
+    name: str
+    about: str = ""
+    """Where the recipe comes from, in a sentence."""
+    grid: GridConfig
+    intensity: Intensity
+    patch: PatchConfig
+    network: Annotated[SerializeAsAny[NetworkConfig], BeforeValidator(_resolve_network)]
+    anchors: AnchorConfig | None = None
+    loss: Loss
+    augment: AugmentConfig = AugmentConfig()
+    optim: OptimConfig
+    inference: InferenceConfig
+    merge: Merge
+
+    @property
+    def task(self) -> Literal["detection", "segmentation"]:
+        """What the recipe answers."""
+        return self.loss.kind
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.loss.kind != self.merge.kind:
+            raise ValueError(f"loss.kind and merge.kind must agree, got {self.loss.kind} and {self.merge.kind}")
+        if self.task == "detection" and self.anchors is None:
+            raise ValueError("anchors are required for detection")
+        stride = self.network.stride_vox
+        for field, sides in (
+            ("patch.size_vox", self.patch.size_vox),
+            ("inference.window_vox", self.inference.window_vox),
+        ):
+            if any(side % step for side, step in zip(sides, stride, strict=True)):
+                raise ValueError(f"{field} must be a multiple of the network's stride {stride}, got {sides}")
+        return self
+
+
+def parse_recipe(
+    data: Mapping[str, Any],
+    networks: Mapping[str, type[NetworkConfig]],
+    *,
+    overrides: Sequence[str] = (),
+    where: str,
+) -> Recipe:
+    """The mapping as a recipe, with ``a.b=c`` overrides applied first."""
+    place = f"{where} with --set" if overrides else where
+    return parse(Recipe, with_overrides(data, overrides), where=place, context={"networks": networks})
