@@ -1,0 +1,26 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real scans, from $VOXRAY_TEST_DATA or beside the repository; skips where it is absent."""
+    folder = Path(os.environ.get("VOXRAY_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not (folder / "README.md").exists():
+        pytest.skip(f"no real scans at {folder}; set VOXRAY_TEST_DATA")
+    return folder
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A seeded generator."""
+    return np.random.default_rng(20260101)
