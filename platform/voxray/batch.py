@@ -1,6 +1,8 @@
 """What travels to the device and what a loss sees.
 
-Objects are ragged; a batch pads them to a common count and marks the padding with class -1.
+Objects are ragged; a batch pads them to a common count and marks the padding with class `PADDING`. A box of class
+`IGNORED` is a region where the truth is not known in full, such as an object that the patch's border cuts: its
+anchors are neither positive nor negative.
 """
 
 from __future__ import annotations
@@ -10,6 +12,9 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int16, Int64, UInt8
 from torch import Tensor
+
+PADDING = -1
+IGNORED = -2
 
 
 class PatchBatch(NamedTuple):
