@@ -1,0 +1,41 @@
+# Two commands: `make demo` walks the whole road on generated scans; `make test` is what CI runs.
+# Both set everything up on a fresh clone: they need python3 (3.11 or newer) with venv, and nothing else.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := demo
+
+.PHONY: setup demo test check-style check-types check-floors check-tests benchmarks clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,onnx]'
+	touch $@
+
+demo: setup
+	$(BIN)/voxray demo $(DEMO)
+
+test: check-style check-types check-floors check-tests
+
+check-style: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+check-types: setup
+	$(BIN)/mypy
+
+check-floors: setup
+	$(BIN)/lint-imports
+
+check-tests: setup
+	$(BIN)/pytest -m 'not ray' -n 2 --dist worksteal
+	$(BIN)/pytest -m ray
+
+benchmarks: setup
+	for name in $$(ls benchmarks/*.py | grep -v table.py); do $(BIN)/python $$name --quick || exit 1; done
+
+clean:
+	rm -rf $(VENV) $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis
