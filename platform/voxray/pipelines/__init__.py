@@ -1,0 +1,1 @@
+"""What the verbs do: one function per verb, which prints nothing itself and returns a report."""
