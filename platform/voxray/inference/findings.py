@@ -62,7 +62,7 @@ class FindingsFile(Config):
     model_config = ConfigDict(populate_by_name=True)
 
     schema_name: Literal["voxray-findings/1"] = Field(
-        "voxray-findings/1", validation_alias="schema", serialization_alias="schema"
+        default="voxray-findings/1", validation_alias="schema", serialization_alias="schema"
     )
     case: str
     frame: Literal["LPS"] = "LPS"
@@ -89,7 +89,7 @@ class LabelsFile(Config):
     model_config = ConfigDict(populate_by_name=True)
 
     schema_name: Literal["voxray-labels/1"] = Field(
-        "voxray-labels/1", validation_alias="schema", serialization_alias="schema"
+        default="voxray-labels/1", validation_alias="schema", serialization_alias="schema"
     )
     case: str
     file: str

@@ -1,0 +1,89 @@
+"""Which scans an input names: a file, a DICOM series folder, or a folder of either."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from voxray.errors import ConfigError
+
+SUFFIXES = (".nii.gz", ".nii", ".mhd", ".mha", ".nrrd", ".nhdr")
+"""Volume files, by the end of their names."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One scan to answer, and the name that its answer gets."""
+
+    name: str
+    path: Path
+
+    def changed_at(self) -> float:
+        """When the newest of its files was written, in seconds since the epoch."""
+        files = [self.path, *self.path.iterdir()] if self.path.is_dir() else [self.path]
+        return max(file.stat().st_mtime for file in files)
+
+
+def find_scans(inputs: Sequence[Path]) -> list[Scan]:
+    """Every scan that the inputs name, each under a name of its own; an input without any is refused."""
+    found: list[tuple[Path, Path]] = []
+    for given in inputs:
+        if not given.exists():
+            raise ConfigError(
+                f"{given}: no such file or folder; give scans, DICOM series folders or folders of them."
+            )
+        paths = sorted(_scans_under(given)) if given.is_dir() else [given]
+        if not paths:
+            raise ConfigError(
+                f"{given}: holds no scan; expected files ending in {', '.join(SUFFIXES)}, or folders of DICOM slices."
+            )
+        found.extend((given, path) for path in paths)
+    distinct = list({path.resolve(): (given, path) for given, path in found}.values())
+    return _named(distinct)
+
+
+def stem(path: Path) -> str:
+    """A file's name without the suffix of its format, or the folder's name."""
+    name = path.resolve().name
+    ending = next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), "")
+    if path.is_dir() or (not ending and path.suffix.lower() != ".dcm"):
+        return name
+    return name[: -len(ending or path.suffix)]
+
+
+def _scans_under(folder: Path) -> Iterator[Path]:
+    if holds_dicom(folder):
+        yield folder
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _scans_under(path)
+        elif path.name.lower().endswith(SUFFIXES):
+            yield path
+
+
+def holds_dicom(folder: Path) -> bool:
+    """Whether a file directly in the folder is a DICOM file, by its mark after the preamble."""
+    return any(_is_dicom(path) for path in folder.iterdir() if path.is_file())
+
+
+def _is_dicom(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(132)[128:] == b"DICM"
+
+
+def _named(found: Sequence[tuple[Path, Path]]) -> list[Scan]:
+    """Short names where they differ, else with the folders on the way to the scan."""
+    often = Counter(stem(path) for _, path in found)
+    scans = []
+    for given, path in found:
+        name = stem(path)
+        if often[name] > 1 and path != given:
+            name = "_".join([*path.relative_to(given).parent.parts, name])
+        scans.append(Scan(name, path))
+    twice = [name for name, count in Counter(scan.name for scan in scans).items() if count > 1]
+    if twice:
+        places = " and ".join(str(scan.path) for scan in scans if scan.name == twice[0])
+        raise ConfigError(f"{places} would both be written as '{twice[0]}'; predict them into separate folders.")
+    return scans

@@ -1,0 +1,77 @@
+"""Which scans an input names, and how they are called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from voxray.errors import ConfigError
+from voxray.pipelines.scans import Scan, find_scans, stem
+
+
+def make(path: Path, content: bytes = b"x") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+DICOM = b"\0" * 128 + b"DICM"
+
+
+def test_a_folder_gives_its_volumes_and_its_series(tmp_path: Path) -> None:
+    make(tmp_path / "b.nii.gz")
+    make(tmp_path / "deep" / "a.MHD")
+    make(tmp_path / "deep" / "a.raw")
+    make(tmp_path / "series" / "IM0001", DICOM)
+    make(tmp_path / "series" / "IM0002", DICOM)
+    make(tmp_path / "notes.txt")
+    assert find_scans([tmp_path]) == [
+        Scan("b", tmp_path / "b.nii.gz"),
+        Scan("a", tmp_path / "deep" / "a.MHD"),
+        Scan("series", tmp_path / "series"),
+    ]
+    assert find_scans([tmp_path / "series"]) == [Scan("series", tmp_path / "series")]
+
+
+def test_the_same_name_in_two_folders_takes_the_folder_along(tmp_path: Path) -> None:
+    make(tmp_path / "p1" / "ct.nii.gz")
+    make(tmp_path / "p2" / "ct.nii.gz")
+    make(tmp_path / "p2" / "late.nii.gz")
+    assert [scan.name for scan in find_scans([tmp_path])] == ["p1_ct", "p2_ct", "late"]
+
+
+def test_a_scan_that_is_named_twice_is_answered_once(tmp_path: Path) -> None:
+    path = make(tmp_path / "ct.nii")
+    assert find_scans([path, tmp_path]) == find_scans([tmp_path])
+
+
+def test_two_files_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
+    first, second = make(tmp_path / "a" / "ct.nii"), make(tmp_path / "b" / "ct.nii.gz")
+    with pytest.raises(ConfigError, match="both be written as 'ct'"):
+        find_scans([first, second])
+
+
+def test_missing_and_empty_inputs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file or folder"):
+        find_scans([tmp_path / "nothing"])
+    with pytest.raises(ConfigError, match="holds no scan"):
+        find_scans([tmp_path])
+
+
+def test_dots_in_names_stay(tmp_path: Path) -> None:
+    assert stem(Path("1.3.6.1.nii.gz")) == "1.3.6.1"
+    series = tmp_path / "1.2.840.1"
+    series.mkdir()
+    assert stem(series) == "1.2.840.1"
+    assert stem(Path("slice.dcm")) == "slice"
+
+
+def test_a_series_is_as_new_as_its_newest_slice(tmp_path: Path) -> None:
+    import os
+
+    old, new = make(tmp_path / "s" / "1.dcm", DICOM), make(tmp_path / "s" / "2.dcm", DICOM)
+    os.utime(old, (1_000, 1_000))
+    os.utime(new, (4_000_000_000, 4_000_000_000))
+    (scan,) = find_scans([tmp_path])
+    assert scan.changed_at() == 4_000_000_000
