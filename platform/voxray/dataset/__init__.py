@@ -1,0 +1,150 @@
+"""Dataset: what a file in datasets/ says. No pixel is read here.
+
+A dataset is a TOML or JSON file: where scans lie (`images`), what their truth is (`annotations`, told apart by
+``kind``), which patient each case belongs to, and how they are split (`folds`). `voxray.loading` turns it into cases.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, NonNegativeFloat, field_validator, model_validator
+
+from voxray.config import Config, parse, read_mapping
+from voxray.dataset.folds import Folds, KFold, Split, num_folds, split
+from voxray.dataset.paths import RootedPath, expand_variables, file_stem
+from voxray.dataset.source import BoxTruth, CaseSource, MapTruth
+from voxray.dataset.truth import Annotation, BoxesCsv, BoxTable, Instances, SpheresCsv
+from voxray.errors import ConfigError
+
+__all__ = [
+    "BoxTruth",
+    "CaseSource",
+    "Dataset",
+    "ImagesConfig",
+    "MapTruth",
+    "PatientsConfig",
+    "Split",
+    "num_folds",
+    "read_dataset",
+    "split",
+]
+
+
+def _as_tuple(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def _pattern(text: str | None) -> str | None:
+    if text is not None:
+        try:
+            groups = re.compile(text).groups
+        except re.error as error:
+            raise ValueError(f"not a regular expression ({error})") from None
+        if groups == 0:
+            raise ValueError("must have a group in round brackets around the id, such as (STS_[0-9]+)_ct")
+    return text
+
+
+def _joined_groups(pattern: str, text: str) -> str | None:
+    match = re.search(pattern, text)
+    return None if match is None else "_".join(group for group in match.groups() if group)
+
+
+class ImagesConfig(Config):
+    """How cases are found: files, or folders that each hold one DICOM series."""
+
+    glob: Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+    """Patterns below the root, such as `imagesTr/*.nii.gz` or `subset*/*.mhd`; hidden files are left out."""
+    case_id: str | None = None
+    """A regular expression searched in the path below the root; its groups, joined by `_`, are the case id.
+    None: the file's name without its suffix."""
+
+    _checked = field_validator("case_id")(_pattern)
+
+    def case_id_of(self, path: str) -> str | None:
+        """The case id of a path below the root, or None where the pattern does not match."""
+        if self.case_id is None:
+            return file_stem(path)
+        return _joined_groups(self.case_id, path)
+
+
+class PatientsConfig(Config):
+    """Which patient a case belongs to: from its id, or from a CSV. Without either each case is its own patient."""
+
+    pattern: str | None = None
+    """A regular expression searched in the case id; its groups, joined by `_`, are the patient id."""
+    file: RootedPath | None = None
+    case_column: str = "case"
+    patient_column: str = "patient"
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
+
+    _checked = field_validator("pattern")(_pattern)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> PatientsConfig:
+        if (self.pattern is None) == (self.file is None):
+            raise ValueError("give either pattern or file")
+        return self
+
+    def patient_of(self, case_id: str) -> str | None:
+        """The patient that the pattern finds in a case id, or None where it does not match."""
+        assert self.pattern is not None
+        return _joined_groups(self.pattern, case_id)
+
+
+class Dataset(Config):
+    """Scans, their truth and their folds; every path is absolute once the file has been read."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    about: str = ""
+    licence: str
+    """It binds whatever is trained on the data; `unknown` is an answer too."""
+    root: str = "."
+    """The folder of the data, relative to the dataset's file; `${VARIABLES}` are taken from the environment."""
+    classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=255)]
+    """Foreground names, in order: detection class k is ``classes[k]``, label k is ``classes[k - 1]``."""
+    images: ImagesConfig
+    annotations: Annotated[tuple[Annotation, ...], BeforeValidator(_as_tuple), Field(min_length=1, max_length=2)]
+    """One table, or two: objects from the one and label maps from the other."""
+    patients: PatientsConfig | None = None
+    folds: Folds = KFold()
+    exclude: tuple[str, ...] = ()
+    """Case ids that are left out."""
+    overhang_vox: NonNegativeFloat = 1.0
+    """A box that reaches further than this beyond its image is a problem; less is cut off at the border."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Dataset:
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes must differ, got {', '.join(self.classes)}")
+        tables = sum(isinstance(annotation, BoxTable) for annotation in self.annotations)
+        if len(self.annotations) == 2 and tables != 1:
+            raise ValueError("two annotations must be one table of objects and one kind of label map")
+        for annotation in self.annotations:
+            one_class = (isinstance(annotation, SpheresCsv | BoxesCsv) and annotation.class_column is None) or (
+                isinstance(annotation, Instances) and annotation.classes_file is None
+            )
+            if one_class and len(self.classes) > 1:
+                field = "classes_file" if isinstance(annotation, Instances) else "class_column"
+                raise ValueError(f"annotations.{field} is needed where there are {len(self.classes)} classes")
+        return self
+
+
+def read_dataset(path: str | Path, *, root: str | Path | None = None) -> Dataset:
+    """The dataset that a TOML or JSON file describes; `root` takes the place of the one in the file."""
+    path = Path(path)
+    data = read_mapping(path)
+    if root is not None:
+        folder = Path(root).absolute()
+    else:
+        written = data.get("root", ".")
+        try:
+            folder = path.absolute().parent / expand_variables(written if isinstance(written, str) else ".")
+        except ValueError as error:
+            raise ConfigError(f"{path}: root: {error}, or give the folder with --root DIR.") from None
+    if isinstance(data.get("root", "."), str):
+        data["root"] = str(folder)
+    return parse(Dataset, data, where=str(path), context={"root": str(folder)})

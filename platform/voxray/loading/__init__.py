@@ -1,0 +1,8 @@
+"""From a dataset to cases: `list_cases` finds them without reading a voxel, `load_case` reads one."""
+
+from __future__ import annotations
+
+from voxray.loading.cases import Examination, examine, load_case
+from voxray.loading.survey import Survey, list_cases, read_excluded, survey
+
+__all__ = ["Examination", "Survey", "examine", "list_cases", "load_case", "read_excluded", "survey"]

@@ -1,0 +1,48 @@
+"""One case read: its image, and its truth on the image's grid, with every problem that shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from voxray.annotations.placing import place_boxes
+from voxray.case import Case
+from voxray.dataset import Dataset
+from voxray.dataset.source import CaseSource
+from voxray.errors import DataError
+from voxray.loading.maps import attempt, read_maps
+from voxray.readers import read_volume
+
+
+@dataclass(frozen=True)
+class Examination:
+    """A case, or None where it cannot be used, and every problem that was found."""
+
+    case: Case | None
+    problems: tuple[DataError, ...]
+
+
+def load_case(dataset: Dataset, source: CaseSource) -> Case:
+    """The case with its truth in voxels of its image; raises its first problem, with the case named."""
+    result = examine(dataset, source)
+    if result.case is None:
+        first, *others = result.problems
+        more = f" ({len(others)} more problems of this case; voxray check lists all.)" if others else ""
+        raise DataError(first.code, first.message, remedy=first.remedy + more, case_id=source.case_id)
+    return result.case
+
+
+def examine(dataset: Dataset, source: CaseSource) -> Examination:
+    """The case, or all that is wrong with it."""
+    problems: list[DataError] = []
+    image = attempt(problems, read_volume, Path(source.image))
+    truth = read_maps(dataset, source, None if image is None else image.grid)
+    problems += truth.problems
+    if source.boxes is not None and image is not None:
+        truth.boxes, found = place_boxes(source.boxes, image.grid, dataset.classes, overhang_vox=dataset.overhang_vox)
+        truth.classes = source.boxes.classes
+        problems += found
+    if problems or image is None:
+        return Examination(None, tuple(problem.of_case(source.case_id) for problem in problems))
+    case = Case(source.case_id, source.patient_id, image, truth.boxes, truth.classes, truth.labels)
+    return Examination(case, ())

@@ -1,0 +1,224 @@
+"""The label maps, masks and instance maps of one case, checked against its image."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64, UInt8
+
+from voxray.annotations.maps import (
+    component_boxes,
+    instance_boxes,
+    instance_classes,
+    labels_by_name,
+    labels_of_masks,
+    value_counts,
+)
+from voxray.dataset import Dataset
+from voxray.dataset.source import CaseSource
+from voxray.dataset.truth import Instances, Labels, MaskFolder, Msd
+from voxray.errors import DataError
+from voxray.readers import read_label_map
+from voxray.volume import Grid, Volume
+
+T = TypeVar("T")
+
+_SHIFT_VOX = 0.01
+"""Image and mask lie on one grid where no corner differs by more than this share of the smallest spacing: files
+round their affines differently, and a hundredth of a voxel moves nothing."""
+
+_MAPS_REMEDY = "Add the file, mend annotations.file, or exclude the case."
+
+
+@dataclass
+class Truth:
+    """What the files of one case say, as far as they could be read: boxes in edge voxels, and labels."""
+
+    boxes: Float64[np.ndarray, "n 6"] = field(default_factory=lambda: np.zeros((0, 6)))
+    classes: Int64[np.ndarray, " n"] = field(default_factory=lambda: np.zeros(0, np.int64))
+    labels: UInt8[np.ndarray, "x y z"] | None = None
+    problems: list[DataError] = field(default_factory=list)
+
+
+def read_maps(dataset: Dataset, source: CaseSource, grid: Grid | None) -> Truth:
+    """The truth that the case's label maps give; `grid` is its image's, or None where that could not be read."""
+    truth = Truth()
+    objects = source.boxes is None
+    for annotation in dataset.annotations:
+        match annotation:
+            case Labels() | Msd():
+                _read_labels(dataset, annotation, source, grid, truth)
+            case MaskFolder():
+                _read_masks(dataset, annotation, source, grid, truth)
+            case Instances():
+                _read_instances(dataset, annotation, source, grid, truth)
+            case _:
+                continue
+        if objects and not isinstance(annotation, Instances) and annotation.objects == "components":
+            _add_components(truth, grid, annotation.min_object_mm3)
+    return truth
+
+
+def attempt(problems: list[DataError], function: Callable[..., T], *arguments: Any) -> T | None:
+    """The function's value, or None with its DataError among the problems."""
+    try:
+        return function(*arguments)
+    except DataError as error:
+        problems.append(error)
+        return None
+
+
+def _read_labels(dataset: Dataset, config: Labels | Msd, source: CaseSource, grid: Grid | None, truth: Truth) -> None:
+    if source.maps is None:
+        text = "the annotation file gives its image no label map."
+        truth.problems.append(DataError("labels.missing", text, remedy="Add an entry, or exclude the case."))
+        return
+    volume = _read_map(
+        source.maps.file, grid, truth, absent=config.absent if isinstance(config, Labels) else "refuse"
+    )
+    if volume is not None:
+        truth.labels, found = labels_by_name(
+            volume.voxels,
+            source.maps.names,
+            dataset.classes,
+            unlisted_is_background=config.unlisted == "background",
+            where=Path(source.maps.file).name,
+        )
+        truth.problems += found
+
+
+def _read_instances(dataset: Dataset, config: Instances, source: CaseSource, grid: Grid | None, truth: Truth) -> None:
+    assert source.maps is not None
+    volume = _read_map(source.maps.file, grid, truth, absent=config.absent)
+    if volume is None:
+        return
+    name = Path(source.maps.file).name
+    if source.maps.classes_file is None or not Path(source.maps.file).exists():
+        truth.labels = _binary(volume, name, truth.problems).astype(np.uint8)
+        _add_components(truth, volume.grid, config.min_object_mm3)
+        return
+    class_of = attempt(truth.problems, _read_classes, source.maps.classes_file, dataset.classes)
+    if class_of is not None:
+        truth.labels, truth.boxes, truth.classes, found = instance_boxes(volume.voxels, class_of, where=name)
+        truth.problems += found
+
+
+def _read_masks(dataset: Dataset, config: MaskFolder, source: CaseSource, grid: Grid | None, truth: Truth) -> None:
+    assert source.maps is not None
+    there = _mask_files(source.maps.file)
+    unlisted = sorted(set(there) - set(dataset.classes))
+    if not there or (len(unlisted) == len(there)):
+        text = f"no mask of any class matches {source.maps.file}."
+        truth.problems.append(DataError("labels.missing", text, remedy=_MAPS_REMEDY))
+        return
+    if unlisted and config.unlisted == "refuse":
+        more = f" and {len(unlisted) - 5} more" if len(unlisted) > 5 else ""
+        text = f"masks of no class of the dataset: {', '.join(unlisted[:5])}{more}."
+        remedy = "Add them to classes, or set annotations.unlisted = 'background'."
+        truth.problems.append(DataError("labels.unlisted", text, remedy=remedy))
+    names = [name for name in dataset.classes if name in there]
+    if grid is None:
+        for _ in _masks(there, names, None, truth):
+            pass
+        return
+    truth.labels, found = labels_of_masks(
+        _masks(there, names, grid, truth),
+        dataset.classes,
+        grid.shape,
+        first_wins=config.overlaps == "first",
+        where=Path(source.maps.file).parent.name,
+    )
+    truth.problems += found
+
+
+def _masks(
+    files: dict[str, Path], names: list[str], grid: Grid | None, truth: Truth
+) -> Iterator[tuple[str, Bool[np.ndarray, "x y z"]]]:
+    """Each mask that lies on the image's grid, read one at a time."""
+    for name in names:
+        before = len(truth.problems)
+        volume = _read_map(str(files[name]), grid, truth, absent="refuse")
+        if volume is not None and len(truth.problems) == before:
+            yield name, _binary(volume, files[name].name, truth.problems)
+
+
+def _mask_files(template: str) -> dict[str, Path]:
+    """Class name -> its mask, for every file that the template fits."""
+    path = Path(template)
+    head, _, tail = path.name.partition("{class}")
+    files = path.parent.glob("*") if path.parent.is_dir() else iter(())
+    found = {
+        file.name[len(head) : len(file.name) - len(tail)]: file for file in files if _fits(file.name, head, tail)
+    }
+    return dict(sorted(found.items()))
+
+
+def _fits(name: str, head: str, tail: str) -> bool:
+    return not name.startswith(".") and name.startswith(head) and name.endswith(tail) and len(name) > len(head + tail)
+
+
+def _read_map(file: str, grid: Grid | None, truth: Truth, *, absent: str) -> Volume | None:
+    """The map on the image's grid; an absent one is a problem, or an empty map where that is allowed."""
+    if not Path(file).exists():
+        if absent == "empty":
+            return None if grid is None else Volume(np.zeros(grid.shape, np.uint8), grid)
+        truth.problems.append(DataError("labels.missing", f"{file}: no such file.", remedy=_MAPS_REMEDY))
+        return None
+    volume = attempt(truth.problems, read_label_map, Path(file))
+    if volume is not None and grid is not None:
+        truth.problems += _mismatch(volume.grid, grid, Path(file).name)
+    return volume
+
+
+def _mismatch(found: Grid, image: Grid, name: str) -> list[DataError]:
+    remedy = "Resample the map onto the image's grid, or pair it with its own image."
+    if found.shape != image.shape:
+        sides = [" x ".join(str(side) for side in grid.shape) for grid in (found, image)]
+        text = f"{name} has {sides[0]} voxels, its image {sides[1]}."
+        return [DataError("labels.shape", text, remedy=remedy)]
+    if found.is_close(image, tolerance_mm=_SHIFT_VOX * min(image.spacing_mm)):
+        return []
+    differing = [
+        f"{what} {_numbers(getattr(found, what))} (image: {_numbers(getattr(image, what))})"
+        for what in ("spacing_mm", "origin_mm", "direction")
+        if not np.allclose(getattr(found, what), getattr(image, what), rtol=1e-4, atol=1e-3)
+    ]
+    text = f"{name} does not lie where its image lies: {'; '.join(differing) or 'their corners differ'}."
+    return [DataError("labels.geometry", text, remedy=remedy)]
+
+
+def _binary(volume: Volume, name: str, problems: list[DataError]) -> Bool[np.ndarray, "x y z"]:
+    values = np.flatnonzero(value_counts(volume.voxels))
+    if (values > 0).sum() > 1:
+        text = f"{name} must be a mask of one object class, got the values {', '.join(str(v) for v in values[:6])}."
+        remedy = "Use the kind 'labels' for maps of several values, or give classes_file for instances."
+        problems.append(DataError("labels.not_binary", text, remedy=remedy))
+    mask: Bool[np.ndarray, "x y z"] = volume.voxels > 0
+    return mask
+
+
+def _add_components(truth: Truth, grid: Grid | None, min_object_mm3: float) -> None:
+    if truth.labels is not None and grid is not None:
+        truth.boxes, truth.classes = component_boxes(
+            truth.labels, spacing_mm=grid.spacing_mm, min_object_mm3=min_object_mm3
+        )
+
+
+def _read_classes(file: str, classes: tuple[str, ...]) -> dict[int, int]:
+    try:
+        data = json.loads(Path(file).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError("instances.missing", f"{file}: no such file.", remedy=_MAPS_REMEDY) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        text = f"{file}: cannot be read: {error}."
+        raise DataError("instances.form", text, remedy="Give a JSON file.") from None
+    return instance_classes(data, classes, where=Path(file).name)
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:.6g}" for value in values)

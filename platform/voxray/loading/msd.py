@@ -1,0 +1,54 @@
+"""The Medical Segmentation Decathlon's dataset.json: which label map belongs to which image."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from voxray.dataset import Dataset
+from voxray.dataset.source import MapTruth
+from voxray.dataset.truth import Msd
+from voxray.errors import DataError
+
+_REMEDY = 'The form is {"labels": {"1": "spleen"}, "training": [{"image": "./imagesTr/a.nii.gz", "label": ...}]}.'
+
+
+def read_msd(text: str, config: Msd, dataset: Dataset) -> dict[str, MapTruth]:
+    """Case id -> label map, with the names that the file gives the values."""
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _problem(config, f"not valid JSON: {error}") from None
+    names = _names(data.get("labels") if isinstance(data, dict) else None, config)
+    result: dict[str, MapTruth] = {}
+    for name in config.lists:
+        entries = data.get(name)
+        if not isinstance(entries, list):
+            raise _problem(config, f"has no list '{name}'")
+        for index, entry in enumerate(entries):
+            if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("image", "label")):
+                raise _problem(config, f"{name}[{index}] must have an image and a label")
+            case_id = dataset.images.case_id_of(Path(entry["image"]).as_posix())
+            if case_id is None:
+                raise _problem(config, f"{name}[{index}]: images.case_id does not match '{entry['image']}'")
+            result[case_id] = MapTruth(str(Path(config.file).parent / entry["label"]), names=names)
+    return result
+
+
+def _names(labels: Any, config: Msd) -> dict[int, str]:
+    """Value -> name from either direction: ``{"1": "spleen"}`` (MSD) or ``{"spleen": 1}`` (nnU-Net)."""
+    if not isinstance(labels, dict):
+        raise _problem(config, "has no table 'labels'")
+    result = {}
+    for key, value in labels.items():
+        number, name = (key, value) if str(key).isdecimal() else (value, key)
+        if not str(number).isdecimal() or not isinstance(name, str):
+            raise _problem(config, f"labels: {key} = {value!r} must pair a number with a name")
+        if int(number) > 0:
+            result[int(number)] = name
+    return result
+
+
+def _problem(config: Msd, text: str) -> DataError:
+    return DataError("annotations.form", f"{config.file}: {text}.", remedy=_REMEDY)
