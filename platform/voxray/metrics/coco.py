@@ -80,7 +80,8 @@ def _pool(found: Sequence[Detections], *, max_detections: int) -> Pooled:
     classes = np.concatenate([np.zeros(0, np.int64), *(scan.classes for scan in found)])
     scans = np.repeat(np.arange(len(found)), [len(scan) for scan in found])
     order = np.argsort(-scores, kind="stable")
-    order = order[_rank_in_group(scans[order], classes[order]) < max_detections]
+    if max((len(scan) for scan in found), default=0) > max_detections:
+        order = order[_rank_in_group(scans[order], classes[order]) < max_detections]
     return boxes[order], scans[order], scores[order], classes[order]
 
 
@@ -91,7 +92,7 @@ def _rank_in_group(scans: NDArray[np.int64], classes: NDArray[np.int64]) -> NDAr
     is_first = np.ones(len(order), bool)
     is_first[1:] = (np.diff(scans[order]) != 0) | (np.diff(classes[order]) != 0)
     rank = np.empty(len(order), np.int64)
-    rank[order] = place - np.maximum.accumulate(np.where(is_first, place, 0)) if len(order) else place
+    rank[order] = place - np.maximum.accumulate(np.where(is_first, place, 0))
     return rank
 
 

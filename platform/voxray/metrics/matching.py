@@ -11,11 +11,15 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 
-PAIRS_AT_ONCE = 1_000_000
+PAIRS_AT_ONCE = 50_000
+"""Few enough that the pairs at hand stay in the processor's cache."""
+
+AXES = ((0, 3), (1, 4), (2, 5))
+"""The columns of a box's two ends on each axis."""
 
 
 class Pairs(NamedTuple):
-    """Found and true boxes of one group that overlap, by index, with their IoU."""
+    """Found and true boxes of one group that overlap, by index in rising order, with their IoU."""
 
     found: Int64[np.ndarray, " p"]
     truth: Int64[np.ndarray, " p"]
@@ -30,18 +34,19 @@ def match(
     *,
     ious: Float64[np.ndarray, " t"],
 ) -> Int64[np.ndarray, "t n"]:
-    """For each threshold and found box the index of the true object that it hits, or -1.
+    """For each threshold (above 0) and found box the index of the true object that it hits, or -1.
 
-    Only boxes of one group (a class in a scan) can match. In each group the found boxes must come highest score
-    first; each takes the free object with the largest IoU, of equal ones the last, as pycocotools does.
+    Only boxes of one group (a class in a scan; numbered from 0) can match. In each group the found boxes must come
+    highest score first; each takes the free object with the largest IoU, of equal ones the last, as pycocotools does.
     """
+    assert ious.min() > 0, ious
     hits = np.full((len(ious), len(boxes)), -1, np.int64)
     if len(boxes) == 0 or len(truth_boxes) == 0:
         return hits
     pairs = _overlapping(boxes, groups, truth_boxes, truth_groups, floor=float(ious.min()))
     free = np.ones((len(ious), len(truth_boxes)), bool)
     turn = _turns(pairs.found, groups)
-    order = np.lexsort((pairs.truth, pairs.iou, pairs.found, turn))
+    order = np.lexsort((pairs.iou, turn * len(boxes) + pairs.found))
     found, truth, iou = pairs.found[order], pairs.truth[order], pairs.iou[order]
     for start, stop in _runs(turn[order]):
         _one_turn(hits, free, Pairs(found[start:stop], truth[start:stop], iou[start:stop]), ious)
@@ -50,9 +55,15 @@ def match(
 
 def paired_iou(first: Float64[np.ndarray, "n 6"], second: Float64[np.ndarray, "n 6"]) -> Float64[np.ndarray, " n"]:
     """Intersection over union of boxes taken pair by pair; 0 where both are empty."""
-    sides = np.minimum(first[:, 3:], second[:, 3:]) - np.maximum(first[:, :3], second[:, :3])
-    shared = np.clip(sides, 0, None).prod(axis=1)
-    union = (first[:, 3:] - first[:, :3]).prod(axis=1) + (second[:, 3:] - second[:, :3]).prod(axis=1) - shared
+    # One axis at a time: numpy reduces a short last axis ten times slower than it multiplies columns.
+    shared, volume, other = np.ones(len(first)), np.ones(len(first)), np.ones(len(first))
+    for low, high in AXES:
+        shared *= np.clip(
+            np.minimum(first[:, high], second[:, high]) - np.maximum(first[:, low], second[:, low]), 0, None
+        )
+        volume *= first[:, high] - first[:, low]
+        other *= second[:, high] - second[:, low]
+    union = volume + other - shared
     iou: NDArray[np.float64] = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
     return iou
 
@@ -79,14 +90,17 @@ def _overlapping(
 ) -> Pairs:
     """The pairs within groups whose IoU reaches `floor`."""
     by_group = np.argsort(truth_groups, kind="stable")
-    first = np.searchsorted(truth_groups, groups, side="left", sorter=by_group)
-    count = np.searchsorted(truth_groups, groups, side="right", sorter=by_group) - first
+    size = np.bincount(truth_groups, minlength=int(groups.max()) + 1)
+    count, first = size[groups], (np.cumsum(size) - size)[groups]
     blocks = np.array_split(np.arange(len(boxes)), 1 + int(count.sum()) // PAIRS_AT_ONCE)
     parts = []
     for block in blocks:
         found = np.repeat(block, count[block])
         within = np.arange(len(found)) - np.repeat(np.cumsum(count[block]) - count[block], count[block])
         truth = by_group[np.repeat(first[block], count[block]) + within]
+        for low, high in AXES:
+            touching = (boxes[found, high] > truth_boxes[truth, low]) & (boxes[found, low] < truth_boxes[truth, high])
+            found, truth = found[touching], truth[touching]
         iou = paired_iou(boxes[found], truth_boxes[truth])
         kept = iou >= floor
         parts.append(Pairs(found[kept], truth[kept], iou[kept]))
