@@ -1,0 +1,60 @@
+"""Joining and starting Ray."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from voxray.errors import ResourceError
+from voxray.pipelines import cluster
+
+SCRIPT = """
+import ray
+from voxray.errors import ResourceError
+from voxray.pipelines.cluster import cluster_total, connect, require_cpus
+
+with connect(num_cpus=3) as outer:
+    assert outer.local and outer.num_cpus == 3.0, outer
+    with connect() as inner:
+        assert not inner.local and inner.num_cpus == 3.0, inner
+    assert ray.is_initialized()
+    assert cluster_total("CPU") == 3.0
+    require_cpus(3, "three workers")
+    try:
+        require_cpus(3.5, "seven half workers")
+    except ResourceError as error:
+        print(error)
+    context = ray.data.DataContext.get_current()
+    assert not context.use_datasource_v2 and not context.enable_progress_bars
+    assert ray.get(ray.remote(lambda: 7).remote()) == 7
+assert not ray.is_initialized()
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_local_ray_is_quiet_and_ends_with_its_block() -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(
+        "seven half workers needs 3.5 logical CPUs, the cluster has 3: it would wait for ever."
+    )
+    assert "--num-cpus=4" in done.stdout
+    assert done.stderr == ""
+
+
+def test_a_long_temporary_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp/" + "x" * 80)
+    with pytest.raises(ResourceError, match="too long a path"), cluster.connect():
+        pass
+
+
+def test_the_object_store_stays_within_its_bounds() -> None:
+    assert 100 << 20 <= cluster._object_store_bytes() <= 2 << 30
