@@ -8,7 +8,7 @@ recipe's grid, because networks are.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -87,6 +87,8 @@ class NetworkConfig(Config):
     """What every network's configuration has; each network extends it beside its code."""
 
     kind: str
+    tasks: ClassVar[tuple[str, ...]] = ("detection", "segmentation")
+    """What its output can answer."""
 
     def build(self, recipe: Recipe, num_classes: int) -> Any:
         """The untrained `torch.nn.Module` whose forward gives the task's output type."""
@@ -105,6 +107,8 @@ class AnchorConfig(Config):
     level_scales: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
     published_rounding: bool = False
     """Half-sizes rounded to even whole voxels, as the published weights were trained."""
+    offset_vox: float = 0.0
+    """Added to every anchor's centre. Weights trained on index coordinates answer half a voxel low: 0.5 mends it."""
 
 
 class AugmentConfig(Config):
@@ -188,7 +192,8 @@ class OptimConfig(Config):
     """None: as many steps as it takes to see `per_tile` patches of every training case on average."""
     batch_size: PositiveInt
     """Patches per step and worker."""
-    clip_norm: PositiveFloat | None = 12.0
+    clip_norm: PositiveFloat | None = None
+    """The gradient's norm is cut to this; None leaves it as it is."""
     amp: Literal["off", "bf16", "fp16"] = "bf16"
     ema_decay: Share | None = None
     channels_last: bool = False
@@ -271,6 +276,9 @@ class Recipe(Config):
     def _consistent(self) -> Recipe:
         if self.loss.kind != self.merge.kind:
             raise ValueError(f"loss.kind and merge.kind must agree, got {self.loss.kind} and {self.merge.kind}")
+        if self.task not in self.network.tasks:
+            allowed = " or ".join(self.network.tasks)
+            raise ValueError(f"network.kind {self.network.kind} is for {allowed}, but loss.kind is {self.loss.kind}")
         if self.task == "detection" and self.anchors is None:
             raise ValueError("anchors are required for detection")
         stride = self.network.stride_vox

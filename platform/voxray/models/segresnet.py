@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from jaxtyping import Float
 from monai.networks.nets.segresnet import SegResNet as MonaiSegResNet
@@ -19,6 +19,7 @@ class SegResNetConfig(NetworkConfig):
     """A residual encoder with group norm and a light decoder; each step down halves all three axes."""
 
     kind: Literal["segresnet"] = "segresnet"
+    tasks: ClassVar[tuple[str, ...]] = ("segmentation",)
     init_filters: Annotated[int, Field(gt=0, multiple_of=NORM_GROUPS)] = 32
     """Channels of the first level; they double with each step down."""
     blocks_down: Annotated[tuple[PositiveInt, ...], Field(min_length=2)] = (1, 2, 2, 4)

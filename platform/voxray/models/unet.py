@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from jaxtyping import Float
 from monai.networks.nets.unet import UNet as MonaiUNet
@@ -18,6 +18,7 @@ class UNetConfig(NetworkConfig):
     """A UNet: one entry of `channels` for each level, one stride for each step down."""
 
     kind: Literal["unet"] = "unet"
+    tasks: ClassVar[tuple[str, ...]] = ("segmentation",)
     channels: Annotated[tuple[PositiveInt, ...], Field(min_length=2)] = (16, 32, 64, 128, 256)
     strides: tuple[PositiveInt | Sides, ...] = (2, 2, 2, 2)
     """One number for all axes, or three numbers for x, y and z where voxels are anisotropic."""
