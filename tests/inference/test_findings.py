@@ -20,12 +20,19 @@ from voxray.inference.findings import (
     read_file,
     to_text,
 )
-from voxray.recipe import DetectionMerge
+from voxray.recipe import DetectionMerge, InferenceConfig
 from voxray.volume import Grid, Volume
 
 CLASSES = ("nodule", "lymph node")
 STAMP = ModelStamp(
-    run="r", recipe="lung_nodule", commit="abc", dataset="toy", licence="CC0", sha256="00", merge=DetectionMerge()
+    run="r",
+    recipe="lung_nodule",
+    commit="abc",
+    dataset="toy",
+    licence="CC0",
+    sha256="00",
+    inference=InferenceConfig(window_vox=(32, 32, 32)),
+    merge=DetectionMerge(),
 )
 GRID = Grid((64, 64, 32), (0.5, 0.5, 2.0), (-10.0, 20.0, -100.0), (-1.0, 0, 0, 0, -1.0, 0, 0, 0, 1.0))
 

@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field
 from voxray.config import Config, parse, read_mapping
 from voxray.detections import Detections
 from voxray.errors import ConfigError
-from voxray.recipe import Merge
+from voxray.recipe import InferenceConfig, Merge, Recipe
 from voxray.run import Run
 from voxray.volume import Grid, Volume
 
@@ -25,7 +25,7 @@ Box = tuple[float, float, float, float, float, float]
 
 
 class ModelStamp(Config):
-    """Which model answered, and how its candidates were merged: two equal stamps give equal answers."""
+    """Which model answered, and with which settings: two equal stamps give equal answers."""
 
     run: str
     recipe: str
@@ -34,6 +34,7 @@ class ModelStamp(Config):
     licence: str
     sha256: str
     """Of the weights."""
+    inference: InferenceConfig
     merge: Merge
 
 
@@ -103,16 +104,17 @@ class LabelsFile(Config):
 F = TypeVar("F", FindingsFile, LabelsFile)
 
 
-def stamp(run: Run, merge: Merge, *, sha256: str) -> ModelStamp:
-    """The run's stamp in every file that it leaves."""
+def stamp(run: Run, recipe: Recipe, *, sha256: str) -> ModelStamp:
+    """The run's stamp in every file that it leaves; the recipe is the one that it answers with."""
     return ModelStamp(
         run=run.name,
-        recipe=str(run.recipe.get("name", "")),
+        recipe=recipe.name,
         commit=run.commit,
         dataset=run.dataset,
         licence=run.licence,
         sha256=sha256,
-        merge=merge,
+        inference=recipe.inference,
+        merge=recipe.merge,
     )
 
 

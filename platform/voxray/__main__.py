@@ -1,0 +1,5 @@
+"""``python -m voxray`` is ``voxray``."""
+
+from voxray.cli import main
+
+main()

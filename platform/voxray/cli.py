@@ -1,0 +1,267 @@
+"""The command line: one verb per pipeline. Heavy imports wait inside the verbs, so that help is quick.
+
+Exit codes: 0 all well; 1 a file, the machine or some cases failed; 2 something written is not allowed; 3 a fault of
+voxray itself; 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+
+import typer
+
+from voxray.errors import ConfigError, VoxrayError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+app = typer.Typer(
+    name="voxray",
+    help="Train, tune and serve 3D CT detection and segmentation on a Ray cluster.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+P = ParamSpec("P")
+
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Overrides a field; repeatable.")]
+Workers = Annotated[int, typer.Option(min=1, help="Ray workers; more than one, or a cluster, uses Ray.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Root = Annotated[Path | None, typer.Option(help="The folder of the data, in place of the dataset file's own.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
+
+_state = {"debug": False}
+
+
+def main(*verb: str) -> None:
+    """The program; `verb` goes before the process's own arguments, as in ``main("train")``."""
+    arguments = [*verb, *sys.argv[1:]]
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    debug = ["--debug"] if "--debug" in own else []
+    app(debug + [text for text in own if text != "--debug"] + arguments[len(own) :])
+
+
+def verb(name: str, *, resume: str = "") -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Registers a verb; what it raises becomes a sentence and an exit code. `resume` is said after Ctrl-C."""
+
+    def register(function: Callable[P, None]) -> Callable[P, None]:
+        @functools.wraps(function)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+            try:
+                function(*args, **kwargs)
+            except typer.Exit:
+                raise
+            except KeyboardInterrupt:
+                _complain(f"stopped. {resume}".strip())
+                raise typer.Exit(130) from None
+            except Exception as error:
+                if _state["debug"]:
+                    raise
+                raise typer.Exit(_explain(error)) from None
+
+        app.command(name)(guarded)
+        return guarded
+
+    return register
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    _state["debug"] = debug
+
+
+@verb("info")
+def info(
+    path: Annotated[Path, typer.Argument(help="A scan: a volume file, or a folder of DICOM slices.")],
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+) -> None:
+    """Say what a scan is: its grid, its values, and what is wrong with it."""
+    import json
+
+    from voxray.readers import describe
+
+    found = describe(path)
+    if as_json:
+        print(json.dumps(found, indent=2, default=str))
+    else:
+        _show(_table(str(path), ("", ""), [(key, _text(value)) for key, value in found.items()]))
+
+
+@verb("check")
+def check(
+    dataset: Annotated[Path, typer.Argument(help="A dataset's file.")],
+    root: Root = None,
+    workers: Workers = 1,
+) -> None:
+    """Read every scan and annotation of a dataset, and list every problem."""
+    from voxray.pipelines.check import check as run_check
+
+    report = run_check(dataset, root=root, workers=workers, progress=_progress())
+    print(report)
+
+
+@verb("toy")
+def toy(
+    folder: Annotated[Path, typer.Argument(help="Where the dataset is written.")],
+    kind: Annotated[str, typer.Option(help="thorax, abdomen or cubes.")] = "thorax",
+    cases: Annotated[int, typer.Option(min=2, help="How many scans.")] = 12,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Generate a small dataset to try everything on."""
+    from voxray.phantoms import write_toy
+
+    path = write_toy(folder, kind=kind, cases=cases, seed=seed)
+    print(path)
+
+
+@verb("recipe")
+def recipe(
+    name: Annotated[str, typer.Argument(help="A recipe's name, or a TOML or JSON file.")], set_: Set = None
+) -> None:
+    """Print a recipe as TOML, every field, to start one's own from."""
+    from voxray.config import to_toml
+    from voxray.recipes import read_recipe
+
+    print(to_toml(read_recipe(name, set_ or ())), end="")
+
+
+@verb("ingest", resume="Run the same command again: cases that are in the store are not done again.")
+def ingest(
+    dataset: Annotated[Path, typer.Argument(help="A dataset's file.")],
+    recipe_name: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name or file.")],
+    out: Annotated[
+        str, typer.Option("--out", "-o", metavar="STORE", help="The store: a folder or an s3:// address.")
+    ],
+    root: Root = None,
+    set_: Set = None,
+) -> None:
+    """Preprocess a dataset once into shards that training streams."""
+    from voxray.dataset import read_dataset
+    from voxray.pipelines.ingest import ingest as run_ingest
+    from voxray.recipes import read_recipe
+
+    report = run_ingest(
+        read_dataset(dataset, root=root), read_recipe(recipe_name, set_ or ()), out, progress=_progress()
+    )
+    print(report)
+
+
+@verb("train", resume="Run the same command again to go on from the last checkpoint.")
+def train(
+    data: Annotated[str, typer.Argument(metavar="DATASET|STORE", help="A dataset's file, or a store of one.")],
+    recipe_name: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name or file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="The run's folder.")],
+    fold: Annotated[int, typer.Option(min=0, help="The fold that validates.")] = 0,
+    set_: Set = None,
+    workers: Workers = 1,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Train a recipe on a dataset or a store; the same command again resumes."""
+    from voxray.pipelines.train import train as run_train
+    from voxray.recipes import read_recipe
+
+    report = run_train(
+        data, read_recipe(recipe_name, set_ or ()), out, fold=fold, workers=workers, seed=seed, progress=_progress()
+    )
+    print(report)
+
+
+@verb("predict", resume="Run the same command again: scans that are answered are not answered again.")
+def predict(
+    run: Run,
+    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Scans, DICOM series, folders of them.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the answers are written.")],
+    set_: Set = None,
+    device: Device = "auto",
+    workers: Workers = 1,
+) -> None:
+    """Answer scans: findings as JSON, label maps as NIfTI on each scan's own grid."""
+    from voxray.pipelines.predict import predict as run_predict
+
+    report = run_predict(run, inputs, out, overrides=set_ or (), device=device, workers=workers, progress=_progress())
+    _say(f"{len(report.done)} answered, {len(report.skipped)} answered before, {len(report.failed)} failed: {out}")
+    _end(report.failed)
+
+
+@verb("doctor")
+def doctor() -> None:
+    """Say what this machine and its cluster have: versions, cores, memory, GPUs, disk."""
+    from voxray.pipelines.doctor import doctor as run_doctor
+
+    findings = run_doctor()
+    rows = [(finding.name, finding.found, "ok" if finding.ok else finding.remedy) for finding in findings]
+    _show(_table("voxray doctor", ("", "found", ""), rows))
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+def _explain(error: BaseException) -> int:
+    """Says what is wrong; the exit code. Ray wraps what its workers raise: the cause is what counts."""
+    known = next((cause for cause in _causes(error) if isinstance(cause, VoxrayError)), None)
+    if known is None:
+        kind, text = type(error).__name__, (str(error) or "no message").strip().splitlines()[0]
+        _complain(f"a fault of voxray: {kind}: {text[:300]} (run again with --debug for the traceback)")
+        return 3
+    _complain(str(known))
+    return 2 if isinstance(known, ConfigError) else 1
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The innermost first: Ray's own subclass of a worker's error has a traceback for a text."""
+    if error is not None:
+        cause = getattr(error, "cause", None)
+        yield from _causes(cause if isinstance(cause, BaseException) else error.__cause__)
+        for inner in getattr(error, "worker_failures", {}).values():
+            yield from _causes(inner)
+        yield error
+
+
+def _complain(text: str) -> None:
+    typer.secho(f"voxray: {text}", fg="red", err=True)
+
+
+def _say(text: str) -> None:
+    typer.echo(text)
+
+
+def _end(failed: Any) -> None:
+    for name, sentence in failed.items():
+        _complain(f"{name}: {sentence}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _progress() -> Any:
+    from voxray.pipelines.progress import open_progress
+
+    return open_progress()
+
+
+def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    from rich.table import Table as RichTable
+
+    table = RichTable(title=title, show_header=any(header))
+    for name in header:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _show(table: Table) -> None:
+    from rich.console import Console
+
+    Console().print(table)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ", ".join(map(_text, value)) if isinstance(value, list | tuple) else str(value)

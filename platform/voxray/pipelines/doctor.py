@@ -1,0 +1,110 @@
+"""What this machine, and the cluster that it is told of, can do: the first thing to look at when something fails."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = (
+    "voxray",
+    "torch",
+    "ray",
+    "monai",
+    "SimpleITK",
+    "pydicom",
+    "nibabel",
+    "numpy",
+    "pyarrow",
+    "mlflow",
+    "optuna",
+)
+GIB = 1 << 30
+LEAST_MEMORY_GIB = 8
+LEAST_DISK_GIB = 20
+LEAST_SHM_GIB = 1
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: what was looked at, what was found, and what to do where that will not be enough."""
+
+    name: str
+    found: str
+    remedy: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing needs to be done."""
+        return not self.remedy
+
+
+def doctor(*, folder: Path | None = None) -> list[Finding]:
+    """All findings: versions, cores, memory, disk in `folder`, GPUs and Ray."""
+    return [*_versions(), *_machine(folder or Path.cwd()), *_gpus(), *_cluster()]
+
+
+def _versions() -> Iterator[Finding]:
+    yield Finding("python", f"{platform.python_version()} ({sys.executable})")
+    for name in PACKAGES:
+        try:
+            yield Finding(name, version(name))
+        except PackageNotFoundError:
+            yield Finding(name, "not installed", remedy="" if name == "voxray" else f"pip install {name}")
+
+
+def _machine(folder: Path) -> Iterator[Finding]:
+    yield Finding("cores", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    yield enough("memory", memory, least=LEAST_MEMORY_GIB, remedy="use a machine with more memory, or one worker")
+    disk = shutil.disk_usage(folder).free / GIB
+    yield enough(f"free disk in {folder}", disk, least=LEAST_DISK_GIB, remedy="write stores and runs elsewhere")
+    shm = Path("/dev/shm")
+    if shm.exists():
+        size = shutil.disk_usage(shm).total / GIB
+        yield enough("shared memory", size, least=LEAST_SHM_GIB, remedy="in a container give --shm-size=4g or more")
+
+
+def enough(name: str, gib: float, *, least: float, remedy: str) -> Finding:
+    """A size that should be at least so many GiB."""
+    text = f"{gib:.1f} GiB"
+    return Finding(name, text) if gib >= least else Finding(name, text, f"below {least:g} GiB: {remedy}")
+
+
+def _gpus() -> Iterator[Finding]:
+    import torch
+
+    if not torch.cuda.is_available():
+        driver, built = Path("/proc/driver/nvidia/version").exists(), torch.version.cuda
+        found = f"none in use; torch is built for {f'CUDA {built}' if built else 'the CPU only'}"
+        yield Finding("gpu", found, "install a build of torch that fits the driver" if driver else "")
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        yield Finding(f"gpu {index}", f"{properties.name}, {properties.total_memory / GIB:.0f} GiB")
+
+
+def _cluster() -> Iterator[Finding]:
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        yield Finding("ray cluster", "none configured (RAY_ADDRESS is not set); work runs on this machine")
+        return
+    import ray
+
+    try:
+        if not ray.is_initialized():
+            ray.init(logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        yield Finding(
+            "ray cluster", f"{address}: no answer", f"start it, or unset RAY_ADDRESS ({str(error).splitlines()[0]})"
+        )
+        return
+    total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    nodes = len(ray.nodes())  # type: ignore[no-untyped-call]
+    cpus, gpus = total.get("CPU", 0), total.get("GPU", 0)
+    yield Finding("ray cluster", f"{address}: {nodes} nodes, {cpus:g} CPUs, {gpus:g} GPUs")

@@ -1,0 +1,80 @@
+"""Work on many items, in this process and on Ray actors."""
+
+from __future__ import annotations
+
+import operator
+import os
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from voxray.errors import ConfigError, ResourceError
+from voxray.pipelines.spread import cpu_share, hire, spread
+
+
+def doubling() -> partial[int]:
+    return partial(operator.mul, 2)
+
+
+def test_one_worker_is_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with hire(1) as crew:
+        assert not crew.on_ray
+        assert list(spread(doubling, [3, 1, 2], crew)) == [6, 2, 4]
+        assert list(spread(doubling, [], crew)) == []
+
+
+def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ConfigError, match="no such device; use auto"), hire(1, device="abacus"):
+        pass
+    with pytest.raises(ResourceError, match="CUDA devices; use cpu"), hire(1, device="cuda:99"):
+        pass
+
+
+@pytest.mark.parametrize(("total", "workers"), [(4, 2), (4, 8), (1, 1), (64, 7), (2, 3)])
+def test_the_shares_leave_room(total: float, workers: int) -> None:
+    share = cpu_share(total, workers)
+    assert 0 < share * workers <= max(total - 1, 0.5)
+    assert share < 1 or share == int(share)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+def test_a_killed_worker_costs_no_item(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    mark = tmp_path / "killed"
+
+    def make() -> Callable[[int], int]:
+        def work(item: int) -> int:
+            if item == 3 and not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return item * 10
+
+        return work
+
+    with hire(2, device="auto") as crew:
+        assert crew.on_ray
+        assert sorted(spread(make, range(8), crew)) == [0, 10, 20, 30, 40, 50, 60, 70]
+    assert mark.exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+def test_what_the_work_raises_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def make() -> Callable[[int], int]:
+        def work(item: int) -> int:
+            raise ConfigError(f"item {item}: not wanted.")
+
+        return work
+
+    with hire(2) as crew, pytest.raises(ConfigError, match=r"^item \d: not wanted\.$"):
+        list(spread(make, [1, 2], crew))
