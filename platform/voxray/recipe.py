@@ -99,6 +99,11 @@ class NetworkConfig(Config):
         """Input sides, and places of windows, must be multiples of this."""
         raise AssertionError(f"{type(self).__name__} must define stride_vox")
 
+    @property
+    def level_strides_vox(self) -> tuple[tuple[int, int, int], ...]:
+        """Networks that detect: the stride of each output map, finest first."""
+        raise AssertionError(f"{type(self).__name__} must define level_strides_vox")
+
 
 class AnchorConfig(Config):
     """The anchor boxes: base shapes in voxels of the finest level, scaled for each level."""
@@ -279,8 +284,8 @@ class Recipe(Config):
         if self.task not in self.network.tasks:
             allowed = " or ".join(self.network.tasks)
             raise ValueError(f"network.kind {self.network.kind} is for {allowed}, but loss.kind is {self.loss.kind}")
-        if self.task == "detection" and self.anchors is None:
-            raise ValueError("anchors are required for detection")
+        if self.task == "detection":
+            self._one_scale_per_level()
         stride = self.network.stride_vox
         for field, sides in (
             ("patch.size_vox", self.patch.size_vox),
@@ -289,6 +294,13 @@ class Recipe(Config):
             if any(side % step for side, step in zip(sides, stride, strict=True)):
                 raise ValueError(f"{field} must be a multiple of the network's stride {stride}, got {sides}")
         return self
+
+    def _one_scale_per_level(self) -> None:
+        if self.anchors is None:
+            raise ValueError("anchors are required for detection")
+        scales, levels = len(self.anchors.level_scales), len(self.network.level_strides_vox)
+        if scales != levels:
+            raise ValueError(f"anchors.level_scales must have one entry for each of {levels} levels, got {scales}")
 
 
 def parse_recipe(
