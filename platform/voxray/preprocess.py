@@ -1,0 +1,206 @@
+"""From a case as it was scanned to one on the recipe's grid, and from Hounsfield units to what a network sees.
+
+Resampling keeps the outer *edge* of the first voxel, so edge coordinates, boxes among them, scale by
+old spacing / new spacing and nothing else. The new grid covers the whole old one: its last voxel may reach beyond it,
+by less than one voxel, and there the border's value goes on. (MONAI's `Spacing` keeps the first voxel's *centre*.)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int16, Int64, UInt8
+from torch import Tensor
+
+from voxray.case import Case, VolumeStats
+from voxray.errors import DataError
+from voxray.recipe import GridConfig, Intensity, WindowIntensity
+from voxray.volume import Grid, Shape, Vector, Volume
+
+_SAME_SPACING = 1e-5
+_WHOLE_VOXEL = 1e-3
+_MIN_SIDE_VOX = 0.5
+_ROWS = 16
+
+_OPPOSITE = {"R": "L", "L": "R", "A": "P", "P": "A", "S": "I", "I": "S"}
+
+
+def orient(volume: Volume, axes: str) -> Volume:
+    """The volume turned and flipped so that its axes point nearest to `axes`, such as ``RAS``; no value changes."""
+    turned = _turned(volume, axes)
+    return Volume(np.ascontiguousarray(turned.voxels), turned.grid)
+
+
+def resample(volume: Volume, spacing_mm: Vector) -> Volume:
+    """The image at another spacing, by linear interpolation along its own axes, rounded to whole HU."""
+    grid = resampled_grid(volume.grid, spacing_mm)
+    if grid == volume.grid:
+        return Volume(np.ascontiguousarray(volume.hounsfield), grid)
+    return Volume(_linear(volume.hounsfield, grid.shape, _ratios(volume.grid, grid)), grid)
+
+
+def resample_labels(volume: Volume, spacing_mm: Vector) -> Volume:
+    """The label map at another spacing, each voxel taking the label at its centre."""
+    grid = resampled_grid(volume.grid, spacing_mm)
+    sides = zip(volume.grid.shape, grid.shape, _ratios(volume.grid, grid), strict=True)
+    picked = [
+        np.minimum(((np.arange(new) + 0.5) * ratio + 1e-6).astype(np.int64), old - 1) for old, new, ratio in sides
+    ]
+    return Volume(volume.voxels[np.ix_(*picked)], grid)
+
+
+def resampled_grid(grid: Grid, spacing_mm: Vector) -> Grid:
+    """The grid over the same region at another spacing; the same grid where the spacing is the same."""
+    if max(abs(old / new - 1) for old, new in zip(grid.spacing_mm, spacing_mm, strict=True)) < _SAME_SPACING:
+        return grid
+    ratio = np.divide(grid.spacing_mm, spacing_mm)
+    x, y, z = (max(1, math.ceil(side - _WHOLE_VOXEL)) for side in np.multiply(grid.shape, ratio))
+    ox, oy, oz = (float(value) for value in grid.to_world(0.5 / ratio[None])[0])
+    return Grid((x, y, z), spacing_mm, (ox, oy, oz), grid.direction)
+
+
+def prepare_case(case: Case, config: GridConfig) -> Case:
+    """The case on the recipe's grid: image linear, labels nearest, boxes by scale; a lost object is a DataError."""
+    turned = _turned(case.image, config.orientation)
+    boxes = _turn_boxes(case.boxes, case.image.grid, turned.grid)
+    image = resample(turned, config.spacing_mm)
+    ratio = np.divide(turned.grid.spacing_mm, image.grid.spacing_mm)
+    scaled = boxes * np.tile(ratio, 2)
+    _refuse_thin_boxes(case, scaled, config)
+    labels = None
+    if case.labels is not None:
+        before = _turned(Volume(case.labels, case.image.grid), config.orientation)
+        after = resample_labels(before, config.spacing_mm)
+        labels = np.ascontiguousarray(after.voxels)
+        _refuse_lost_labels(case, (before.voxels, boxes), (labels, scaled), config)
+    return replace(case, image=image, boxes=scaled, labels=labels)
+
+
+def normalise(
+    voxels: Int16[Tensor, "*b x y z"], stats: VolumeStats | Float[Tensor, "*b 4"], intensity: Intensity
+) -> Float[Tensor, "*b x y z"]:
+    """Hounsfield units -> the network's float32 input, on the voxels' device.
+
+    `stats` are those of the whole volume (mean, standard deviation, minimum, maximum over its voxels that are not
+    0 HU), for one volume or for each patch of a batch; only `zscore_minmax` uses them. There voxels of 0 HU stay 0
+    after the z-score, as published, and padding below the volume's minimum becomes that minimum.
+    """
+    values = voxels.to(torch.float32)
+    if isinstance(intensity, WindowIntensity):
+        scaled = (values - intensity.low_hu) * (1.0 / (intensity.high_hu - intensity.low_hu))
+        return scaled.clamp_(0.0, 1.0)
+    mean, std, low, high = _stats_tensors(stats, values)
+    low, high = (low - mean) / std, (high - mean) / std
+    scored = torch.where(values == 0, 0.0, (values - mean) / std)
+    spread = torch.where(high > low, high - low, 1.0)
+    return ((scored - low) / spread * 2.0 - 1.0).clamp_(-1.0, 1.0)
+
+
+def _stats_tensors(stats: VolumeStats | Tensor, like: Tensor) -> tuple[Tensor, ...]:
+    if isinstance(stats, VolumeStats):
+        stats = torch.tensor([stats.mean_hu, stats.std_hu, stats.min_hu, stats.max_hu])
+    return stats.to(like)[..., None, None, None].unbind(-4)
+
+
+def _turned(volume: Volume, axes: str) -> Volume:
+    """`orient` as a view of the same memory."""
+    order, flips = _turn(volume.grid.orientation, axes)
+    grid = volume.grid
+    voxels = volume.voxels.transpose(order)[tuple(slice(None, None, -1 if flip else None) for flip in flips)]
+    x, y, z = (grid.shape[axis] for axis in order)
+    sx, sy, sz = (grid.spacing_mm[axis] for axis in order)
+    signs = np.where(flips, -1.0, 1.0)
+    rotation = grid.rotation[:, order] * signs
+    corner = np.zeros(3)
+    for axis, flip in zip(order, flips, strict=True):
+        corner[axis] = grid.shape[axis] - 1 if flip else 0
+    ox, oy, oz = (float(value) for value in grid.to_world(corner[None] + 0.5)[0])
+    return Volume(voxels, Grid((x, y, z), (sx, sy, sz), (ox, oy, oz), tuple(rotation.ravel().tolist())))
+
+
+def _turn(now: str, wanted: str) -> tuple[list[int], list[bool]]:
+    """For each wanted axis, which axis it is now, and whether that one runs the other way."""
+    order = [next(i for i, letter in enumerate(now) if letter in (want, _OPPOSITE[want])) for want in wanted]
+    return order, [now[axis] != want for axis, want in zip(order, wanted, strict=True)]
+
+
+def _turn_boxes(boxes: Float64[np.ndarray, "n 6"], grid: Grid, turned: Grid) -> Float64[np.ndarray, "n 6"]:
+    order, flips = _turn(grid.orientation, turned.orientation)
+    low, high = boxes[:, :3][:, order], boxes[:, 3:][:, order]
+    flip, side = np.asarray(flips), np.asarray(turned.shape, np.float64)
+    return np.concatenate([np.where(flip, side - high, low), np.where(flip, side - low, high)], axis=1)
+
+
+def _ratios(old: Grid, new: Grid) -> list[float]:
+    """Old voxels per new voxel, on each axis."""
+    return [float(b / a) for a, b in zip(old.spacing_mm, new.spacing_mm, strict=True)]
+
+
+def _linear(voxels: Int16[np.ndarray, "x y z"], shape: Shape, ratios: list[float]) -> Int16[np.ndarray, "u v w"]:
+    """Trilinear interpolation, a few rows of the first axis at a time so that no float volume is held."""
+    place = np.clip((np.arange(shape[0]) + 0.5) * ratios[0] - 0.5, 0, voxels.shape[0] - 1)
+    lower = place.astype(np.int64)
+    upper = np.minimum(lower + 1, voxels.shape[0] - 1)
+    weight = torch.from_numpy((place - lower).astype(np.float32))[:, None, None]
+    made = np.empty(shape, np.int16)
+    # One voxel more where old and new sides are equal: there torch copies instead of interpolating.
+    plane = [new + int(new == old) for new, old in zip(shape[1:], voxels.shape[1:], strict=True)]
+    for first in range(0, shape[0], _ROWS):
+        rows = slice(first, first + _ROWS)
+        mixed = torch.lerp(_float_rows(voxels, lower[rows]), _float_rows(voxels, upper[rows]), weight[rows])
+        planes = torch.ops.aten.upsample_bilinear2d(mixed[None], plane, False, 1 / ratios[1], 1 / ratios[2])[0]
+        made[rows] = planes[:, : shape[1], : shape[2]].round_().to(torch.int16).numpy()
+    return made
+
+
+def _float_rows(voxels: Int16[np.ndarray, "x y z"], rows: Any) -> Float[Tensor, "r y z"]:
+    return torch.from_numpy(np.ascontiguousarray(voxels[rows])).to(torch.float32)
+
+
+def _refuse_thin_boxes(case: Case, scaled: Float64[np.ndarray, "n 6"], config: GridConfig) -> None:
+    sides = scaled[:, 3:] - scaled[:, :3]
+    for index in np.flatnonzero((sides < _MIN_SIDE_VOX).any(axis=1)):
+        size = " x ".join(f"{side:.2f}" for side in sides[index])
+        raise _lost(case, f"object {index} (class {case.classes[index]}) is only {size} voxels large", config)
+
+
+def _refuse_lost_labels(
+    case: Case,
+    before: tuple[UInt8[np.ndarray, "x y z"], Float64[np.ndarray, "n 6"]],
+    after: tuple[UInt8[np.ndarray, "u v w"], Float64[np.ndarray, "n 6"]],
+    config: GridConfig,
+) -> None:
+    gone = np.flatnonzero((_present(before[0]) > 0) & (_present(after[0]) == 0))
+    if gone.size:
+        raise _lost(case, f"no voxel is left of label {', '.join(map(str, gone))}", config)
+    for index, label in enumerate(case.classes + 1):
+        had, has = (bool((_inside(labels, boxes[index]) == label).any()) for labels, boxes in (before, after))
+        if had and not has:
+            raise _lost(case, f"no labelled voxel is left of object {index} (class {label - 1})", config)
+
+
+def _present(labels: UInt8[np.ndarray, "x y z"]) -> Int64[np.ndarray, " 256"]:
+    """Voxels of each label, counted slab by slab: counting widens to eight bytes a voxel."""
+    counts = np.zeros(256, np.int64)
+    for first in range(0, labels.shape[0], _ROWS):
+        counts += np.bincount(labels[first : first + _ROWS].ravel(), minlength=256)
+    return counts
+
+
+def _inside(labels: UInt8[np.ndarray, "x y z"], box: Float64[np.ndarray, " 6"]) -> UInt8[np.ndarray, "u v w"]:
+    low, high = np.maximum(np.floor(box[:3] + 1e-6), 0).astype(int), np.ceil(box[3:] - 1e-6).astype(int)
+    return labels[low[0] : high[0], low[1] : high[1], low[2] : high[2]]
+
+
+def _lost(case: Case, what: str, config: GridConfig) -> DataError:
+    spacing = " x ".join(f"{value:g}" for value in config.spacing_mm)
+    return DataError(
+        "resample.object_lost",
+        f"at {spacing} mm {what}.",
+        remedy="Use a finer grid.spacing_mm, or leave the object out of the annotations.",
+        case_id=case.case_id,
+    )
