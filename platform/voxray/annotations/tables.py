@@ -205,7 +205,8 @@ def _each_row(
     for row in reader:
         place = f"{where} line {reader.line_num}"
         if None in row or None in row.values():
-            count = sum(value is not None for value in row.values()) + len(row.get(None) or ())
+            given = [value for value in row.values() if isinstance(value, str)]
+            count = len(given) + len(row.get(None) or ())
             message = f"{place}: must have {len(header)} fields as the header does, has {count}."
             problems.append(_problem("row", message, "Mend the line; text that holds the delimiter needs quotes."))
             continue

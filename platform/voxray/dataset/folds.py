@@ -134,6 +134,8 @@ def split(cases: Sequence[CaseSource], folds: Folds, fold: int | None) -> Split:
     _refuse_shared_patients(result)
     if not result.train:
         raise ConfigError(f"fold {fold}: no case is left to train; there are {len(cases)} cases in all.")
+    if fold is not None and not result.val and not result.test:
+        raise ConfigError(f"fold {fold}: no case is held out; add the scans of this fold, or take another.")
     return result
 
 
