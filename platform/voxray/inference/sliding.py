@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int16
+from jaxtyping import Int16
 from torch import Tensor, nn
 
 from voxray.case import VolumeStats
@@ -49,7 +49,7 @@ def slide(
         batch = starts[first : first + config.batch_size]
         crops = np.stack([cut(image, start, window, recipe=recipe) for start in batch])
         voxels = torch.from_numpy(crops).to(device)
-        images = torch.stack([normalise(patch, stats, recipe.intensity) for patch in voxels])[:, None]
+        images = normalise(voxels, stats, recipe.intensity)[:, None]
         with torch.autocast(device.type, dtype=_DTYPES.get(amp), enabled=amp != "off"):
             output = model(images)
         yield from zip(batch, task.decode(in_float32(output)), strict=True)
@@ -89,6 +89,6 @@ def in_float32(output: Any) -> Any:
     return type(output)(*parts) if hasattr(output, "_fields") else tuple(parts)
 
 
-def _shape(image: Float[np.ndarray, "x y z"] | Int16[np.ndarray, "x y z"]) -> Shape:
+def _shape(image: Int16[np.ndarray, "x y z"]) -> Shape:
     x, y, z = image.shape
     return x, y, z

@@ -1,0 +1,133 @@
+"""A network that answers "bright", for both tasks, and scans with one bright sphere to try it on."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from scipy.spatial.transform import Rotation
+from torch import Tensor, nn
+
+from voxray.outputs import DetectionOutput, SegmentationOutput
+from voxray.recipe import NetworkConfig, Recipe, parse_recipe
+from voxray.run import Run
+from voxray.volume import Grid, Shape, Vector, Volume
+
+ANCHOR_VOX = 8.0
+STRIDE = 4
+
+
+class BrightConfig(NetworkConfig):
+    """Brighter than half is class 1; or one box around all that is."""
+
+    kind: Literal["bright"] = "bright"
+    tasks: ClassVar[tuple[str, ...]] = ("detection", "segmentation")
+
+    def build(self, recipe: Recipe, num_classes: int) -> nn.Module:
+        """The network; it has one weight, the threshold."""
+        assert num_classes == 1
+        return BrightBoxes() if recipe.task == "detection" else BrightLabels()
+
+    @property
+    def stride_vox(self) -> Shape:
+        """That of the map of boxes."""
+        return STRIDE, STRIDE, STRIDE
+
+    @property
+    def level_strides_vox(self) -> tuple[Shape, ...]:
+        """One level."""
+        return ((STRIDE, STRIDE, STRIDE),)
+
+
+class BrightLabels(nn.Module):
+    """Logits of background and of bright."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threshold = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, images: Tensor) -> SegmentationOutput:
+        """Positive where the voxel is brighter than the threshold."""
+        over = 20 * (images - self.threshold)
+        return SegmentationOutput(torch.cat([-over, over], dim=1))
+
+
+class BrightBoxes(nn.Module):
+    """One certain anchor, at the place of the bright region's centre, with the deltas of its box.
+
+    A region that touches the window's border is left to the window that holds it whole.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threshold = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, images: Tensor) -> DetectionOutput:
+        """Maps at a stride of 4 with one anchor of 8 x 8 x 8 voxels a place."""
+        batch, _, *sides = images.shape
+        places = [side // STRIDE for side in sides]
+        logits = images.new_full((batch, 1, *places), -20.0)
+        deltas = images.new_zeros((batch, 6, *places))
+        for index in range(batch):
+            bright = torch.nonzero(images[index, 0] > self.threshold).float()
+            if len(bright) == 0:
+                continue
+            low, high = bright.amin(0), bright.amax(0) + 1
+            if (low == 0).any() or (high == torch.tensor(sides)).any():
+                continue
+            centre = (low + high) / 2
+            place = (centre / STRIDE).long()
+            at = (index, slice(None), *place.tolist())
+            logits[at] = 6.0
+            from_anchor = (centre - (place + 0.5) * STRIDE) / ANCHOR_VOX
+            deltas[at] = torch.cat([from_anchor, torch.log((high - low) / ANCHOR_VOX)])
+        return DetectionOutput((logits,), (deltas,))
+
+
+def bright_recipe(task: str, **inference: Any) -> Recipe:
+    """A recipe at 1 mm with small overlapping windows."""
+    data: dict[str, Any] = {
+        "name": f"bright_{task}",
+        "grid": {"spacing_mm": (1.0, 1.0, 1.0)},
+        "intensity": {"kind": "window", "low_hu": -1000, "high_hu": 1000},
+        "patch": {"size_vox": (32, 32, 32)},
+        "network": {"kind": "bright"},
+        "loss": {"kind": task},
+        "optim": {"rate": 0.1, "epochs": 1, "batch_size": 1},
+        "inference": {"window_vox": (32, 32, 32), "overlap": 0.5, "batch_size": 2, **inference},
+        "merge": {"kind": task},
+    }
+    if task == "detection":
+        data["anchors"] = {"base_shapes_vox": [(ANCHOR_VOX,) * 3], "level_scales": [1.0]}
+    return parse_recipe(data, {"bright": BrightConfig}, where="bright")
+
+
+def bright_run(recipe: Recipe) -> Run:
+    """A run of that recipe."""
+    return Run(
+        name="bright",
+        dataset="spheres",
+        licence="CC0-1.0",
+        classes=("bright",),
+        recipe=recipe.model_dump(mode="json"),
+        voxray_version="0",
+    )
+
+
+def sphere_scan(
+    turn: Any, *, angles_deg: Vector, spacing_mm: Vector = (0.9, 0.8, 2.1), radius_mm: float = 9.0
+) -> tuple[Volume, Vector]:
+    """A scan of -1000 HU with a sphere of 1000 HU off its centre, and the sphere's centre in LPS mm.
+
+    The grid's axes are `turn` (a signed permutation) rotated by Euler angles. The border is a ramp of 4 mm, so that
+    the half-way surface is where the sphere ends, whatever the voxels.
+    """
+    rotation = Rotation.from_euler("xyz", angles_deg, degrees=True).as_matrix() @ turn
+    shape, origin = (64, 58, 26), (-40.0, 25.0, 310.0)
+    grid = Grid(shape, spacing_mm, origin, tuple(rotation.ravel().tolist()))
+    centre = grid.to_world(np.array([[25.0, 33.0, 12.0]]))[0]
+    index = np.stack(np.meshgrid(*[np.arange(side) + 0.5 for side in shape], indexing="ij"), axis=-1)
+    distance = np.linalg.norm(grid.to_world(index.reshape(-1, 3)) - centre, axis=1).reshape(shape)
+    voxels = np.clip((radius_mm - distance) * 500, -1000, 1000).astype(np.int16)
+    return Volume(voxels, grid), (float(centre[0]), float(centre[1]), float(centre[2]))

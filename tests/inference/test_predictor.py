@@ -1,0 +1,131 @@
+"""Geometry end to end: a bright sphere in scans of any orientation, and a network that answers "bright"."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from inference.bright import BrightConfig, bright_recipe, bright_run, sphere_scan
+from voxray.case import Case
+from voxray.inference.predictor import Predictor
+from voxray.recipe import DetectionMerge, SegmentationMerge
+from voxray.volume import Volume
+
+TURNS = [
+    np.eye(3)[list(order)] * np.array(signs)
+    for order in itertools.permutations(range(3))
+    for signs in itertools.product((1.0, -1.0), repeat=3)
+]
+ANGLES = [(0.0, 0.0, 0.0), (17.0, -9.0, 24.0)]
+RADIUS_MM = 9.0
+
+
+def predictor(task: str, **inference: Any) -> Predictor:
+    recipe = bright_recipe(task, **inference)
+    return Predictor(bright_run(recipe), recipe, BrightConfig().build(recipe, 1))
+
+
+@pytest.mark.parametrize("turn", TURNS[::3])
+@pytest.mark.parametrize("angles", ANGLES)
+def test_a_sphere_is_found_where_it_is(turn: Any, angles: tuple[float, float, float]) -> None:
+    scan, centre = sphere_scan(turn, angles_deg=angles, radius_mm=RADIUS_MM)
+    prediction = predictor("detection").predict(scan)
+    assert prediction.detections is not None
+    assert prediction.labels is None
+    assert len(prediction.detections) == 1
+    world = prediction.world
+    assert world.frame == "LPS"
+    low, high = world.boxes[0, :3], world.boxes[0, 3:]
+    np.testing.assert_allclose((low + high) / 2, centre, atol=0.5)
+    np.testing.assert_allclose(high - low, 2 * RADIUS_MM, atol=1.0)
+    inside = prediction.detections.boxes[0]
+    voxel = scan.grid.to_voxel(np.array([centre]))[0]
+    np.testing.assert_allclose((inside[:3] + inside[3:]) / 2, voxel, atol=0.6)
+    sides = (inside[3:] - inside[:3]) * np.array(scan.grid.spacing_mm)
+    np.testing.assert_allclose(sides, 2 * RADIUS_MM, atol=1.0)
+
+
+@pytest.mark.parametrize("turn", TURNS[1::5])
+@pytest.mark.parametrize("angles", ANGLES)
+def test_labels_come_back_on_the_scans_own_grid(turn: Any, angles: tuple[float, float, float]) -> None:
+    scan, _ = sphere_scan(turn, angles_deg=angles, radius_mm=RADIUS_MM)
+    prediction = predictor("segmentation").predict(scan)
+    assert prediction.detections is None
+    assert prediction.labels is not None
+    assert prediction.labels.grid == scan.grid
+    assert prediction.labels.voxels.dtype == np.uint8
+    truth = scan.voxels > 0
+    found = prediction.labels.voxels == 1
+    # Half a resampled voxel (0.5 mm) of a shell of a sphere of 9 mm is about a twelfth of its volume.
+    assert 2 * (truth & found).sum() / (truth.sum() + found.sum()) > 0.95
+
+
+def test_where_grids_agree_labels_are_exact() -> None:
+    scan, _ = sphere_scan(TURNS[0], angles_deg=(0, 0, 0), spacing_mm=(1.0, 1.0, 1.0), radius_mm=8.0)
+    prediction = predictor("segmentation").predict(scan)
+    assert prediction.labels is not None
+    np.testing.assert_array_equal(prediction.labels.voxels == 1, scan.voxels > 0)
+
+
+def test_a_scan_smaller_than_a_window_is_answered() -> None:
+    scan, _ = sphere_scan(TURNS[7], angles_deg=ANGLES[1])
+    small = predictor("segmentation", window_vox=(96, 128, 64)).predict(scan)
+    windows = predictor("segmentation").predict(scan)
+    assert small.labels is not None
+    assert windows.labels is not None
+    np.testing.assert_array_equal(small.labels.voxels, windows.labels.voxels)
+
+
+@pytest.mark.parametrize("padding", ["constant", "replicate"])
+def test_an_empty_scan_has_no_answer(padding: str) -> None:
+    scan, _ = sphere_scan(TURNS[0], angles_deg=(0, 0, 0))
+    empty = Volume(np.full_like(scan.voxels, -1000), scan.grid)
+    found = predictor("detection", padding=padding).predict(empty).detections
+    assert found is not None
+    assert len(found) == 0
+    labels = predictor("segmentation", padding=padding).predict(empty).labels
+    assert labels is not None
+    assert not labels.voxels.any()
+
+
+def test_merging_can_be_set_for_an_answer() -> None:
+    scan, _ = sphere_scan(TURNS[0], angles_deg=(0, 0, 0))
+    recipe = bright_recipe("detection")
+    strict = DetectionMerge(min_size_mm=25.0)
+    found = Predictor(bright_run(recipe), recipe, BrightConfig().build(recipe, 1), how=strict).predict(scan)
+    assert found.detections is not None
+    assert len(found.detections) == 0
+    recipe = bright_recipe("segmentation")
+    strict_labels = SegmentationMerge(min_component_mm3=5000.0)
+    run = Predictor(bright_run(recipe), recipe, BrightConfig().build(recipe, 1), how=strict_labels)
+    labels = run.predict(scan).labels
+    assert labels is not None
+    assert not labels.voxels.any()
+
+
+def test_a_case_on_the_recipes_grid_goes_straight_in() -> None:
+    scan, centre = sphere_scan(TURNS[0], angles_deg=(0, 0, 0), spacing_mm=(1.0, 1.0, 1.0))
+    nothing = np.zeros((0, 6)), np.zeros(0, np.int64)
+    case = Case("a", "a", scan, *nothing)
+    found = predictor("detection").predict_grid(case)
+    assert not isinstance(found, Volume)
+    middle = (found.boxes[0, :3] + found.boxes[0, 3:]) / 2
+    np.testing.assert_allclose(middle, scan.grid.to_voxel(np.array([centre]))[0], atol=0.5)
+
+
+def test_training_mode_is_left_as_it_was() -> None:
+    scan, _ = sphere_scan(TURNS[0], angles_deg=(0, 0, 0))
+    recipe = bright_recipe("segmentation")
+    model = torch.nn.Sequential(torch.nn.Dropout(1.0), BrightConfig().build(recipe, 1)).train()
+    prediction = Predictor(bright_run(recipe), recipe, model).predict(scan)
+    assert model.training
+    assert prediction.labels is not None
+    assert prediction.labels.voxels.any(), "dropout of everything must have been off"
+    model.eval()
+    Predictor(bright_run(recipe), recipe, model).predict_grid(replace(scan))
+    assert not model.training

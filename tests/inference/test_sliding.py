@@ -1,0 +1,132 @@
+"""Windows over a scan: their order, their padding, their intensity and their precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from inference.bright import BrightConfig, BrightLabels, bright_recipe
+from voxray.inference.sliding import cut, in_float32, in_order, slide, window_for
+from voxray.outputs import DetectionOutput, SegmentationOutput
+from voxray.recipe import Recipe, parse_recipe
+from voxray.tasks import build_task
+
+CPU = torch.device("cpu")
+
+
+class Watching(nn.Module):
+    """Answers with its input, and remembers what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> SegmentationOutput:
+        """The images as logits."""
+        self.seen.append(images.clone())
+        return SegmentationOutput(torch.cat([images, -images], dim=1))
+
+
+def run(image: Any, recipe: Recipe, model: nn.Module, **options: Any) -> list[tuple[Any, Tensor]]:
+    return list(slide(image, model, build_task(recipe, ("bright",)), recipe=recipe, device=CPU, **options))
+
+
+def with_inference(**fields: Any) -> Recipe:
+    return bright_recipe("segmentation", **fields)
+
+
+def test_windows_cover_the_scan_in_order_of_its_longest_axis(rng: np.random.Generator) -> None:
+    image = rng.integers(-1000, 1000, (40, 90, 33), dtype=np.int16)
+    found = run(image, with_inference(batch_size=3), Watching())
+    starts = [start for start, _ in found]
+    assert [start[1] for start in starts] == sorted(start[1] for start in starts)
+    covered = np.zeros(image.shape, bool)
+    for start, logits in found:
+        place = tuple(slice(first, first + side) for first, side in zip(start, logits.shape[1:], strict=True))
+        covered[place] = True
+        expected = (image[place].astype(np.float32) + 1000) / 2000
+        inside = tuple(slice(side) for side in expected.shape)
+        np.testing.assert_allclose(logits[0].numpy()[inside], expected, atol=1e-6)
+    assert covered.all()
+
+
+def test_batches_are_as_large_as_asked(rng: np.random.Generator) -> None:
+    image = rng.integers(-1000, 1000, (64, 32, 32), dtype=np.int16)
+    model = Watching()
+    found = run(image, with_inference(batch_size=2), model)
+    assert [len(images) for images in model.seen] == [2] * (len(found) // 2) + [1] * (len(found) % 2)
+
+
+def test_windows_are_made_one_batch_at_a_time(rng: np.random.Generator) -> None:
+    image = rng.integers(-1000, 1000, (96, 32, 32), dtype=np.int16)
+    model, recipe = Watching(), with_inference(batch_size=1)
+    windows = slide(image, model, build_task(recipe, ("bright",)), recipe=recipe, device=CPU)
+    next(windows)
+    assert len(model.seen) == 1
+
+
+def test_the_window_shrinks_to_a_small_scan() -> None:
+    assert window_for((20, 33, 64), (32, 32, 32), (4, 4, 4)) == (20, 32, 32)
+    assert window_for((21, 5, 1), (32, 32, 32), (16, 16, 8)) == (32, 16, 8)
+
+
+def test_order_runs_along_the_first_of_the_longest_axes() -> None:
+    starts = [(8, 0, 0), (0, 8, 0), (0, 0, 8), (0, 0, 0)]
+    assert in_order(starts, (16, 16, 9)) == [(0, 0, 0), (0, 0, 8), (0, 8, 0), (8, 0, 0)]
+    assert in_order(starts, (9, 9, 16)) == [(0, 0, 0), (0, 8, 0), (8, 0, 0), (0, 0, 8)]
+
+
+@pytest.mark.parametrize(("padding", "beyond"), [("constant", -1024), ("replicate", 77)])
+def test_what_lies_beyond_the_scan(padding: str, beyond: int) -> None:
+    image = np.full((6, 6, 6), 77, np.int16)
+    crop = cut(image, (4, 0, 0), (4, 6, 8), recipe=with_inference(padding=padding))
+    assert crop.shape == (4, 6, 8)
+    assert (crop[:2, :, :6] == 77).all()
+    assert (crop[2:] == beyond).all()
+    assert (crop[:, :, 6:] == beyond).all()
+
+
+def test_intensity_is_the_whole_volumes() -> None:
+    image = np.full((64, 32, 32), -500, np.int16)
+    image[32:] = 700
+    data = bright_recipe("segmentation").model_dump(mode="json") | {"intensity": {"kind": "zscore_minmax"}}
+    recipe = parse_recipe(data, {"bright": BrightConfig}, where="z")
+    found = run(image, recipe, Watching())
+    assert float(found[0][1][0].max()) == pytest.approx(-1.0)
+    assert float(found[-1][1][0].min()) == pytest.approx(1.0)
+
+
+def test_half_precision_is_the_networks_alone() -> None:
+    class Linear(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv3d(1, 2, 1)
+            self.kind: torch.dtype | None = None
+
+        def forward(self, images: Tensor) -> SegmentationOutput:
+            logits = self.conv(images)
+            self.kind = logits.dtype
+            return SegmentationOutput(logits)
+
+    model = Linear()
+    ((_, logits),) = run(np.zeros((32, 32, 32), np.int16), with_inference(), model, amp="bf16")
+    assert model.kind == torch.bfloat16
+    assert logits.dtype == torch.float32
+    run(np.zeros((32, 32, 32), np.int16), with_inference(), model)
+    assert model.kind == torch.float32
+
+
+def test_every_tensor_of_an_output_becomes_float32() -> None:
+    half = torch.ones(1, dtype=torch.float16)
+    output = in_float32(DetectionOutput((half, half), (half,)))
+    assert isinstance(output, DetectionOutput)
+    assert {part.dtype for maps in output for part in maps} == {torch.float32}
+
+
+def test_answers_carry_no_gradient() -> None:
+    found = run(np.zeros((32, 32, 32), np.int16), with_inference(), BrightLabels())
+    assert not found[0][1].requires_grad
