@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,7 +89,7 @@ def _write_scan(path: Path) -> None:
     mask = path.parent.name in ("labels", "segmentations")
     voxels = np.zeros((16, 14, 14), np.uint8 if mask else np.int16)
     voxels[3:6, 4:9, 5:8] = 1
-    image = SimpleITK.GetImageFromArray(voxels)
+    image: Any = SimpleITK.GetImageFromArray(voxels)
     image.SetOrigin((-14.5, -14.5, 2.5))
     path.parent.mkdir(parents=True, exist_ok=True)
     SimpleITK.WriteImage(image, str(path))

@@ -30,7 +30,7 @@ def write(tmp_path: Path) -> Write:
     ) -> Path:
         if voxels is None:
             voxels = (np.arange(np.prod(SHAPE)).reshape(SHAPE) % 900 - 400).astype(np.int16)
-        image = SimpleITK.GetImageFromArray(voxels.transpose(2, 1, 0))
+        image: Any = SimpleITK.GetImageFromArray(voxels.transpose(2, 1, 0))
         image.SetSpacing(spacing)
         image.SetOrigin(grid.get("origin", ORIGIN))
         image.SetDirection(grid.get("direction", (1, 0, 0, 0, 1, 0, 0, 0, 1)))

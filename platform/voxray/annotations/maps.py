@@ -64,15 +64,17 @@ def labels_of_masks(
 ) -> tuple[LabelMap, list[DataError]]:
     """One label map from a mask per class, consumed one by one; shared voxels are the first's, or a problem."""
     labels = np.zeros(shape, dtype=np.uint8)
+    flat = labels.reshape(-1)
     problems = []
     for name, mask in masks:
-        before = labels[mask]
+        places = np.flatnonzero(mask)
+        before = flat[places]
         for other in np.unique(before[before > 0]):
             if not first_wins:
                 message = f"{where}: {classes[other - 1]} and {name} share {int((before == other).sum())} voxels."
                 remedy = "Mend the masks, or set annotations.overlaps = 'first'."
                 problems.append(DataError("labels.overlap", message, remedy=remedy))
-        labels[mask & (labels == 0)] = classes.index(name) + 1
+        flat[places[before == 0]] = classes.index(name) + 1
     return labels, problems
 
 

@@ -193,12 +193,12 @@ def _mismatch(found: Grid, image: Grid, name: str) -> list[DataError]:
 
 
 def _binary(volume: Volume, name: str, problems: list[DataError]) -> Bool[np.ndarray, "x y z"]:
-    values = np.flatnonzero(value_counts(volume.voxels))
-    if (values > 0).sum() > 1:
-        text = f"{name} must be a mask of one object class, got the values {', '.join(str(v) for v in values[:6])}."
+    mask: Bool[np.ndarray, "x y z"] = volume.voxels > 0
+    if np.count_nonzero(volume.voxels == volume.voxels.max()) < np.count_nonzero(mask):
+        values = ", ".join(str(value) for value in np.flatnonzero(value_counts(volume.voxels))[:6])
+        text = f"{name} must be a mask of one object class, got the values {values}."
         remedy = "Use the kind 'labels' for maps of several values, or give classes_file for instances."
         problems.append(DataError("labels.not_binary", text, remedy=remedy))
-    mask: Bool[np.ndarray, "x y z"] = volume.voxels > 0
     return mask
 
 

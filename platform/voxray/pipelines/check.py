@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -108,7 +108,7 @@ def check(dataset: Dataset, *, progress: Progress) -> CheckReport:
     problems = [_problem(error) for error in found.problems]
     cases: list[CheckedCase] = []
     with connect(), progress.track("check", total=len(found.cases), unit="cases") as advance:
-        for checked, wrong in _answers(dataset, found.cases):
+        for checked, wrong in answers(check_case, dataset, found.cases):
             cases += [] if checked is None else [checked]
             problems += wrong
             advance(1)
@@ -139,14 +139,15 @@ def check_case(dataset: Dataset, source: CaseSource) -> tuple[CheckedCase | None
 
 
 Answer = tuple[CheckedCase | None, list[Problem]]
+Work = Callable[[Dataset, CaseSource], Answer]
 
 
-def _answers(dataset: Dataset, sources: Sequence[CaseSource]) -> Iterator[Answer]:
+def answers(work: Work, dataset: Dataset, sources: Sequence[CaseSource]) -> Iterator[Answer]:
     """Each case's answer as it is ready; a few cases more than there are CPUs wait in Ray's queue."""
     import ray
 
-    task = ray.remote(num_cpus=1, max_retries=0)(_check_safely)
-    shared = ray.put(dataset)
+    task = ray.remote(num_cpus=1, max_retries=0)(_safely)
+    shared = ray.put((work, dataset))
     waiting = deque((source, 1) for source in sources)
     running: dict[Any, tuple[CaseSource, int]] = {}
     room = 2 * max(1, int(cluster_total("CPU")))
@@ -165,10 +166,11 @@ def _answers(dataset: Dataset, sources: Sequence[CaseSource]) -> Iterator[Answer
                 yield None, [_lost(source.case_id, error)]
 
 
-def _check_safely(dataset: Dataset, source: CaseSource) -> Answer:
-    """`check_case`, where what nobody foresaw is one more problem of this case alone."""
+def _safely(shared: tuple[Work, Dataset], source: CaseSource) -> Answer:
+    """The work's answer, where what nobody foresaw is one more problem of this case alone."""
+    work, dataset = shared
     try:
-        return check_case(dataset, source)
+        return work(dataset, source)
     except Exception as error:
         text = f"reading stopped with {type(error).__name__}: {str(error)[:300]}."
         return None, [
