@@ -1,0 +1,69 @@
+"""Windows: covering, snapped to the stride, overlapping enough."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from monai.data.utils import compute_importance_map
+
+from voxray.windows import blend_weights, place, starts
+
+
+@given(
+    length=st.integers(1, 700),
+    cells=st.integers(1, 24),
+    stride=st.sampled_from([1, 2, 8, 16]),
+    overlap=st.floats(0, 0.9),
+)
+def test_starts_cover_the_axis_on_the_strides_lattice(length: int, cells: int, stride: int, overlap: float) -> None:
+    window = cells * stride
+    found = starts(length, window, overlap, stride)
+    assert found[0] == 0
+    assert all(start % stride == 0 for start in found)
+    assert found == sorted(set(found))
+    assert found[-1] + window >= length
+    assert length <= window or found[-1] + window < length + stride
+    smallest = min(overlap * window, window - stride)
+    assert all(first + window - second >= smallest - 1e-6 for first, second in pairwise(found))
+
+
+@pytest.mark.parametrize(
+    ("length", "window", "overlap", "stride", "expected"),
+    [
+        (512, 512, 0.25, 16, [0]),
+        (100, 512, 0.25, 16, [0]),
+        (513, 512, 0.25, 16, [0, 16]),
+        (300, 96, 0.5, 16, [0, 32, 80, 112, 160, 208]),
+        (200, 80, 0.25, 8, [0, 56, 120]),
+    ],
+)
+def test_starts_by_hand(length: int, window: int, overlap: float, stride: int, expected: list[int]) -> None:
+    assert starts(length, window, overlap, stride) == expected
+
+
+def test_no_more_windows_than_fixed_steps_would_take() -> None:
+    for length in range(97, 500):
+        fixed = 1 + -(-(length - 96) // 72)
+        assert len(starts(length, 96, 0.25, 1)) == fixed
+
+
+def test_every_voxel_is_in_a_window() -> None:
+    covered = np.zeros((70, 33, 20), bool)
+    for x, y, z in place((70, 33, 20), (32, 32, 16), 0.25, (16, 16, 8)):
+        covered[x : x + 32, y : y + 32, z : z + 16] = True
+    assert covered.all()
+
+
+@pytest.mark.parametrize("window", [(96, 96, 96), (32, 16, 8), (5, 7, 1)])
+def test_the_gaussian_is_monais(window: tuple[int, int, int]) -> None:
+    theirs = compute_importance_map(window, mode="gaussian", sigma_scale=0.125)
+    torch.testing.assert_close(blend_weights(window, "gaussian"), theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_constant_weights_are_ones() -> None:
+    assert (blend_weights((4, 5, 6), "constant") == torch.ones(4, 5, 6)).all()
