@@ -34,7 +34,7 @@ _PRIOR = 0.01
 
 
 class RetinaNetConfig(NetworkConfig):
-    """A RetinaNet: a map for each of the backbone's `returned_layers`, and one more at half the last one's resolution."""
+    """A RetinaNet: a map for each of the backbone's `returned_layers`, and one more at half the last resolution."""
 
     kind: Literal["retinanet"] = "retinanet"
     tasks: ClassVar[tuple[str, ...]] = ("detection",)

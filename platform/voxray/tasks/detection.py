@@ -1,0 +1,150 @@
+"""Detection: from a network's maps to a loss, to each window's candidates, to a scan's findings and their score."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from voxray.batch import Batch
+from voxray.boxes.anchors import AnchorLevel, anchor_levels
+from voxray.boxes.coding import decode
+from voxray.boxes.nms import nms
+from voxray.case import Case
+from voxray.detections import Detections
+from voxray.errors import DataError
+from voxray.losses import Reduce
+from voxray.losses.detection import assign_batch, detection_loss, draw
+from voxray.metrics import coco
+from voxray.outputs import DetectionOutput
+from voxray.recipe import DetectionLoss, DetectionMerge, Recipe
+from voxray.volume import Grid, Shape
+
+
+class Candidates(NamedTuple):
+    """A window's boxes before any suppression, in edge voxels of the window, level by level, best first."""
+
+    boxes: Float[Tensor, "n 6"]
+    scores: Float[Tensor, " n"]
+    classes: Int64[Tensor, " n"]
+
+
+class DetectionTask:
+    """Anchor-based detection of a recipe's classes; holds no weights and no state."""
+
+    primary_metric = "mAP"
+
+    def __init__(self, recipe: Recipe, classes: Sequence[str]) -> None:
+        assert recipe.anchors is not None
+        assert isinstance(recipe.loss, DetectionLoss)
+        self.classes = tuple(classes)
+        self._anchors, self._loss, self._inference = recipe.anchors, recipe.loss, recipe.inference
+        self._strides = recipe.network.level_strides_vox
+
+    def loss(self, output: DetectionOutput, batch: Batch, reduce: Reduce) -> dict[str, Tensor]:
+        """``class`` and ``box``, globally normalised; the sampling draws from torch's CPU generator."""
+        assignment = assign_batch(batch, self._levels(output), self._loss)
+        draws = draw(assignment, self._loss)
+        return detection_loss(output, batch, assignment, draws, loss=self._loss, reduce=reduce)
+
+    def decode(self, output: DetectionOutput) -> list[Candidates]:
+        """Each window's candidates: per level the best-scored above the recipe's floor, clipped to the window."""
+        levels = self._levels(output)
+        window = [side * step for side, step in zip(levels[0].shape, levels[0].stride_vox, strict=True)]
+        per_window = zip(zip(*output.class_logits, strict=True), zip(*output.box_deltas, strict=True), strict=True)
+        return [self._candidates(levels, logits, deltas, window) for logits, deltas in per_window]
+
+    def merge(self, windows: Iterable[tuple[Shape, Candidates]], grid: Grid, how: DetectionMerge) -> Detections:
+        """The scan's findings in edge voxels of `grid`, highest score first: one suppression over all windows."""
+        parts = [_placed(start, found, grid, how) for start, found in windows]
+        if not parts:
+            return Detections.empty()
+        boxes, scores, classes = (torch.cat(column) for column in zip(*parts, strict=True))
+        kept = nms(boxes, scores, classes, iou=how.tile_iou, max_kept=how.max_detections)
+        return Detections(
+            boxes=boxes[kept].cpu().numpy(), scores=scores[kept].cpu().numpy(), classes=classes[kept].cpu().numpy()
+        )
+
+    def score(self, found: Sequence[Detections], truth: Sequence[Case]) -> dict[str, float]:
+        """COCO's mAP and mAR over IoU 0.10 to 0.50, and AP and AR at single thresholds, also for each class."""
+        boxes, classes = [case.boxes for case in truth], [case.classes for case in truth]
+        return coco.evaluate(found, boxes, classes, self.classes)
+
+    def _levels(self, output: DetectionOutput) -> tuple[AnchorLevel, ...]:
+        return anchor_levels(self._anchors, [m.shape[2:] for m in output.class_logits], self._strides)
+
+    def _candidates(
+        self,
+        levels: Sequence[AnchorLevel],
+        logits: Sequence[Float[Tensor, "ac x y z"]],
+        deltas: Sequence[Float[Tensor, "a6 x y z"]],
+        window: Sequence[int],
+    ) -> Candidates:
+        """The candidates of one window, from its maps."""
+        config = self._inference
+        parts = [
+            _level_candidates(*maps, floor=config.candidate_floor, most=config.candidates_per_level)
+            for maps in zip(levels, logits, deltas, strict=True)
+        ]
+        boxes, scores, classes = (torch.cat(column) for column in zip(*parts, strict=True))
+        boxes = _clipped(boxes, window)
+        solid = _has_volume(boxes)
+        return Candidates(boxes[solid], scores[solid], classes[solid])
+
+
+def _level_candidates(
+    level: AnchorLevel,
+    logits: Float[Tensor, "ac x y z"],
+    deltas: Float[Tensor, "a6 x y z"],
+    *,
+    floor: float,
+    most: int,
+) -> Candidates:
+    """The best `most` pairs of anchor and class with a score above the floor; only their boxes are decoded."""
+    flat = _finite(logits.flatten().float())
+    above = (flat > _logit(floor)).nonzero().squeeze(1)
+    best, chosen = flat[above].topk(min(most, len(above)))
+    channel, places = above[chosen] // level.num_places, above[chosen] % level.num_places
+    num_classes = len(logits) // level.num_shapes
+    shapes = channel // num_classes
+    rows = _finite(deltas.reshape(level.num_shapes, 6, -1)[shapes, :, places].float())
+    return Candidates(decode(rows, level.boxes_at(places, shapes)), best.sigmoid(), channel % num_classes)
+
+
+def _finite(values: Tensor) -> Tensor:
+    """The values, or a DataError: a broken network must not look like a scan without findings."""
+    if torch.isfinite(values.sum()):
+        return values
+    raise DataError(
+        "model.not_finite",
+        "The network's answer is not finite.",
+        remedy="Predict in float32 or bf16; if that does not help, the weights are broken: use an earlier epoch.",
+    )
+
+
+def _placed(start: Shape, found: Candidates, grid: Grid, how: DetectionMerge) -> Candidates:
+    """A window's candidates on the scan's grid, without what `how` drops before the suppression."""
+    offset = torch.tensor([*start, *start], dtype=torch.float32, device=found.boxes.device)
+    boxes = _clipped(found.boxes + offset, grid.shape)
+    sides_mm = (boxes[:, 3:] - boxes[:, :3]) * torch.tensor(grid.spacing_mm, device=boxes.device)
+    kept = (found.scores > how.score_floor) & _has_volume(boxes) & (sides_mm >= how.min_size_mm).all(dim=1)
+    return Candidates(boxes[kept], found.scores[kept], found.classes[kept])
+
+
+def _clipped(boxes: Float[Tensor, "n 6"], shape: Sequence[int]) -> Float[Tensor, "n 6"]:
+    limit = torch.tensor([*shape, *shape], dtype=torch.float32, device=boxes.device)
+    return boxes.clamp_min(0).minimum(limit)
+
+
+def _has_volume(boxes: Float[Tensor, "n 6"]) -> Bool[Tensor, " n"]:
+    return (boxes[:, 3:] > boxes[:, :3]).all(dim=1)
+
+
+def _logit(share: float) -> float:
+    if share <= 0 or share >= 1:
+        return -math.inf if share <= 0 else math.inf
+    return math.log(share / (1 - share))
