@@ -1,0 +1,108 @@
+"""Readers: scans and label maps from files, checked before a voxel is believed; volumes to NIfTI.
+
+A reader of one format checks a header and gives a `Stored`; `READERS` finds it by the file's suffix. What cannot be
+read exactly is refused with a stable code: `README.md` beside this file lists every code and what to do.
+
+Voxels keep the order of the file, axes (x y z); the grid says in LPS mm where they lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from voxray.readers.dicom import is_dicom, read_dicom
+from voxray.readers.info import Info, info_of
+from voxray.readers.metaimage import read_metaimage
+from voxray.readers.nifti import read_nifti
+from voxray.readers.nifti_writer import write_nifti
+from voxray.readers.nrrd import read_nrrd
+from voxray.readers.refusals import refusal
+from voxray.readers.stored import Stored, hounsfield, labels
+from voxray.volume import Volume
+
+Reader = Callable[[Path], Stored]
+
+READERS: dict[str, Reader] = {
+    ".nii.gz": read_nifti,
+    ".nii": read_nifti,
+    ".mhd": read_metaimage,
+    ".mha": read_metaimage,
+    ".nrrd": read_nrrd,
+    ".nhdr": read_nrrd,
+    ".dcm": read_dicom,
+    ".dicom": read_dicom,
+    ".ima": read_dicom,
+}
+"""By the end of the file's name, in any case. A folder, or a file with DICOM's mark, is DICOM whatever its name."""
+
+_SEGMENTATION = ".seg.nrrd"
+
+
+def read_volume(path: Path, *, series_uid: str | None = None) -> Volume:
+    """The scan at `path` in int16 HU, in its own orientation; a folder is a DICOM series.
+
+    `series_uid` names the series to read where a folder holds several.
+    """
+    if path.name.lower().endswith(_SEGMENTATION):
+        raise refusal(
+            "path.label_map",
+            path,
+            "is a segmentation, not an image.",
+            remedy="Give the image that it was drawn on.",
+        )
+    return hounsfield(_stored(path, series_uid))
+
+
+def read_label_map(path: Path) -> Volume:
+    """The label map at `path` as uint8, or as uint16 where a label is above 255."""
+    if _is_dicom(path):
+        raise refusal(
+            "path.not_label_map",
+            path,
+            "is DICOM; label maps are read from NIfTI, MetaImage and NRRD.",
+            remedy="Convert a DICOM SEG with dcmqi (segimage2itkimage) and give the result.",
+        )
+    return labels(_stored(path, None))
+
+
+def describe(path: Path, *, pixels: bool = False, series_uid: str | None = None) -> Info:
+    """What the scan at `path` is, from its headers; with `pixels` its voxels are read too, and their range given."""
+    return info_of(_stored(path, series_uid), pixels=pixels)
+
+
+def _stored(path: Path, series_uid: str | None) -> Stored:
+    try:
+        if _is_dicom(path):
+            return read_dicom(path, series_uid)
+        return _reader(path)(path)
+    except PermissionError as error:
+        raise refusal(
+            "path.unreadable", path, f"cannot be opened ({error.strerror}).", remedy="Allow reading it."
+        ) from None
+
+
+def _is_dicom(path: Path) -> bool:
+    if not path.exists():
+        raise refusal("path.missing", path, "does not exist.", remedy="Give the path of a scan.")
+    return path.is_dir() or (_suffix_reader(path) is None and is_dicom(path)) or _suffix_reader(path) is read_dicom
+
+
+def _suffix_reader(path: Path) -> Reader | None:
+    name = path.name.lower()
+    return next((reader for suffix, reader in READERS.items() if name.endswith(suffix)), None)
+
+
+def _reader(path: Path) -> Reader:
+    found = _suffix_reader(path)
+    if found is None:
+        raise refusal(
+            "path.unknown_format",
+            path,
+            f"is no known format; file names end in {', '.join(READERS)}, other files must be DICOM.",
+            remedy="Convert it to NIfTI (.nii.gz).",
+        )
+    return found
+
+
+__all__ = ["READERS", "Info", "describe", "read_label_map", "read_volume", "write_nifti"]

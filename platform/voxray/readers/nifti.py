@@ -1,0 +1,231 @@
+"""NIfTI-1 and NIfTI-2 in one file (.nii, .nii.gz): every field that matters is checked before a voxel is read.
+
+Decided where the format leaves room: the sform wins over the qform (a disagreement is reported as a warning); a file
+with neither is refused, because its orientation would be a guess; units that are not stated are millimetres, as every
+writer means them; a slope of 0 or NaN means that values are not scaled; compression is told from the file's first
+bytes, not from its name.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from jaxtyping import Float
+
+from voxray.readers.geometry import RAS_TO_LPS, grid_of, shape_of
+from voxray.readers.refusals import refusal
+from voxray.readers.stored import Stored
+from voxray.readers.streams import Source, StreamCodes, check_length, is_gzip, read_slices, read_start
+from voxray.volume import Grid, Shape
+
+Affine = Float[np.ndarray, "4 4"]
+
+_CODES = StreamCodes("nifti.truncated", "nifti.corrupt", "nifti.longer")
+_HEADERS: dict[int, tuple[Any, bytes, int, int]] = {
+    348: (nib.Nifti1Header, b"n+1\0", 344, 352),
+    540: (nib.Nifti2Header, b"n+2\0", 4, 544),
+}
+"""Header size -> nibabel's class, the magic of a single file, where it stands, the least data offset."""
+_DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
+_MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
+_AGAIN = "Copy or download the file again."
+
+
+def read_nifti(path: Path) -> Stored:
+    """The checked header of a NIfTI file, with its voxels behind it."""
+    header, version = _header(path)
+    shape = _shape(header, path)
+    dtype = _dtype(header, path)
+    grid, warnings = _grid(header, shape, path)
+    source = _source(header, shape, dtype, path)
+    check_length(source)
+    if path.name.lower().endswith(".gz") != (source.packing == "zlib"):
+        warnings.append("the name's ending does not tell whether the file is compressed; its content was followed")
+    return Stored(
+        path=path,
+        format=f"NIfTI-{version}",
+        grid=grid,
+        dtype=dtype.name,
+        slices=partial(read_slices, source),
+        warnings=tuple(warnings),
+    )
+
+
+def _header(path: Path) -> tuple[Any, int]:
+    if path.stat().st_size == 0:
+        raise refusal("nifti.empty", path, "is empty (0 bytes).", remedy=_AGAIN)
+    block = read_start(path, 544)
+    for size, (kind, magic, place, _) in _HEADERS.items():
+        for order in "<>":
+            if len(block) >= 4 and struct.unpack(f"{order}i", block[:4])[0] == size:
+                if len(block) < size:
+                    raise refusal("nifti.truncated", path, "ends within its header.", remedy=_AGAIN)
+                _check_magic(block[place : place + 4], magic, path)
+                return kind(block[:size], endianness=order, check=False), 1 if size == 348 else 2
+    raise refusal("nifti.not_nifti", path, "does not start with a NIfTI header.", remedy=_AGAIN)
+
+
+def _check_magic(found: bytes, wanted: bytes, path: Path) -> None:
+    if found == wanted:
+        return
+    if found in (b"ni1\0", b"ni2\0"):
+        raise refusal(
+            "nifti.pair",
+            path,
+            "is the header of a pair of files (.hdr and .img).",
+            remedy="Convert the pair to one .nii.gz file.",
+        )
+    raise refusal(
+        "nifti.bad_magic",
+        path,
+        f"has the magic bytes {found!r}; a NIfTI file has {wanted!r}.",
+        remedy="Convert the volume (Analyze 7.5 holds no orientation) to NIfTI again from the original images.",
+    )
+
+
+def _shape(header: Any, path: Path) -> Shape:
+    dim = [int(value) for value in header["dim"]]
+    if not 1 <= dim[0] <= 7:
+        raise refusal(
+            "nifti.bad_dim", path, f"says that it has {dim[0]} dimensions; 3 are allowed.", remedy="Export it again."
+        )
+    sizes = dim[1 : dim[0] + 1]
+    if len(sizes) < 3:
+        raise refusal(
+            "nifti.not_3d",
+            path,
+            f"has {len(sizes)} dimensions; 3 are needed.",
+            remedy="Give a volume; a single slice needs a third side of 1.",
+        )
+    if any(size != 1 for size in sizes[3:]):
+        raise refusal(
+            "nifti.four_d",
+            path,
+            f"has the sides {' x '.join(map(str, sizes))}; one 3D volume with one value per voxel is needed.",
+            remedy="Split it into 3D volumes and give one of them.",
+        )
+    return shape_of(sizes[:3], path)
+
+
+def _dtype(header: Any, path: Path) -> np.dtype[Any]:
+    code, bits = int(header["datatype"]), int(header["bitpix"])
+    if code not in _DTYPES:
+        raise refusal(
+            "nifti.datatype",
+            path,
+            f"has the datatype code {code}; one integer or real number per voxel is needed (not colour or complex).",
+            remedy="Write the volume as int16 (images) or uint8 (label maps).",
+        )
+    dtype = np.dtype(_DTYPES[code]).newbyteorder(header.endianness)
+    if bits != dtype.itemsize * 8:
+        raise refusal(
+            "nifti.datatype",
+            path,
+            f"says that a voxel of {dtype.name} has {bits} bits, not {dtype.itemsize * 8}.",
+            remedy="The header is damaged; export the volume again.",
+        )
+    return dtype
+
+
+def _source(header: Any, shape: Shape, dtype: np.dtype[Any], path: Path) -> Source:
+    offset, least = float(header["vox_offset"]), _HEADERS[int(header["sizeof_hdr"])][3]
+    if not (math.isfinite(offset) and offset.is_integer() and least <= offset < 2**31):
+        raise refusal(
+            "nifti.bad_offset",
+            path,
+            f"says that its voxels start at byte {offset:g}; {least} is the first possible place.",
+            remedy="The header is damaged; export the volume again.",
+        )
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if math.isnan(slope) or slope == 0.0:
+        slope, intercept = 1.0, 0.0
+    if not (math.isfinite(slope) and math.isfinite(intercept)):
+        raise refusal(
+            "nifti.bad_scaling",
+            path,
+            f"has the scaling slope {slope:g} and intercept {intercept:g}; both must be numbers.",
+            remedy="Write the volume again with slope 1 and intercept 0.",
+        )
+    with path.open("rb") as file:
+        packed = is_gzip(file.read(2))
+    return Source(
+        path=path,
+        packing="zlib" if packed else "raw",
+        dtype=dtype,
+        shape=shape,
+        codes=_CODES,
+        skip=int(offset),
+        slope=slope,
+        intercept=intercept,
+    )
+
+
+def _grid(header: Any, shape: Shape, path: Path) -> tuple[Grid, list[str]]:
+    warnings: list[str] = []
+    units = int(header["xyzt_units"]) & 7
+    if units not in _MILLIMETRES:
+        raise refusal(
+            "nifti.bad_units",
+            path,
+            f"has the unit code {units} for lengths; metre, millimetre and micron are known.",
+            remedy="Write the volume again in millimetres.",
+        )
+    if units in (1, 3):
+        warnings.append(f"lengths are in {'metres' if units == 1 else 'microns'} and were converted to millimetres")
+    to_mm = np.diag([_MILLIMETRES[units]] * 3 + [1.0])
+    if int(header["sform_code"]) > 0:
+        grid = grid_of(to_mm @ RAS_TO_LPS @ header.get_sform(), shape, path)
+        warnings += _beside_sform(header, grid, to_mm)
+        return grid, warnings
+    if int(header["qform_code"]) > 0:
+        return grid_of(to_mm @ RAS_TO_LPS @ _qform(header, path), shape, path), warnings
+    raise refusal(
+        "nifti.no_orientation",
+        path,
+        "has neither a qform nor an sform, so that its orientation is not known.",
+        remedy="Convert it again from DICOM, or set the sform if you know it (nibabel: image.set_sform(affine, 1)).",
+    )
+
+
+def _qform(header: Any, path: Path) -> Affine:
+    spacing = [float(side) for side in header["pixdim"][1:4]]
+    if not all(math.isfinite(side) and side > 0 for side in spacing):
+        raise refusal(
+            "nifti.bad_pixdim",
+            path,
+            f"has the voxel sides {spacing} beside a qform; they must be positive.",
+            remedy="Write the true spacing into pixdim, in millimetres.",
+        )
+    try:
+        return np.asarray(header.get_qform(), np.float64)
+    except (ValueError, nib.spatialimages.HeaderDataError) as error:
+        raise refusal(
+            "nifti.bad_qform",
+            path,
+            f"has a qform that is no rotation ({error}).",
+            remedy="Restore the geometry from the original images.",
+        ) from None
+
+
+def _beside_sform(header: Any, grid: Grid, to_mm: Affine) -> list[str]:
+    """What a qform or pixdim says against the sform, which wins."""
+    warnings = []
+    spacing = [float(side) * to_mm[0, 0] for side in header["pixdim"][1:4]]
+    if not np.allclose(spacing, grid.spacing_mm, rtol=1e-3):
+        text = " x ".join(f"{side:.6g}" for side in spacing)
+        warnings.append(f"pixdim says {text} mm, against the sform, which was followed")
+    if int(header["qform_code"]) > 0:
+        try:
+            other = Grid.from_affine(to_mm @ RAS_TO_LPS @ np.asarray(header.get_qform(), np.float64), grid.shape)
+            differ = not grid.is_close(other, tolerance_mm=0.1 * min(grid.spacing_mm))
+        except (ValueError, nib.spatialimages.HeaderDataError):
+            differ = True
+        if differ:
+            warnings.append("qform and sform place the volume differently; the sform was followed")
+    return warnings

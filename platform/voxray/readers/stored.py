@@ -1,0 +1,158 @@
+"""A volume as its header describes it, and its voxels as Hounsfield units or labels.
+
+Every format gives a `Stored`: the header is checked, no voxel is read yet. Voxels then come slice by slice and are
+converted as they come, so that memory holds the answer and a few slices, also where the file stores float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxray.readers.refusals import refusal
+from voxray.volume import Grid, Volume
+
+Rows = NDArray[Any]
+"""One slice (y x)."""
+
+_SLICES_AT_ONCE = 16
+_LABEL_TOLERANCE = 1e-3
+"""A stored label may differ this much from a whole number, for what scaling by a float32 slope leaves."""
+_HU = np.iinfo(np.int16)
+
+
+class Slice(NamedTuple):
+    """One slice in stored values, and the way to what they mean: value = stored * slope + intercept.
+
+    The array may be overwritten when the next slice is asked for.
+    """
+
+    values: Rows
+    slope: float = 1.0
+    intercept: float = 0.0
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a checked header says, and the voxels behind it, slice by slice along z."""
+
+    path: Path
+    format: str
+    """Such as ``NIfTI-1`` or ``DICOM series``."""
+    grid: Grid
+    dtype: str
+    """The stored type, by its numpy name."""
+    slices: Callable[[], Iterator[Slice]]
+    modality: str | None = None
+    """None where the format does not tell."""
+    series_uid: str | None = None
+    num_files: int = 1
+    warnings: tuple[str, ...] = ()
+
+
+def hounsfield(stored: Stored) -> Volume:
+    """The volume in int16 HU; fractions are rounded, anything that int16 cannot hold is refused."""
+    return Volume(_gather(stored, np.dtype(np.int16), _to_hounsfield), stored.grid)
+
+
+def labels(stored: Stored) -> Volume:
+    """The label map as uint8, or uint16 where a label is above 255; anything but whole numbers is refused."""
+    voxels = _gather(stored, np.dtype(np.uint16), _to_labels)
+    return Volume(voxels.astype(np.uint8) if voxels.max() <= np.iinfo(np.uint8).max else voxels, stored.grid)
+
+
+def _gather(stored: Stored, dtype: np.dtype[Any], convert: Callable[[Slice, Path], Rows]) -> Any:
+    """All slices, converted, as one C-ordered array (x y z).
+
+    Slices are turned over in blocks, so that what is read and what is written stay in the cache.
+    """
+    shape_x, shape_y, shape_z = stored.grid.shape
+    result = np.empty((shape_x, shape_y, shape_z), dtype)
+    block = np.empty((_SLICES_AT_ONCE, shape_y, shape_x), dtype)
+    filled = done = 0
+    for one in stored.slices():
+        block[filled] = convert(one, stored.path)
+        filled += 1
+        if filled == _SLICES_AT_ONCE or done + filled == shape_z:
+            # In two steps, because numpy moves (z y x) to (y x z) much faster than to (x y z).
+            by_row = np.ascontiguousarray(block[:filled].transpose(1, 2, 0))
+            result[:, :, done : done + filled] = by_row.transpose(1, 0, 2)
+            done, filled = done + filled, 0
+    assert done == shape_z, (stored.path, done, shape_z)
+    return result
+
+
+def _to_hounsfield(one: Slice, path: Path) -> Rows:
+    if one.values.dtype == np.int16 and (one.slope, one.intercept) == (1.0, 0.0):
+        return one.values
+    values = _rounded(one, path)
+    low, high = values.min(), values.max()
+    if low < _HU.min or high > _HU.max:
+        raise refusal(
+            "voxels.range",
+            path,
+            f"holds values from {low:.0f} to {high:.0f}; Hounsfield units must lie within {_HU.min} to {_HU.max}.",
+            remedy="Check the rescale slope and intercept, or clip the values to that range before import.",
+        )
+    return values.astype(np.int16)
+
+
+def _rounded(one: Slice, path: Path) -> Rows:
+    """The meant values, whole numbers; integers stay integers where slope and intercept allow it."""
+    whole = one.slope == 1.0 and float(one.intercept).is_integer() and abs(one.intercept) < 2**31
+    if whole and one.values.dtype.kind in "iu" and one.values.dtype.itemsize <= 2:
+        shifted: Rows = np.add(one.values, np.int32(one.intercept), dtype=np.int32)
+        return shifted
+    rounded: Rows = np.rint(_scaled(one, path))
+    return rounded
+
+
+def _scaled(one: Slice, path: Path) -> Rows:
+    # uint64 and int64 lose their last bits here; nothing that passes the range check is that large.
+    values: Rows = one.values.astype(np.float64)
+    values *= one.slope
+    values += one.intercept
+    if not np.isfinite(values).all():
+        raise refusal(
+            "voxels.not_finite",
+            path,
+            f"holds {np.count_nonzero(~np.isfinite(values))} NaN or infinite values in one slice; "
+            "every voxel must be a number.",
+            remedy="Write the scan again with those voxels set to a Hounsfield value such as -1024 (air).",
+        )
+    return values
+
+
+def _to_labels(one: Slice, path: Path) -> Rows:
+    if one.values.dtype == np.uint8 and (one.slope, one.intercept) == (1.0, 0.0):
+        return one.values.astype(np.uint16)
+    values = _scaled(one, path)
+    nearest = np.rint(values)
+    if np.abs(values - nearest).max() > _LABEL_TOLERANCE:
+        first = values[np.abs(values - nearest) > _LABEL_TOLERANCE][0]
+        raise refusal(
+            "labels.fraction",
+            path,
+            f"holds the label {first:.6g}; labels must be whole numbers.",
+            remedy="Resample label maps with nearest neighbour and write them as integers.",
+        )
+    if nearest.min() < 0:
+        raise refusal(
+            "labels.negative",
+            path,
+            f"holds the label {nearest.min():.0f}; labels must be 0 (background) or above.",
+            remedy="Set negative labels to 0 or to a class of their own.",
+        )
+    if nearest.max() > np.iinfo(np.uint16).max:
+        raise refusal(
+            "labels.range",
+            path,
+            f"holds the label {nearest.max():.0f}; labels must be at most {np.iinfo(np.uint16).max}.",
+            remedy="Number the labels 1, 2, 3 and so on.",
+        )
+    return nearest.astype(np.uint16)
