@@ -36,7 +36,8 @@ def parse(kind: type[C], data: Mapping[str, Any], *, where: str, context: Mappin
     try:
         return kind.model_validate(dict(data), context=dict(context or {}))
     except ValidationError as error:
-        raise ConfigError("\n".join(_sentence(kind, e, where) for e in error.errors())) from None
+        sentences = dict.fromkeys(_sentence(kind, e, where=where, data=data) for e in error.errors())
+        raise ConfigError("\n".join(sentences)) from None
 
 
 def read(kind: type[C], path: Path, *, context: Mapping[str, Any] | None = None) -> C:
@@ -106,33 +107,66 @@ def _without_none(value: Any) -> Any:
     return value
 
 
-def _sentence(kind: type[BaseModel], error: Any, where: str) -> str:
-    location = [str(part) for part in error["loc"]]
-    field = ".".join(location) or "(top level)"
+def _sentence(kind: type[BaseModel], error: Any, *, where: str, data: Mapping[str, Any]) -> str:
+    location = _as_written(data, error["loc"])
+    place = ": ".join([where, ".".join(location)]) if location else where
     if error["type"] == "extra_forbidden":
-        known = _known_fields(kind, location[:-1])
+        known = _known_fields(kind, location[:-1], data)
         near = difflib.get_close_matches(location[-1], known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"allowed are {', '.join(sorted(known)) or 'none'}."
-        return f"{where}: {field}: no such field; {hint}"
+        return f"{place}: no such field; {hint}"
     if error["type"] == "missing":
-        return f"{where}: {field}: is required and missing; add it."
-    message = str(error["msg"]).removeprefix("Value error, ")
+        return f"{place}: is required and missing; add it."
+    if error["type"] == "union_tag_invalid":
+        return f"{place}: kind must be one of {error['ctx']['expected_tags']}, got {error['ctx']['tag']!r}"
+    if error["type"] == "union_tag_not_found":
+        return f"{place}: needs a kind, to say which group of fields it is."
+    if error["type"] == "model_type":
+        return f"{place}: must be a group of fields, got {error['input']!r}"
+    message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
     came = "" if error["type"] == "value_error" else f", got {error['input']!r}"
-    return f"{where}: {field}: {message}{came}"[:600]
+    return f"{place}: {message}{came}"[:600]
 
 
-def _known_fields(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
-    """The field names at a dotted place; a union contributes those of the member that the path names."""
+def _as_written(data: Any, location: Sequence[str | int]) -> list[str]:
+    """The place of an error without what nobody wrote: a group's kind, a union's member, a list around one value."""
+    path: list[str] = []
+    node: Any = data
+    for part in location:
+        if isinstance(node, Mapping):
+            added = part not in node and (isinstance(part, int) or part == node.get("kind"))
+        else:
+            added = isinstance(part, str) and node is not None
+        if not added:
+            path.append(str(part))
+            node = _at(node, part)
+    return path
+
+
+def _at(node: Any, part: str | int) -> Any:
+    if isinstance(node, Mapping):
+        return node.get(part)
+    if isinstance(node, Sequence) and not isinstance(node, str) and isinstance(part, int) and part < len(node):
+        return node[part]
+    return None
+
+
+def _known_fields(kind: type[BaseModel], path: Sequence[str], data: Mapping[str, Any]) -> list[str]:
+    """The field names at a dotted place; of several possible groups those of the one whose kind is written there."""
     models: list[type[BaseModel]] = [kind]
+    node: Any = data
     for name in path:
+        node = _at(node, int(name) if name.isdigit() else name)
         found = [
             m
             for model in models
             if name in model.model_fields
             for m in _models_in(model.model_fields[name].annotation)
         ]
-        tagged = [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == name]
-        models = found or tagged or models
+        found = [*found, *(extended for model in found for extended in model.__subclasses__())] or models
+        written = node.get("kind") if isinstance(node, Mapping) else None
+        tagged = [m for m in found if "kind" in m.model_fields and m.model_fields["kind"].default == written]
+        models = tagged or found
     return sorted({name for model in models for name in model.model_fields})
 
 
