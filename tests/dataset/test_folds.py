@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voxray.dataset import CaseSource, num_folds, split
-from voxray.dataset.folds import CsvSides, Folds, Holdout, KFold, Lists, Luna16Subsets, SortedTail
+from voxray.dataset.folds import CsvSides, Folds, Holdout, KFold, Lists, Luna16Subsets, NoFolds, SortedTail
 from voxray.errors import ConfigError
 
 
@@ -80,6 +80,14 @@ def test_no_fold_trains_on_all_but_the_test_set() -> None:
     assert len(found.train) == 16
     assert found.val == ()
     assert found.test_ids == split(cases, KFold(test_share=0.2), 3).test_ids
+
+
+def test_a_dataset_without_folds_trains_on_all_or_not_at_all() -> None:
+    cases = cohort([1])
+    assert num_folds(NoFolds()) == 0
+    assert split(cases, NoFolds(), None).train == tuple(cases)
+    with pytest.raises(ConfigError, match=r"fold 0: folds\.kind 'none' has no folds"):
+        split(cases, NoFolds(), 0)
 
 
 @pytest.mark.parametrize(("folds", "allowed"), [(KFold(num_folds=3), "0 to 2"), (Holdout(), "the fold 0")])

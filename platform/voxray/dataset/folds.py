@@ -85,7 +85,15 @@ class Luna16Subsets(Config):
     seed: NonNegativeInt = 0
 
 
-Folds = Annotated[KFold | Holdout | SortedTail | Lists | CsvSides | Luna16Subsets, Field(discriminator="kind")]
+class NoFolds(Config):
+    """No split: every case trains at once, or the dataset only scores runs of another."""
+
+    kind: Literal["none"] = "none"
+
+
+Folds = Annotated[
+    KFold | Holdout | SortedTail | Lists | CsvSides | Luna16Subsets | NoFolds, Field(discriminator="kind")
+]
 
 
 class Split(NamedTuple):
@@ -112,17 +120,21 @@ class Split(NamedTuple):
 
 
 def num_folds(folds: Folds) -> int:
-    """How many folds there are."""
+    """How many folds there are; 0 where the dataset is not split."""
     if isinstance(folds, KFold):
         return folds.num_folds
     if isinstance(folds, Luna16Subsets):
         return 10
+    if isinstance(folds, NoFolds):
+        return 0
     return count_lists(folds.file) if isinstance(folds, Lists) else 1
 
 
 def split(cases: Sequence[CaseSource], folds: Folds, fold: int | None) -> Split:
     """The sides of one fold; no patient is on two of them. `fold` None trains on all but the test set."""
     allowed = num_folds(folds)
+    if fold is not None and allowed == 0:
+        raise ConfigError(f"fold {fold}: folds.kind 'none' has no folds; give no fold, or describe folds.")
     if fold is not None and not 0 <= fold < allowed:
         names = "0" if allowed == 1 else f"0 to {allowed - 1}"
         raise ConfigError(f"fold {fold}: folds.kind '{folds.kind}' has the fold{'s' * (allowed > 1)} {names}.")
@@ -155,6 +167,8 @@ def _sides(cases: Sequence[CaseSource], folds: Folds, fold: int) -> Sides:
             return by_ids(cases, sides, where=folds.file, partial=folds.partial)
         case Luna16Subsets():
             return _hold_out_subset(cases, folds, fold)
+        case NoFolds():
+            return Sides(train=frozenset(case.case_id for case in cases), val=frozenset(), test=frozenset())
 
 
 def _deal(cases: Sequence[CaseSource], folds: KFold, fold: int) -> Sides:
