@@ -55,6 +55,11 @@ def test_root_takes_variables_from_the_environment(tmp_path: Path, monkeypatch: 
     assert read_dataset(path, root=tmp_path).root == str(tmp_path)
 
 
+def test_root_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    assert read_dataset(write(tmp_path, 'root = "~/ct"\n' + MINIMAL)).root == str(tmp_path / "me/ct")
+
+
 def test_any_path_takes_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path, MINIMAL.replace('"labels/', '"${SCANS_OF_TODAY}/labels/'))
     monkeypatch.setenv("SCANS_OF_TODAY", "/elsewhere")

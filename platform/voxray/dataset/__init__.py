@@ -103,7 +103,7 @@ class Dataset(Config):
     licence: str
     """It binds whatever is trained on the data; `unknown` is an answer too."""
     root: str = "."
-    """The folder of the data, relative to the dataset's file; `${VARIABLES}` are taken from the environment."""
+    """The folder of the data, relative to the dataset's file; `~` and `${VARIABLES}` are taken from the environment."""
     classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=255)]
     """Foreground names, in order: detection class k is ``classes[k]``, label k is ``classes[k - 1]``."""
     images: ImagesConfig
@@ -142,7 +142,8 @@ def read_dataset(path: str | Path, *, root: str | Path | None = None) -> Dataset
     else:
         written = data.get("root", ".")
         try:
-            folder = path.absolute().parent / expand_variables(written if isinstance(written, str) else ".")
+            text = expand_variables(written if isinstance(written, str) else ".")
+            folder = path.absolute().parent / Path(text).expanduser()
         except ValueError as error:
             raise ConfigError(f"{path}: root: {error}, or give the folder with --root DIR.") from None
     if isinstance(data.get("root", "."), str):
