@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+
+from voxray.batch import Batch
+from voxray.case import Case
+from voxray.errors import ConfigError
+from voxray.losses import local
+from voxray.outputs import SegmentationOutput
+from voxray.recipe import Recipe, SegmentationMerge
+from voxray.recipes import read_recipe
+from voxray.tasks import build_task
+from voxray.tasks.segmentation import SegmentationTask, without_small_components
+from voxray.tasks.stitch import label_slabs
+from voxray.volume import Grid, Shape, Volume
+from voxray.windows import blend_weights, place
+
+PLAIN = SegmentationMerge()
+
+
+def _recipe(blend: str = "gaussian") -> Recipe:
+    return read_recipe("spleen", [f"inference.blend={blend}"])
+
+
+def _grid(shape: Shape, spacing_mm: float = 1.0) -> Grid:
+    return Grid(shape, (spacing_mm,) * 3, (0.0, 0.0, 0.0), (-1, 0, 0, 0, -1, 0, 0, 0, 1))
+
+
+def _case(labels: NDArray[np.uint8]) -> Case:
+    x, y, z = labels.shape
+    image = Volume(np.zeros(labels.shape, np.int16), _grid((x, y, z)))
+    return Case("case", "patient", image, np.zeros((0, 6)), np.zeros(0, np.int64), labels)
+
+
+def _windows(logits: Tensor, starts: list[Shape], window: Shape) -> Iterator[tuple[Shape, Tensor]]:
+    """What a network would give for each window that the whole scan's `logits` are known for."""
+    for start in starts:
+        corner = [slice(first, first + side) for first, side in zip(start, window, strict=True)]
+        part = logits[:, *corner]
+        missing = [side - length for side, length in zip(window, part.shape[1:], strict=True)]
+        yield start, torch.nn.functional.pad(part, (0, missing[2], 0, missing[1], 0, missing[0]), value=99.0)
+
+
+def _ordered(shape: Shape, window: Shape, overlap: float, stride: Shape) -> list[Shape]:
+    longest = int(np.argmax(shape))
+    return sorted(place(shape, window, overlap, stride), key=lambda start: (start[longest], start))
+
+
+def _stitched_whole(windows: list[tuple[Shape, Tensor]], shape: Shape, blend: str) -> NDArray[np.uint8]:
+    """All classes for the whole scan, as it is done elsewhere: blend, divide, softmax, argmax."""
+    window = windows[0][1].shape[1:]
+    weights = blend_weights((window[0], window[1], window[2]), blend)  # type: ignore[arg-type]
+    padded = [length + side for length, side in zip(shape, window, strict=True)]
+    sums, total = torch.zeros((len(windows[0][1]), *padded), dtype=torch.float64), torch.zeros(padded)
+    for start, logits in windows:
+        corner = [slice(first, first + side) for first, side in zip(start, window, strict=True)]
+        sums[:, *corner] += logits.double() * weights
+        total[*corner] += weights
+    mean = (sums / total.clamp_min(1e-9))[:, : shape[0], : shape[1], : shape[2]]
+    return mean.softmax(0).argmax(0).numpy().astype(np.uint8)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.tuples(*(st.integers(5, 30) for _ in range(3))),
+    st.sampled_from([(8, 8, 8), (16, 8, 12), (8, 16, 4)]),
+    st.sampled_from([0.0, 0.25, 0.5, 0.75]),
+    st.sampled_from(["constant", "gaussian"]),
+    st.integers(0, 2**32 - 1),
+)
+def test_streamed_labels_equal_those_of_the_whole_scan(
+    shape: Shape, window: Shape, overlap: float, blend: str, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    starts = _ordered(shape, window, overlap, (4, 4, 4))
+    windows = [(start, torch.randn((5, *window), generator=generator)) for start in starts]
+    task = SegmentationTask(_recipe(blend), ["a", "b", "c", "d"])
+    answer = task.merge(iter(windows), _grid(shape), PLAIN)
+    np.testing.assert_array_equal(answer.voxels, _stitched_whole(windows, shape, blend))
+
+
+def test_one_answer_per_window_and_back() -> None:
+    logits = torch.randn((3, 24, 20, 16), generator=torch.Generator().manual_seed(0))
+    task = SegmentationTask(_recipe(), ["a", "b"])
+    starts = _ordered((24, 20, 16), (8, 8, 8), 0.5, (4, 4, 4))
+    batch = torch.stack([window for _, window in _windows(logits, starts, (8, 8, 8))])
+    decoded = task.decode(SegmentationOutput(batch))
+    answer = task.merge(zip(starts, decoded, strict=True), _grid((24, 20, 16)), PLAIN)
+    np.testing.assert_array_equal(answer.voxels, logits.argmax(0).numpy())
+    assert answer.voxels.dtype == np.uint8
+
+
+def test_slabs_are_given_as_soon_as_the_windows_have_passed() -> None:
+    """Only one window's thickness is ever kept: windows are pulled no faster than slabs are finished."""
+    pulled: list[int] = []
+
+    def windows() -> Iterator[tuple[Shape, Tensor]]:
+        for start in range(0, 64, 8):
+            pulled.append(start)
+            yield (start, 0, 0), torch.zeros((2, 16, 4, 4))
+
+    seen = [
+        (first, len(slab), pulled[-1]) for first, slab in label_slabs(windows(), (72, 4, 4), axis=0, blend="constant")
+    ]
+    assert seen[:3] == [(0, 8, 8), (8, 8, 16), (16, 8, 24)]
+    assert seen[-1] == (56, 16, 56)
+
+
+def test_windows_out_of_order_are_our_mistake() -> None:
+    windows = [((8, 0, 0), torch.zeros((2, 8, 8, 8))), ((0, 0, 0), torch.zeros((2, 8, 8, 8)))]
+    with pytest.raises(AssertionError, match="out of order"):
+        list(label_slabs(windows, (16, 8, 8), axis=0, blend="constant"))
+
+
+def test_small_components_become_background() -> None:
+    labels = np.zeros((10, 10, 10), np.uint8)
+    labels[:3, :3, :3] = 1
+    labels[5, 5, 5] = 1
+    labels[3, 3, 3] = 2  # touches the cube's corner, but is another class
+    labels[6, 6, 6] = 1  # touches [5, 5, 5] by a corner: one component of two voxels
+    kept = without_small_components(labels, smallest_vox=2.5)
+    assert np.count_nonzero(kept) == 27
+    np.testing.assert_array_equal(without_small_components(labels, smallest_vox=2.0) == 1, labels == 1)
+    task = SegmentationTask(_recipe(), ["a", "b"])
+    logits = torch.nn.functional.one_hot(torch.from_numpy(labels).long(), 3).movedim(-1, 0).float()
+    how = SegmentationMerge(min_component_mm3=2.5 * 8)
+    answer = task.merge([((0, 0, 0), logits)], _grid((10, 10, 10), spacing_mm=2.0), how)
+    np.testing.assert_array_equal(answer.voxels, kept)
+
+
+def test_score_leaves_out_what_has_no_truth() -> None:
+    truth = np.zeros((4, 4, 4), np.uint8)
+    truth[:2] = 1
+    found = truth.copy()
+    found[1] = 3
+    task = SegmentationTask(_recipe(), ["spleen", "liver", "kidney"])
+    score = task.score([Volume(found, _grid((4, 4, 4)))] * 2, [_case(truth), _case(np.zeros_like(truth))])
+    assert score == {"dice": pytest.approx(2 / 3), "dice/spleen": pytest.approx(2 / 3)}
+    nothing = task.score([Volume(found, _grid((4, 4, 4)))], [_case(np.zeros_like(truth))])
+    assert set(nothing) == {"dice"}
+    assert np.isnan(nothing["dice"])
+
+
+def test_loss_falls_with_a_better_answer() -> None:
+    labels = torch.zeros((1, 8, 8, 8), dtype=torch.uint8)
+    labels[:, 2:5] = 1
+    task = build_task(_recipe(), ["spleen"])
+    batch = Batch(
+        torch.zeros((1, 1, 8, 8, 8)), torch.zeros((1, 0, 6)), torch.zeros((1, 0), dtype=torch.int64), labels
+    )
+    good = torch.nn.functional.one_hot(labels.long(), 2).movedim(-1, 1).float()
+    losses = [sum(task.loss(SegmentationOutput(scale * good), batch, local).values()) for scale in (-3, 0, 3, 9)]
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_more_classes_than_a_label_map_holds_are_refused() -> None:
+    with pytest.raises(ConfigError, match="at most 255 classes, got 256"):
+        SegmentationTask(_recipe(), [str(index) for index in range(256)])
+
+
+@pytest.mark.data
+def test_real_abdomen_comes_back_from_its_own_windows(shared_data: Path) -> None:
+    """TotalSegmentator's labels of a real abdomen, as logits in overlapping windows, give Dice 1 for every class."""
+    path = shared_data / "abdomen" / "TS_example_ct_labels117_fast.nii.gz"
+    labels = np.ascontiguousarray(np.asarray(nibabel.load(path).dataobj), np.uint8)[:64, :80, :72]  # type: ignore[attr-defined]
+    shape = (64, 80, 72)
+    starts = _ordered(shape, (32, 32, 32), 0.25, (8, 8, 8))
+
+    def windows() -> Iterator[tuple[Shape, Tensor]]:
+        for x, y, z in starts:
+            part = np.zeros((32, 32, 32), np.int64)
+            inside = labels[x : x + 32, y : y + 32, z : z + 32]
+            part[tuple(slice(side) for side in inside.shape)] = inside
+            yield (x, y, z), torch.nn.functional.one_hot(torch.from_numpy(part), 118).movedim(-1, 0).half()
+
+    names = [str(index) for index in range(1, 118)]
+    task = SegmentationTask(_recipe(), names)
+    answer = task.merge(windows(), _grid(shape), PLAIN)
+    score = task.score([answer], [_case(labels)])
+    assert score["dice"] == 1.0
+    assert len(score) == 1 + len(np.unique(labels[labels > 0]))
