@@ -103,7 +103,7 @@ class Dataset(Config):
     licence: str
     """It binds whatever is trained on the data; `unknown` is an answer too."""
     root: str = "."
-    """The folder of the data, relative to the dataset's file; `~` and `${VARIABLES}` are taken from the environment."""
+    """The folder of the data, relative to the dataset's file; `~` and `${VARIABLES}` are filled in."""
     classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=255)]
     """Foreground names, in order: detection class k is ``classes[k]``, label k is ``classes[k - 1]``."""
     images: ImagesConfig
