@@ -80,31 +80,45 @@ def _options(
 @verb("info")
 def info(
     path: Annotated[Path, typer.Argument(help="A scan: a volume file, or a folder of DICOM slices.")],
+    pixels: Annotated[
+        bool, typer.Option("--pixels", help="Read the voxels too: checks them, gives the range.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
 ) -> None:
-    """Say what a scan is: its grid, its values, and what is wrong with it."""
+    """Say what a scan is, from its headers: its grid, and what is worth knowing about it."""
     import json
 
     from voxray.readers import describe
 
-    found = describe(path)
+    found = describe(path, pixels=pixels).to_dict()
     if as_json:
-        print(json.dumps(found, indent=2, default=str))
+        print(json.dumps(found, indent=2))
     else:
-        _show(_table(str(path), ("", ""), [(key, _text(value)) for key, value in found.items()]))
+        _show(_table("", ("", ""), [(key, _text(value)) for key, value in found.items() if value is not None]))
 
 
 @verb("check")
 def check(
     dataset: Annotated[Path, typer.Argument(help="A dataset's file.")],
     root: Root = None,
-    workers: Workers = 1,
 ) -> None:
-    """Read every scan and annotation of a dataset, and list every problem."""
+    """Read every scan and annotation of a dataset, and list every problem with what to do."""
+    from voxray.dataset import read_dataset
     from voxray.pipelines.check import check as run_check
 
-    report = run_check(dataset, root=root, workers=workers, progress=_progress())
-    print(report)
+    report = run_check(read_dataset(dataset, root=root), progress=_progress())
+    for problem in report.problems:
+        where = f"case {problem.case_id}: " if problem.case_id else ""
+        _complain(f"{where}[{problem.code}] {problem.message} {problem.remedy}")
+    objects, cases = report.objects_of_class, report.cases_of_class
+    rows = [(name, str(cases[name]), str(objects[name])) for name in report.classes]
+    _show(_table(f"dataset {report.dataset}", ("class", "cases", "objects"), rows))
+    _say(
+        f"{len(report.cases)} of {report.num_cases} cases of {report.num_patients} patients are fine, "
+        f"{report.num_empty} of them hold nothing; {len(report.problems)} problems."
+    )
+    if report.problems:
+        raise typer.Exit(1)
 
 
 @verb("toy")
@@ -247,7 +261,7 @@ def _progress() -> Any:
 def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     from rich.table import Table as RichTable
 
-    table = RichTable(title=title, show_header=any(header))
+    table = RichTable(title=title or None, show_header=any(header), title_justify="left")
     for name in header:
         table.add_column(name)
     for row in rows:

@@ -16,6 +16,8 @@ from voxray.volume import Grid, Shape, Vector, Volume
 
 ANCHOR_VOX = 8.0
 STRIDE = 4
+RAMP_MM = 4.0
+SPACING_MM = (1.0, 1.25, 0.8)
 
 
 class BrightConfig(NetworkConfig):
@@ -54,14 +56,16 @@ class BrightLabels(nn.Module):
 
 
 class BrightBoxes(nn.Module):
-    """One certain anchor, at the place of the bright region's centre, with the deltas of its box.
+    """One certain anchor, at the place of the bright ball's centre, with the deltas of its box.
 
-    A region that touches the window's border is left to the window that holds it whole.
+    Centre and sides come from the first and second moments of the brightness (a ball of radius r has the variance
+    r * r / 5 along each axis), so they are good to a small part of a voxel. A ball that comes near the window's
+    border is left to the window that holds it whole.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.threshold = nn.Parameter(torch.tensor(0.5))
+        self.threshold = nn.Parameter(torch.tensor(0.05))
 
     def forward(self, images: Tensor) -> DetectionOutput:
         """Maps at a stride of 4 with one anchor of 8 x 8 x 8 voxels a place."""
@@ -69,33 +73,41 @@ class BrightBoxes(nn.Module):
         places = [side // STRIDE for side in sides]
         logits = images.new_full((batch, 1, *places), -20.0)
         deltas = images.new_zeros((batch, 6, *places))
-        for index in range(batch):
-            bright = torch.nonzero(images[index, 0] > self.threshold).float()
-            if len(bright) == 0:
+        for index, image in enumerate(images[:, 0].double()):
+            bright = torch.nonzero(image > self.threshold)
+            if len(bright) == 0 or (bright == 0).any() or (bright == torch.tensor(sides) - 1).any():
                 continue
-            low, high = bright.amin(0), bright.amax(0) + 1
-            if (low == 0).any() or (high == torch.tensor(sides)).any():
-                continue
-            centre = (low + high) / 2
+            weights = image[tuple(bright.T)] / image[tuple(bright.T)].sum()
+            bright = bright.double()
+            centre = weights @ (bright + 0.5)
+            box_sides = 2 * torch.sqrt(5 * weights @ (bright + 0.5 - centre) ** 2)
             place = (centre / STRIDE).long()
             at = (index, slice(None), *place.tolist())
             logits[at] = 6.0
             from_anchor = (centre - (place + 0.5) * STRIDE) / ANCHOR_VOX
-            deltas[at] = torch.cat([from_anchor, torch.log((high - low) / ANCHOR_VOX)])
+            deltas[at] = torch.cat([from_anchor, torch.log(box_sides / ANCHOR_VOX)]).float()
         return DetectionOutput((logits,), (deltas,))
 
 
+def ball_sides_mm(radius_mm: float) -> float:
+    """What moments give for the spheres of `sphere_scan`: twice sqrt(E[R^5] / E[R^3]) for R = radius ± 2 mm."""
+    r, spread = radius_mm, RAMP_MM**2 / 12
+    third = r**3 + 3 * r * spread
+    fifth = r**5 + 10 * r**3 * spread + 5 * r * RAMP_MM**4 / 80
+    return 2 * float(np.sqrt(fifth / third))
+
+
 def bright_recipe(task: str, **inference: Any) -> Recipe:
-    """A recipe at 1 mm with small overlapping windows."""
+    """A recipe with three voxel sides and small overlapping windows."""
     data: dict[str, Any] = {
         "name": f"bright_{task}",
-        "grid": {"spacing_mm": (1.0, 1.0, 1.0)},
+        "grid": {"spacing_mm": SPACING_MM},
         "intensity": {"kind": "window", "low_hu": -1000, "high_hu": 1000},
         "patch": {"size_vox": (32, 32, 32)},
         "network": {"kind": "bright"},
         "loss": {"kind": task},
         "optim": {"rate": 0.1, "epochs": 1, "batch_size": 1},
-        "inference": {"window_vox": (32, 32, 32), "overlap": 0.5, "batch_size": 2, **inference},
+        "inference": {"window_vox": (48, 48, 48), "overlap": 0.6, "batch_size": 2, **inference},
         "merge": {"kind": task},
     }
     if task == "detection":
@@ -129,5 +141,5 @@ def sphere_scan(
     centre = grid.to_world(np.array([[25.0, 33.0, 12.0]]))[0]
     index = np.stack(np.meshgrid(*[np.arange(side) + 0.5 for side in shape], indexing="ij"), axis=-1)
     distance = np.linalg.norm(grid.to_world(index.reshape(-1, 3)) - centre, axis=1).reshape(shape)
-    voxels = np.clip((radius_mm - distance) * 500, -1000, 1000).astype(np.int16)
+    voxels = np.clip((radius_mm - distance) * 2000 / RAMP_MM, -1000, 1000).astype(np.int16)
     return Volume(voxels, grid), (float(centre[0]), float(centre[1]), float(centre[2]))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from inference.bright import BrightConfig, bright_recipe, bright_run, sphere_scan
+from inference.bright import SPACING_MM, BrightConfig, ball_sides_mm, bright_recipe, bright_run, sphere_scan
 from voxray.case import Case
 from voxray.inference.predictor import Predictor
 from voxray.recipe import DetectionMerge, SegmentationMerge
@@ -23,6 +23,8 @@ TURNS = [
 ]
 ANGLES = [(0.0, 0.0, 0.0), (17.0, -9.0, 24.0)]
 RADIUS_MM = 9.0
+BLUR_MM = 0.4
+"""Linear interpolation between slices 2.1 mm apart makes the ball seem 0.3 mm longer across them."""
 
 
 def predictor(task: str, **inference: Any) -> Predictor:
@@ -30,7 +32,7 @@ def predictor(task: str, **inference: Any) -> Predictor:
     return Predictor(bright_run(recipe), recipe, BrightConfig().build(recipe, 1))
 
 
-@pytest.mark.parametrize("turn", TURNS[::3])
+@pytest.mark.parametrize("turn", TURNS[::5])
 @pytest.mark.parametrize("angles", ANGLES)
 def test_a_sphere_is_found_where_it_is(turn: Any, angles: tuple[float, float, float]) -> None:
     scan, centre = sphere_scan(turn, angles_deg=angles, radius_mm=RADIUS_MM)
@@ -41,16 +43,16 @@ def test_a_sphere_is_found_where_it_is(turn: Any, angles: tuple[float, float, fl
     world = prediction.world
     assert world.frame == "LPS"
     low, high = world.boxes[0, :3], world.boxes[0, 3:]
-    np.testing.assert_allclose((low + high) / 2, centre, atol=0.5)
-    np.testing.assert_allclose(high - low, 2 * RADIUS_MM, atol=1.0)
+    np.testing.assert_allclose((low + high) / 2, centre, atol=0.1)
+    np.testing.assert_allclose(high - low, ball_sides_mm(RADIUS_MM), atol=BLUR_MM)
     inside = prediction.detections.boxes[0]
     voxel = scan.grid.to_voxel(np.array([centre]))[0]
-    np.testing.assert_allclose((inside[:3] + inside[3:]) / 2, voxel, atol=0.6)
+    np.testing.assert_allclose((inside[:3] + inside[3:]) / 2, voxel, atol=0.1)
     sides = (inside[3:] - inside[:3]) * np.array(scan.grid.spacing_mm)
-    np.testing.assert_allclose(sides, 2 * RADIUS_MM, atol=1.0)
+    np.testing.assert_allclose(sides, ball_sides_mm(RADIUS_MM), atol=BLUR_MM)
 
 
-@pytest.mark.parametrize("turn", TURNS[1::5])
+@pytest.mark.parametrize("turn", TURNS[1::7])
 @pytest.mark.parametrize("angles", ANGLES)
 def test_labels_come_back_on_the_scans_own_grid(turn: Any, angles: tuple[float, float, float]) -> None:
     scan, _ = sphere_scan(turn, angles_deg=angles, radius_mm=RADIUS_MM)
@@ -66,7 +68,7 @@ def test_labels_come_back_on_the_scans_own_grid(turn: Any, angles: tuple[float, 
 
 
 def test_where_grids_agree_labels_are_exact() -> None:
-    scan, _ = sphere_scan(TURNS[0], angles_deg=(0, 0, 0), spacing_mm=(1.0, 1.0, 1.0), radius_mm=8.0)
+    scan, _ = sphere_scan(TURNS[0], angles_deg=(0, 0, 0), spacing_mm=SPACING_MM, radius_mm=8.0)
     prediction = predictor("segmentation").predict(scan)
     assert prediction.labels is not None
     np.testing.assert_array_equal(prediction.labels.voxels == 1, scan.voxels > 0)
@@ -109,13 +111,13 @@ def test_merging_can_be_set_for_an_answer() -> None:
 
 
 def test_a_case_on_the_recipes_grid_goes_straight_in() -> None:
-    scan, centre = sphere_scan(TURNS[0], angles_deg=(0, 0, 0), spacing_mm=(1.0, 1.0, 1.0))
+    scan, centre = sphere_scan(TURNS[0], angles_deg=(0, 0, 0), spacing_mm=SPACING_MM, radius_mm=6.0)
     nothing = np.zeros((0, 6)), np.zeros(0, np.int64)
     case = Case("a", "a", scan, *nothing)
     found = predictor("detection").predict_grid(case)
     assert not isinstance(found, Volume)
     middle = (found.boxes[0, :3] + found.boxes[0, 3:]) / 2
-    np.testing.assert_allclose(middle, scan.grid.to_voxel(np.array([centre]))[0], atol=0.5)
+    np.testing.assert_allclose(middle, scan.grid.to_voxel(np.array([centre]))[0], atol=0.05)
 
 
 def test_training_mode_is_left_as_it_was() -> None:

@@ -36,7 +36,7 @@ def run(image: Any, recipe: Recipe, model: nn.Module, **options: Any) -> list[tu
 
 
 def with_inference(**fields: Any) -> Recipe:
-    return bright_recipe("segmentation", **fields)
+    return bright_recipe("segmentation", **{"window_vox": (32, 32, 32), "overlap": 0.5} | fields)
 
 
 def test_windows_cover_the_scan_in_order_of_its_longest_axis(rng: np.random.Generator) -> None:
@@ -93,7 +93,7 @@ def test_what_lies_beyond_the_scan(padding: str, beyond: int) -> None:
 def test_intensity_is_the_whole_volumes() -> None:
     image = np.full((64, 32, 32), -500, np.int16)
     image[32:] = 700
-    data = bright_recipe("segmentation").model_dump(mode="json") | {"intensity": {"kind": "zscore_minmax"}}
+    data = with_inference().model_dump(mode="json") | {"intensity": {"kind": "zscore_minmax"}}
     recipe = parse_recipe(data, {"bright": BrightConfig}, where="z")
     found = run(image, recipe, Watching())
     assert float(found[0][1][0].max()) == pytest.approx(-1.0)

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from voxray.errors import ConfigError
+from voxray.readers import READERS
+from voxray.readers.dicom import is_dicom, read_dicom
 
-SUFFIXES = (".nii.gz", ".nii", ".mhd", ".mha", ".nrrd", ".nhdr")
-"""Volume files, by the end of their names."""
+SUFFIXES = tuple(suffix for suffix, reader in READERS.items() if reader is not read_dicom)
+"""Volume files, by the end of their names; DICOM slices make a scan with their folder."""
+_NO_SCAN = ".seg.nrrd"
 
 
 @dataclass(frozen=True)
@@ -47,30 +50,30 @@ def find_scans(inputs: Sequence[Path]) -> list[Scan]:
 def stem(path: Path) -> str:
     """A file's name without the suffix of its format, or the folder's name."""
     name = path.resolve().name
-    ending = next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), "")
-    if path.is_dir() or (not ending and path.suffix.lower() != ".dcm"):
+    if path.is_dir():
         return name
-    return name[: -len(ending or path.suffix)]
+    ending = next((suffix for suffix in READERS if name.lower().endswith(suffix)), "")
+    return name[: len(name) - len(ending)]
 
 
 def _scans_under(folder: Path) -> Iterator[Path]:
     if holds_dicom(folder):
         yield folder
-    for path in folder.iterdir():
+    for path in _visible(folder):
+        name = path.name.lower()
         if path.is_dir():
             yield from _scans_under(path)
-        elif path.name.lower().endswith(SUFFIXES):
+        elif name.endswith(SUFFIXES) and not name.endswith(_NO_SCAN):
             yield path
 
 
 def holds_dicom(folder: Path) -> bool:
     """Whether a file directly in the folder is a DICOM file, by its mark after the preamble."""
-    return any(_is_dicom(path) for path in folder.iterdir() if path.is_file())
+    return any(is_dicom(path) for path in _visible(folder) if path.is_file())
 
 
-def _is_dicom(path: Path) -> bool:
-    with path.open("rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
+def _visible(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if not path.name.startswith(".")]
 
 
 def _named(found: Sequence[tuple[Path, Path]]) -> list[Scan]:
