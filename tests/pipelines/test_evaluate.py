@@ -1,0 +1,128 @@
+"""Evaluate against the original truth, with and without cases that fail."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.bright_runs import register, write_run, write_spheres
+from voxray.dataset import read_dataset
+from voxray.errors import ConfigError
+from voxray.pipelines.evaluate import EvaluateReport, choose_cases, evaluate
+from voxray.pipelines.progress import SilentProgress
+from voxray.readers import read_label_map
+from voxray.training.checkpoint import read_run
+
+CASES = ("s0", "s1", "s2")
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    register(monkeypatch)
+
+
+@pytest.fixture
+def spheres(tmp_path: Path) -> Path:
+    """A dataset of three scans; its file."""
+    return write_spheres(tmp_path / "data")
+
+
+def score(tmp_path: Path, spheres: Path, **options: str) -> EvaluateReport:
+    return evaluate(tmp_path / "run", dataset=spheres, output=tmp_path / "out", progress=SilentProgress(), **options)
+
+
+def test_a_detector_that_finds_all_has_a_map_of_one(tmp_path: Path, spheres: Path) -> None:
+    write_run(tmp_path / "run", "detection", val_cases=CASES)
+    report = score(tmp_path, spheres)
+    assert report.metrics["mAP"] == 1.0
+    assert report.metrics["AR@0.10"] == 1.0
+    assert report.metrics["mAP/bright"] == 1.0
+    assert (sorted(report.cases), report.failed, report.without_truth) == (list(CASES), {}, ())
+    written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert written["schema"] == "voxray-evaluation/1"
+    assert written["metrics"] == dict(report.metrics)
+    assert (tmp_path / "out" / "s1.json").exists()
+
+
+def test_dice_is_that_of_the_written_labels_and_the_original_truth(tmp_path: Path, spheres: Path) -> None:
+    write_run(tmp_path / "run", "segmentation", val_cases=CASES)
+    report = score(tmp_path, spheres)
+    by_hand = []
+    for case in CASES:
+        found = read_label_map(tmp_path / "out" / f"{case}.nii.gz").voxels == 1
+        truth = read_label_map(spheres.parent / "labels" / f"{case}.nii.gz").voxels == 1
+        by_hand.append(2 * (found & truth).sum() / (found.sum() + truth.sum()))
+        assert report.cases[case]["bright"] == pytest.approx(by_hand[-1])
+    assert report.metrics["dice"] == pytest.approx(np.mean(by_hand))
+    assert report.metrics["dice/bright"] == pytest.approx(np.mean(by_hand))
+    assert 0.9 < report.metrics["dice"] < 1.0
+
+
+def test_answers_that_are_there_are_scored_as_they_are(tmp_path: Path, spheres: Path) -> None:
+    write_run(tmp_path / "run", "detection", val_cases=CASES)
+    score(tmp_path, spheres)
+    path = tmp_path / "out" / "s0.json"
+    data = json.loads(path.read_text())
+    data["findings"] = []
+    path.write_text(json.dumps(data))
+    report = score(tmp_path, spheres)
+    assert report.metrics["AR@0.10"] == pytest.approx(2 / 3)
+    assert report.cases["s0"]["findings"] == 0
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_a_case_that_fails_is_listed_and_counts_as_missed(tmp_path: Path, spheres: Path, task: str) -> None:
+    write_run(tmp_path / "run", task, val_cases=CASES)
+    whole = score(tmp_path, spheres).metrics
+    image = spheres.parent / "images" / "s2.nii.gz"
+    image.write_bytes(image.read_bytes()[:2000])
+    report = score(tmp_path, spheres)
+    assert list(report.failed) == ["s2"]
+    assert "[nifti.truncated]" in report.failed["s2"]
+    if task == "detection":
+        assert report.metrics["AR@0.10"] == pytest.approx(2 / 3)
+    else:
+        assert report.cases["s2"]["bright"] == 0.0
+        assert report.metrics["dice"] < 0.7 * whole["dice"]
+
+
+def test_which_cases_are_scored(tmp_path: Path, spheres: Path) -> None:
+    write_run(tmp_path / "run", "detection", val_cases=("s1",), fold=0)
+    run, data = read_run(tmp_path / "run", "checkpoints/epoch_0000/run.json"), read_dataset(spheres)
+    assert [case.case_id for case in choose_cases(run, data, "val")] == ["s1"]
+    assert [case.case_id for case in choose_cases(run, data, "all")] == list(CASES)
+    with pytest.raises(ConfigError, match="has no test cases"):
+        choose_cases(run, data, "test")
+    with pytest.raises(ConfigError, match="must be val, test or all"):
+        choose_cases(run, data, "train")
+    strange = run.model_copy(update={"val_cases": ("s1", "x9")})
+    with pytest.raises(ConfigError, match=r"has no case x9 \(1 of 2"):
+        choose_cases(strange, data, "val")
+    with pytest.raises(ConfigError, match="--cases all or test"):
+        choose_cases(run.model_copy(update={"val_cases": ()}), data, "val")
+
+
+def test_the_dataset_must_fit_the_run(tmp_path: Path, spheres: Path) -> None:
+    write_run(tmp_path / "run", "detection", val_cases=CASES, classes=("nodule",))
+    with pytest.raises(ConfigError, match="classes are bright; run bright answers nodule"):
+        score(tmp_path, spheres)
+    write_run(tmp_path / "second", "detection", dataset_file=str(tmp_path / "moved.toml"))
+    options = {"output": tmp_path / "out", "progress": SilentProgress()}
+    with pytest.raises(ConfigError, match=r"moved\.toml: the dataset file of run bright is gone"):
+        evaluate(tmp_path / "second", **options)  # type: ignore[arg-type]
+    write_run(tmp_path / "third", "detection")
+    with pytest.raises(ConfigError, match="give one with --dataset"):
+        evaluate(tmp_path / "third", **options)  # type: ignore[arg-type]
+
+
+def test_a_segmentation_needs_label_maps(tmp_path: Path, spheres: Path) -> None:
+    text = spheres.read_text()
+    start, end = text.index('[[annotations]]\nkind = "labels"'), text.index("[folds]")
+    spheres.write_text(text[:start] + text[end:])
+    write_run(tmp_path / "run", "segmentation", val_cases=CASES)
+    with pytest.raises(ConfigError, match="no label map"):
+        score(tmp_path, spheres)

@@ -1,0 +1,120 @@
+"""Predict on files: answers on disk, reruns, bad scans."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inference.bright import sphere_scan
+from pipelines.bright_runs import TURNS, register, write_run
+from voxray.errors import ConfigError
+from voxray.inference.findings import FindingsFile, LabelsFile, read_file
+from voxray.pipelines.predict import PredictReport, predict
+from voxray.pipelines.progress import SilentProgress
+from voxray.readers import read_label_map, read_volume, write_nifti
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    register(monkeypatch)
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    """Two scans in a folder."""
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for name, turn in (("a", TURNS[1]), ("b", TURNS[2])):
+        write_nifti(sphere_scan(turn, angles_deg=(11.0, 4.0, 0.0))[0], folder / f"{name}.nii.gz")
+    return folder
+
+
+def answer(tmp_path: Path, scans: Path, *overrides: str) -> PredictReport:
+    return predict(
+        tmp_path / "run", [scans], tmp_path / "out", overrides=overrides, device="cpu", progress=SilentProgress()
+    )
+
+
+def test_findings_are_written_in_the_world(tmp_path: Path, scans: Path) -> None:
+    write_run(tmp_path / "run", "detection")
+    report = answer(tmp_path, scans)
+    assert (report.done, report.skipped, report.failed) == (("a", "b"), (), {})
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.json", "b.json"]
+    file = read_file(FindingsFile, tmp_path / "out" / "b.json")
+    _, centre = sphere_scan(TURNS[2], angles_deg=(11.0, 4.0, 0.0))
+    (found,) = file.findings
+    np.testing.assert_allclose(found.center_mm, centre, atol=0.1)
+    assert (file.case, found.class_name, file.model.run) == ("b", "bright", "bright")
+    assert file.model.licence == "CC0-1.0"
+
+
+def test_label_maps_lie_on_the_scans_own_grid(tmp_path: Path, scans: Path) -> None:
+    write_run(tmp_path / "run", "segmentation")
+    assert answer(tmp_path, scans).done == ("a", "b")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.json", "a.nii.gz", "b.json", "b.nii.gz"]
+    scan = read_volume(scans / "a.nii.gz")
+    labels = read_label_map(tmp_path / "out" / "a.nii.gz")
+    assert labels.grid.is_close(scan.grid)
+    assert ((labels.voxels == 1) & (scan.voxels > 0)).sum() > 0.9 * (scan.voxels > 0).sum()
+    index = read_file(LabelsFile, tmp_path / "out" / "a.json")
+    assert index.labels[0].num_voxels == int((labels.voxels == 1).sum())
+
+
+def test_a_rerun_answers_only_what_is_new(tmp_path: Path, scans: Path) -> None:
+    write_run(tmp_path / "run", "segmentation")
+    answer(tmp_path, scans)
+    assert answer(tmp_path, scans).skipped == ("a", "b")
+    (tmp_path / "out" / "a.nii.gz").unlink()
+    assert answer(tmp_path, scans).done == ("a",)
+    os.utime(scans / "b.nii.gz", (4_000_000_000, 4_000_000_000))
+    assert answer(tmp_path, scans).done == ("b",)
+    (tmp_path / "out" / "a.json").write_text("cut sho")
+    os.utime(scans / "b.nii.gz", (1_000, 1_000))
+    assert answer(tmp_path, scans).done == ("a",)
+
+
+def test_another_model_or_another_setting_answers_again(tmp_path: Path, scans: Path) -> None:
+    write_run(tmp_path / "run", "detection")
+    answer(tmp_path, scans)
+    strict = answer(tmp_path, scans, "merge.min_size_mm=25")
+    assert strict.done == ("a", "b")
+    assert json.loads((tmp_path / "out" / "a.json").read_text())["findings"] == []
+    write_run(tmp_path / "other", "detection", threshold=0.1)
+    other = predict(tmp_path / "other", [scans], tmp_path / "out", device="cpu", progress=SilentProgress())
+    assert other.done == ("a", "b")
+
+
+def test_one_bad_scan_does_not_stop_the_rest(tmp_path: Path, scans: Path) -> None:
+    write_run(tmp_path / "run", "detection")
+    whole = (scans / "a.nii.gz").read_bytes()
+    (scans / "a.nii.gz").write_bytes(whole[: len(whole) // 2])
+    report = answer(tmp_path, scans)
+    assert report.done == ("b",)
+    assert list(report.failed) == ["a"]
+    assert "[nifti.truncated]" in report.failed["a"]
+    assert not (tmp_path / "out" / "a.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("optim.rate=1", "only merge.* and inference.* can be set"),
+        ("merge.tile_iuo=0.3", "did you mean 'tile_iou'"),
+        ("inference.window_vox=[30,32,32]", "multiple of the network's stride"),
+    ],
+)
+def test_overrides_are_checked(tmp_path: Path, scans: Path, override: str, sentence: str) -> None:
+    write_run(tmp_path / "run", "detection")
+    with pytest.raises(ConfigError) as caught:
+        answer(tmp_path, scans, override)
+    assert sentence in str(caught.value)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, scans: Path) -> None:
+    with pytest.raises(ConfigError, match="no run here"):
+        answer(tmp_path, scans)
