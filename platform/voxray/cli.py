@@ -33,7 +33,7 @@ Set = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", h
 Workers = Annotated[int, typer.Option(min=1, help="Ray workers; more than one, or a cluster, uses Ray.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Root = Annotated[Path | None, typer.Option(help="The folder of the data, in place of the dataset file's own.")]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its s3:// address.")]
 
 _state = {"debug": False}
 
@@ -121,18 +121,20 @@ def check(
         raise typer.Exit(1)
 
 
-@verb("toy")
+@verb("toy", resume="Run the same command again to go on with the next scan.")
 def toy(
-    folder: Annotated[Path, typer.Argument(help="Where the dataset is written.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the dataset is written.")],
     kind: Annotated[str, typer.Option(help="thorax, abdomen or cubes.")] = "thorax",
-    cases: Annotated[int, typer.Option(min=2, help="How many scans.")] = 12,
+    cases: Annotated[int, typer.Option(help="How many scans.")] = 12,
+    size: Annotated[str, typer.Option(help="small, or large for scans of clinical size.")] = "small",
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """Generate a small dataset to try everything on."""
+    """Generate a small dataset of phantoms to try everything on."""
     from voxray.phantoms import write_toy
 
-    path = write_toy(folder, kind=kind, cases=cases, seed=seed)
-    print(path)
+    with _progress().track("toy", total=cases, unit="scans") as advance:
+        path = write_toy(folder, kind=kind, num_cases=cases, seed=seed, size=size, progress=advance)
+    _say(str(path))
 
 
 @verb("recipe")
@@ -171,7 +173,7 @@ def ingest(
 def train(
     data: Annotated[str, typer.Argument(metavar="DATASET|STORE", help="A dataset's file, or a store of one.")],
     recipe_name: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name or file.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="The run's folder.")],
+    out: Annotated[str, typer.Option("--out", "-o", metavar="RUN", help="The run's folder, or an s3:// address.")],
     fold: Annotated[int, typer.Option(min=0, help="The fold that validates.")] = 0,
     set_: Set = None,
     workers: Workers = 1,
@@ -202,6 +204,47 @@ def predict(
     report = run_predict(run, inputs, out, overrides=set_ or (), device=device, workers=workers, progress=_progress())
     _say(f"{len(report.done)} answered, {len(report.skipped)} answered before, {len(report.failed)} failed: {out}")
     _end(report.failed)
+
+
+@verb("evaluate", resume="Run the same command again: cases that are answered are not answered again.")
+def evaluate(
+    run: Run,
+    dataset: Annotated[Path | None, typer.Option(help="Another dataset's file than the run's own.")] = None,
+    root: Root = None,
+    cases: Annotated[str, typer.Option(help="val: the run's validation cases; test; all.")] = "val",
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Default: RUN/evaluation.")] = None,
+    workers: Workers = 1,
+) -> None:
+    """Score a run on original scans against their original truth: mAP and mAR, or Dice."""
+    from voxray.pipelines.evaluate import evaluate as run_evaluate
+
+    report = run_evaluate(
+        run, dataset=dataset, root=root, which=cases, output=out, workers=workers, progress=_progress()
+    )
+    rows = [(name, f"{value:.3f}") for name, value in report.metrics.items()]
+    _show(_table(f"{report.run} on {len(report.cases)} {cases} cases of {report.dataset}", ("", "value"), rows))
+    if report.without_truth:
+        _say(f"without truth, so without a score: {', '.join(report.without_truth)}")
+    _say(f"answers and evaluation.json: {report.output}")
+    _end(report.failed)
+
+
+@verb("import-weights")
+def import_weights(
+    weights: Annotated[Path, typer.Argument(metavar="MODEL.PT", help="A state_dict, such as a MONAI bundle's.")],
+    recipe_name: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="The recipe of its network: a name or a file.")
+    ],
+    out: Annotated[str, typer.Option("--out", "-o", metavar="RUN", help="The run's folder.")],
+    classes: Annotated[str | None, typer.Option(help="Foreground names, with commas, in the outputs' order.")] = None,
+    set_: Set = None,
+) -> None:
+    """Make a run of published weights, ready to predict and evaluate."""
+    from voxray.training.weights import import_weights as run_import
+
+    names = None if classes is None else [name.strip() for name in classes.split(",")]
+    run_import(weights, recipe_name, out, classes=names, overrides=set_ or ())
+    _say(f"{out}: ready for voxray predict")
 
 
 @verb("doctor")

@@ -31,8 +31,8 @@ def spheres(tmp_path: Path) -> Path:
     return write_spheres(tmp_path / "data")
 
 
-def score(tmp_path: Path, spheres: Path, **options: str) -> EvaluateReport:
-    return evaluate(tmp_path / "run", dataset=spheres, output=tmp_path / "out", progress=SilentProgress(), **options)
+def score(tmp_path: Path, spheres: Path) -> EvaluateReport:
+    return evaluate(tmp_path / "run", dataset=spheres, output=tmp_path / "out", progress=SilentProgress())
 
 
 def test_a_detector_that_finds_all_has_a_map_of_one(tmp_path: Path, spheres: Path) -> None:

@@ -79,15 +79,16 @@ def evaluate(
     dataset: str | Path | None = None,
     root: Path | None = None,
     which: str = "val",
-    output: Path,
+    output: Path | None = None,
     workers: int = 1,
     progress: Progress,
 ) -> EvaluateReport:
-    """The run's score on its fold's validation cases (or `test`, or `all`), with its answers left in `output`.
+    """The run's score on its fold's validation cases (or `test`, or `all`); its answers stay in `output`.
 
     The dataset is the one that the run was trained on unless another one with the same classes is given.
     """
     begin = time.monotonic()
+    output = output or _folder_of(run)
     with hire(workers, device="auto") as crew:
         engine = open_engine(run, device=crew.device)
         data = _dataset(engine.run, dataset, root)
@@ -190,6 +191,12 @@ def write_report(report: EvaluateReport, output: Path) -> Path:
     text = json.dumps({"schema": "voxray-evaluation/1", **_finite(asdict(report))}, indent=2)
     part.write_text(text + "\n", encoding="utf-8")
     return part.replace(output / REPORT)
+
+
+def _folder_of(run: str | Path) -> Path:
+    if "://" in str(run):
+        raise ConfigError(f"{run}: the run is not on this machine; say where its answers go, with -o DIR.")
+    return Path(run) / "evaluation"
 
 
 def _dataset(run: Run, given: str | Path | None, root: Path | None) -> Dataset:
