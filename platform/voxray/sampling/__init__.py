@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from voxray.sampling.patches import Patch, collate, cut_patch
 from voxray.sampling.plan import Read, Schedule, TileIndex, default_steps, epoch_plan, num_rounds
-from voxray.sampling.tiles import cut_tiles, tile_shape
+from voxray.sampling.tiles import cut_tiles, own_objects, tile_shape
 
 __all__ = [
     "Patch",
@@ -17,5 +17,6 @@ __all__ = [
     "default_steps",
     "epoch_plan",
     "num_rounds",
+    "own_objects",
     "tile_shape",
 ]

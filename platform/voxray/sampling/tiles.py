@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 
 from voxray.case import Case, Tile, VolumeStats
 from voxray.recipe import Recipe
@@ -34,14 +34,7 @@ def cut_tiles(case: Case, recipe: Recipe) -> Iterator[Tile]:
     An object that is whole in no tile (larger than `max_object_vox` allows) counts, clipped, as an object of the
     tiles that hold most of it.
     """
-    x, y, z = (min(tile, length) for tile, length in zip(tile_shape(recipe), case.image.grid.shape, strict=True))
-    sides = (x, y, z)
-    overlaps = _overlap_vox(case, recipe)
-    axes = [
-        starts(length, side, min(overlap / side, _MAX_OVERLAP), 1)
-        for length, side, overlap in zip(case.image.grid.shape, sides, overlaps, strict=True)
-    ]
-    places = [(x, y, z) for x, y, z in itertools.product(*axes)]
+    places, sides = _layout(case, recipe)
     boxes, segmentation = _boxes_for(case, recipe), recipe.task == "segmentation"
     own = _own(boxes, places, sides)
     stats = VolumeStats.of(case.image.hounsfield)
@@ -58,6 +51,23 @@ def cut_tiles(case: Case, recipe: Recipe) -> Iterator[Tile]:
             cut_boxes=clipped[(share > 0) & ~mine],
             labels=case.labels[region] if segmentation and case.labels is not None else None,
         )
+
+
+def own_objects(case: Case, recipe: Recipe) -> list[Int64[np.ndarray, " m"]]:
+    """For each of `cut_tiles`, which of the case's objects its boxes are."""
+    places, sides = _layout(case, recipe)
+    return [np.flatnonzero(mine) for mine in _own(_boxes_for(case, recipe), places, sides)]
+
+
+def _layout(case: Case, recipe: Recipe) -> tuple[list[Shape], Shape]:
+    """First voxels and common sides of the tiles."""
+    shape = case.image.grid.shape
+    x, y, z = (min(tile, length) for tile, length in zip(tile_shape(recipe), shape, strict=True))
+    axes = [
+        starts(length, side, min(overlap / side, _MAX_OVERLAP), 1)
+        for length, side, overlap in zip(shape, (x, y, z), _overlap_vox(case, recipe), strict=True)
+    ]
+    return [(i, j, k) for i, j, k in itertools.product(*axes)], (x, y, z)
 
 
 def _boxes_for(case: Case, recipe: Recipe) -> Float64[np.ndarray, "n 6"]:

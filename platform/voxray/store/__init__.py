@@ -1,0 +1,45 @@
+"""A store: tiles of many cases as Parquet shards in a folder or bucket, with a manifest that says what they are.
+
+    manifest.json            dataset, recipe fields, checksums, fingerprint, cases that were set aside
+    tiles.parquet            one row per tile: where it is, and what it holds
+    objects.parquet          one row per object: case, class, size in mm
+    cases/<case>.parquet     the tiles of one case, one row group each (split above 256 MB: <case>.1.parquet, ...)
+
+A shard describes itself in its footer, so the manifest and the two tables can be made again from the shards.
+"""
+
+from __future__ import annotations
+
+from voxray.store.manifest import CaseEntry, CaseSummary, FailedCase, Fingerprint, Manifest, ShardFile, TileEntry
+from voxray.store.place import Place
+from voxray.store.reading import Store
+from voxray.store.shards import (
+    StoredCase,
+    is_disk_full,
+    read_stored_case,
+    remove_case,
+    stored_case_ids,
+    write_case,
+)
+from voxray.store.tables import recipe_digest, recipe_fields, write_manifest
+
+__all__ = [
+    "CaseEntry",
+    "CaseSummary",
+    "FailedCase",
+    "Fingerprint",
+    "Manifest",
+    "Place",
+    "ShardFile",
+    "Store",
+    "StoredCase",
+    "TileEntry",
+    "is_disk_full",
+    "read_stored_case",
+    "recipe_digest",
+    "recipe_fields",
+    "remove_case",
+    "stored_case_ids",
+    "write_case",
+    "write_manifest",
+]
