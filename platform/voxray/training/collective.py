@@ -1,0 +1,65 @@
+"""What ranks do together: sums for losses and metrics, gathered answers; a single process needs none of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One rank of a group of processes; with more than one, `torch.distributed` must be initialised."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def reduce(self, value: Tensor) -> Tensor:
+        """The sum over ranks, the same on every one, with the gradient of this rank's summand."""
+        if self.world_size == 1:
+            return value
+        total = value.detach().clone()
+        dist.all_reduce(total)
+        return total + (value - value.detach())
+
+    def mean(self, values: Sequence[float]) -> list[float]:
+        """Each number's mean over ranks."""
+        total = torch.tensor(values, dtype=torch.float32, device=self.device)
+        if self.world_size > 1:
+            dist.all_reduce(total)
+        return [float(value) for value in (total / self.world_size).tolist()]
+
+    def gather(self, item: Any) -> list[Any] | None:
+        """The picklable items of all ranks in order, on rank 0; None on the others."""
+        if self.world_size == 1:
+            return [item]
+        gathered: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
+        dist.gather_object(item, gathered)
+        return gathered
+
+    def broadcast(self, item: Any) -> Any:
+        """Rank 0's picklable item, on every rank."""
+        if self.world_size == 1:
+            return item
+        box = [item]
+        dist.broadcast_object_list(box, device=self.device)
+        return box[0]
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Gives every rank the buffers (running statistics of norms) of rank 0, which are those that are saved."""
+        if self.world_size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The network with gradients averaged over ranks; the loop multiplies by their number to get the sum."""
+        if self.world_size == 1:
+            return model
+        devices = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
