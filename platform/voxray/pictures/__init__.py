@@ -1,0 +1,22 @@
+"""Pictures of scans with what was found in them and of how training went, as PNG bytes.
+
+Scans are shown as radiologists look at them: from the feet and from the front, so the patient's right is on the left
+of the picture; front at the top of an axial slice, head at the top of the others.
+"""
+
+from voxray.pictures.curves import draw_curves
+from voxray.pictures.detections import draw_detections
+from voxray.pictures.labels import draw_labels
+from voxray.pictures.montage import Closeup, cut_closeup, draw_montage
+from voxray.pictures.planes import WINDOWS, Window
+
+__all__ = [
+    "WINDOWS",
+    "Closeup",
+    "Window",
+    "cut_closeup",
+    "draw_curves",
+    "draw_detections",
+    "draw_labels",
+    "draw_montage",
+]
