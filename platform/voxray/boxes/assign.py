@@ -134,9 +134,10 @@ def _candidates(
 
 
 def _threshold(overlap: Float[Tensor, "b m k"]) -> Float[Tensor, "b m 1"]:
-    """Mean plus standard deviation; of a single candidate its own overlap."""
+    """Mean plus standard deviation (of a sample; 0 for a single candidate)."""
     mean = overlap.mean(dim=-1, keepdim=True)
-    return mean + overlap.std(dim=-1, keepdim=True) if overlap.shape[-1] > 1 else mean
+    variance = (overlap - mean).square().sum(dim=-1, keepdim=True) / max(overlap.shape[-1] - 1, 1)
+    return mean + variance.sqrt()
 
 
 def _centre_inside(anchors: Float[Tensor, "b m k 6"], boxes: Float[Tensor, "b m 6"]) -> Bool[Tensor, "b m k"]:

@@ -88,8 +88,8 @@ def _class_terms(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Sum of the cross-entropy over the chosen anchors, and how many they are."""
     objects = assignment.objects.gather(1, chosen.positives)
-    classes = batch.classes.gather(1, objects).clamp_min(0)
-    target = functional.one_hot(classes, prediction.logits.shape[2]).float()
+    every_class = torch.arange(prediction.logits.shape[2], device=objects.device)
+    target = (batch.classes.gather(1, objects)[..., None] == every_class).float()
     positive = _rows(prediction.logits, assignment.anchors.gather(1, chosen.positives))
     negative = _rows(prediction.logits, chosen.negatives)
     entropy = functional.binary_cross_entropy_with_logits
