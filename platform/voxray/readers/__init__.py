@@ -76,9 +76,12 @@ def _stored(path: Path, series_uid: str | None) -> Stored:
         if _is_dicom(path):
             return read_dicom(path, series_uid)
         return _reader(path)(path)
-    except PermissionError as error:
+    except OSError as error:
         raise refusal(
-            "path.unreadable", path, f"cannot be opened ({error.strerror}).", remedy="Allow reading it."
+            "path.unreadable",
+            path,
+            f"cannot be read ({error.strerror or error}).",
+            remedy="Check that the file may be read and that its disk is sound.",
         ) from None
 
 

@@ -154,7 +154,7 @@ def _one_series(found: _Found, path: Path, series_uid: str | None) -> tuple[list
         "dicom.several_series",
         path,
         f"holds {len(series)} CT series: {listed}.",
-        remedy="Name one by its UID (series_uid), or give each series a folder of its own.",
+        remedy="Give each series a folder of its own (in Python, series_uid names the one to read).",
     )
 
 

@@ -48,6 +48,8 @@ TAGS = (
 """All that is read of a header: nothing in it names the patient."""
 
 _HOUNSFIELD_UNITS = ("[hnsf'U]", "HU")
+_ELEMENT_HEADER = {"1.2.840.10008.1.2": 8}
+"""Bytes before the value of Pixel Data: 8 with implicit value representations, else 12."""
 _EXPORT = "Export the original CT images from the scanner or archive."
 
 
@@ -150,8 +152,8 @@ def _check_pixels(instance: Instance, num_pixels: int) -> None:
             "monochrome sample of 8, 16 or 32 bits.",
             remedy=_EXPORT,
         )
-    left = instance.num_bytes_left
-    if left is not None and left < 8:
+    left = None if instance.num_bytes_left is None else instance.num_bytes_left - _ELEMENT_HEADER.get(syntax, 12)
+    if left is not None and left <= 0:
         raise refusal("dicom.no_pixels", path, "holds no pixel data.", remedy=_EXPORT)
     if left is not None and syntax in NATIVE and left < num_pixels * int(bits) // 8:
         raise refusal(

@@ -60,15 +60,24 @@ def decode(path: Path, transfer_syntax: str) -> Integer[np.ndarray, "frames y x"
 
 
 def _decode(path: Path, transfer_syntax: str) -> np.ndarray[Any, Any]:
-    if transfer_syntax in (NATIVE | _RLE) - {DEFLATED}:
-        return pixel_array(path)
     dataset = pydicom.dcmread(path)
-    if transfer_syntax == DEFLATED:
+    if transfer_syntax in NATIVE:
+        _check_length(dataset)
+        return pixel_array(dataset)
+    if transfer_syntax in _RLE:
         return pixel_array(dataset)
     _check_ends(dataset)
     if transfer_syntax in _OPENJPEG:
-        return pixel_array(path, decoding_plugin="pylibjpeg")
+        return pixel_array(dataset, decoding_plugin="pylibjpeg")
     return _by_gdcm(dataset)
+
+
+def _check_length(dataset: pydicom.Dataset) -> None:
+    """Refuses more bytes than the header says, which pydicom lets pass; an odd length is padded by one."""
+    pixels = dataset.Rows * dataset.Columns * int(dataset.get("NumberOfFrames") or 1)
+    promised = pixels * dataset.BitsAllocated // 8
+    if not promised <= len(dataset.PixelData) <= promised + promised % 2:
+        raise ValueError(f"{len(dataset.PixelData)} bytes where the header promises {promised}")
 
 
 def _check_ends(dataset: pydicom.Dataset) -> None:

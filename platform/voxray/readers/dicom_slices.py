@@ -140,7 +140,7 @@ def _spacing(along: Float[np.ndarray, " n"], frames: Sequence[Frame], where: Pat
     wrong = np.abs(along - along[0] - spacing * np.arange(len(along))) > UNEVENNESS * spacing
     if not wrong.any():
         return spacing
-    usual = float(np.median(steps))
+    usual = float(np.sort(steps)[(len(steps) - 1) // 2])
     whole = np.rint(steps / usual)
     gaps = np.flatnonzero(whole > 1)
     if len(gaps) and len(gaps) <= max(1, len(steps) // 4) and np.allclose(steps / usual, whole, atol=2 * UNEVENNESS):

@@ -18,8 +18,6 @@ SPACING_RANGE_MM = (0.001, 100.0)
 SHEAR_LIMIT = 1e-3
 """The largest cosine between two voxel axes that still counts as a right angle (about 0.06 degrees)."""
 
-RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-
 
 def shape_of(sizes: Sequence[int], path: Path) -> Shape:
     """Three sizes as a shape; none may be below 1, and their product at most `MAX_VOXELS`."""

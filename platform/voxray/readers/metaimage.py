@@ -190,15 +190,15 @@ def _source(fields: Mapping[str, str], shape: Shape, end: int, path: Path) -> So
 
 def _after_header_size(source: Source, fields: Mapping[str, str], path: Path) -> Source:
     sizes = _numbers(fields, "HeaderSize", path) or [0.0]
-    size = int(sizes[0])
-    if size == 0:
+    if sizes == [0.0]:
         return source
+    size = int(sizes[0]) if sizes[0].is_integer() else -2
     packing: Packing = source.packing
     if size < -1 or packing != "raw" or source.path == path:
         raise refusal(
             "metaimage.header_size",
             path,
-            f"has HeaderSize = {size}; only uncompressed data in its own file may have one, of -1 or more bytes.",
+            f"has HeaderSize = {fields['HeaderSize']}; only raw data in its own file may have one (-1 or more).",
             remedy=_AGAIN,
         )
     # -1: the voxels are the last bytes of the file.

@@ -18,7 +18,7 @@ import nibabel as nib
 import numpy as np
 from jaxtyping import Float
 
-from voxray.readers.geometry import RAS_TO_LPS, grid_of, shape_of
+from voxray.readers.geometry import grid_of, shape_of
 from voxray.readers.refusals import refusal
 from voxray.readers.stored import Stored
 from voxray.readers.streams import Source, StreamCodes, check_length, is_gzip, read_slices, read_start
@@ -178,19 +178,26 @@ def _grid(header: Any, shape: Shape, path: Path) -> tuple[Grid, list[str]]:
         )
     if units in (1, 3):
         warnings.append(f"lengths are in {'metres' if units == 1 else 'microns'} and were converted to millimetres")
-    to_mm = np.diag([_MILLIMETRES[units]] * 3 + [1.0])
+    unit_mm = _MILLIMETRES[units]
     if int(header["sform_code"]) > 0:
-        grid = grid_of(to_mm @ RAS_TO_LPS @ header.get_sform(), shape, path)
-        warnings += _beside_sform(header, grid, to_mm)
+        grid = grid_of(_lps_mm(header.get_sform(), unit_mm), shape, path)
+        warnings += _beside_sform(header, grid, unit_mm)
         return grid, warnings
     if int(header["qform_code"]) > 0:
-        return grid_of(to_mm @ RAS_TO_LPS @ _qform(header, path), shape, path), warnings
+        return grid_of(_lps_mm(_qform(header, path), unit_mm), shape, path), warnings
     raise refusal(
         "nifti.no_orientation",
         path,
         "has neither a qform nor an sform, so that its orientation is not known.",
         remedy="Convert it again from DICOM, or set the sform if you know it (nibabel: image.set_sform(affine, 1)).",
     )
+
+
+def _lps_mm(affine: Affine, unit_mm: float) -> Affine:
+    """A matrix to RAS in units of `unit_mm` as one to LPS mm; row by row, because infinity times 0 is NaN."""
+    scale = np.array([-unit_mm, -unit_mm, unit_mm, 1.0])
+    turned: Affine = np.asarray(affine, np.float64) * scale[:, None]
+    return turned
 
 
 def _qform(header: Any, path: Path) -> Affine:
@@ -213,16 +220,16 @@ def _qform(header: Any, path: Path) -> Affine:
         ) from None
 
 
-def _beside_sform(header: Any, grid: Grid, to_mm: Affine) -> list[str]:
+def _beside_sform(header: Any, grid: Grid, unit_mm: float) -> list[str]:
     """What a qform or pixdim says against the sform, which wins."""
     warnings = []
-    spacing = [float(side) * to_mm[0, 0] for side in header["pixdim"][1:4]]
+    spacing = [float(side) * unit_mm for side in header["pixdim"][1:4]]
     if not np.allclose(spacing, grid.spacing_mm, rtol=1e-3):
         text = " x ".join(f"{side:.6g}" for side in spacing)
         warnings.append(f"pixdim says {text} mm, against the sform, which was followed")
     if int(header["qform_code"]) > 0:
         try:
-            other = Grid.from_affine(to_mm @ RAS_TO_LPS @ np.asarray(header.get_qform(), np.float64), grid.shape)
+            other = Grid.from_affine(_lps_mm(header.get_qform(), unit_mm), grid.shape)
             differ = not grid.is_close(other, tolerance_mm=0.1 * min(grid.spacing_mm))
         except (ValueError, nib.spatialimages.HeaderDataError):
             differ = True

@@ -12,10 +12,10 @@ import nibabel as nib
 import numpy as np
 
 from voxray.errors import ConfigError
-from voxray.readers.geometry import RAS_TO_LPS
 from voxray.volume import Volume
 
 _HEADER: Any = nib.Nifti1Header
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _SLICES_AT_ONCE = 16
 
 
@@ -41,7 +41,7 @@ def write_nifti(volume: Volume, path: Path) -> None:
 def _pieces(volume: Volume) -> Iterator[bytes]:
     """The header with its empty extension, then the voxels with x running fastest."""
     header: Any = _HEADER(endianness="<")
-    affine = RAS_TO_LPS @ volume.grid.affine
+    affine = _LPS_TO_RAS @ volume.grid.affine
     header.set_data_dtype(volume.voxels.dtype)
     header.set_data_shape(volume.grid.shape)
     header.set_qform(affine, code=1)

@@ -87,6 +87,8 @@ def _fields(path: Path) -> tuple[dict[str, str], int | None]:
         if not separator:
             raise refusal("nrrd.bad_header", path, f"line {number} is no field.", remedy=_AGAIN)
         fields[key.strip().lower()] = value.strip()
+    if "data file" not in fields and "datafile" not in fields:
+        raise refusal("nrrd.truncated", path, "ends within its header.", remedy="Copy or download the file again.")
     return fields, None
 
 
@@ -171,7 +173,8 @@ def _grid(fields: Mapping[str, str], directions: list[list[float]], shape: Shape
     affine = np.eye(4)
     affine[:3, :3] = np.asarray(directions).T
     affine[:3, 3] = _vector(fields["space origin"], path)
-    return grid_of(np.diag([*_TO_LPS[fields["space"].lower()], 1.0]) @ affine, shape, path)
+    to_lps = np.array([*_TO_LPS[fields["space"].lower()], 1.0])
+    return grid_of(affine * to_lps[:, None], shape, path)
 
 
 def _source(fields: Mapping[str, str], shape: Shape, end: int | None, path: Path) -> Source:
@@ -196,8 +199,6 @@ def _source(fields: Mapping[str, str], shape: Shape, end: int | None, path: Path
     if endian not in ("little", "big"):
         raise refusal("nrrd.bad_header", path, f"has endian: {endian!r}; little or big is needed.", remedy=_AGAIN)
     named = fields.get("data file", fields.get("datafile"))
-    if named is None and end is None:
-        raise refusal("nrrd.truncated", path, "ends within its header.", remedy="Copy or download the file again.")
     beside = (
         path if named is None else data_file(named, path, outside="nrrd.outside_folder", missing="nrrd.missing_data")
     )

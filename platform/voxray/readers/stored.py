@@ -104,7 +104,7 @@ def _to_hounsfield(one: Slice, path: Path) -> Rows:
 
 def _rounded(one: Slice, path: Path) -> Rows:
     """The meant values, whole numbers; integers stay integers where slope and intercept allow it."""
-    whole = one.slope == 1.0 and float(one.intercept).is_integer() and abs(one.intercept) < 2**31
+    whole = one.slope == 1.0 and float(one.intercept).is_integer() and abs(one.intercept) < 2**30
     if whole and one.values.dtype.kind in "iu" and one.values.dtype.itemsize <= 2:
         shifted: Rows = np.add(one.values, np.int32(one.intercept), dtype=np.int32)
         return shifted
