@@ -9,6 +9,7 @@ Ray is imported inside the functions: some of its settings are read from the env
 from __future__ import annotations
 
 import importlib
+import logging
 import math
 import os
 import shutil
@@ -20,7 +21,6 @@ from typing import Any
 from voxray.errors import ResourceError
 
 QUIET = {
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "120",
     "RAY_DATA_USE_DATASOURCE_V2": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -104,6 +104,7 @@ def configure_data() -> Any:
     """
     from ray.data import DataContext
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = DataContext.get_current()
     context.use_datasource_v2 = False
     context.enable_progress_bars = False

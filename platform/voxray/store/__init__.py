@@ -13,6 +13,7 @@ from __future__ import annotations
 from voxray.store.manifest import CaseEntry, CaseSummary, FailedCase, Fingerprint, Manifest, ShardFile, TileEntry
 from voxray.store.place import Place
 from voxray.store.reading import Store
+from voxray.store.rounds import PatchSource, Round, read_batches, stretches
 from voxray.store.shards import (
     StoredCase,
     is_disk_full,
@@ -29,17 +30,21 @@ __all__ = [
     "FailedCase",
     "Fingerprint",
     "Manifest",
+    "PatchSource",
     "Place",
+    "Round",
     "ShardFile",
     "Store",
     "StoredCase",
     "TileEntry",
     "is_disk_full",
+    "read_batches",
     "read_stored_case",
     "recipe_digest",
     "recipe_fields",
     "remove_case",
     "stored_case_ids",
+    "stretches",
     "write_case",
     "write_manifest",
 ]

@@ -43,6 +43,8 @@ class Store:
     manifest: Manifest
     tiles: pa.Table
     """One row per tile: `voxray.store.tables.TILES_SCHEMA`."""
+    digest: str
+    """Of the manifest: another one is another store."""
 
     @staticmethod
     def open(uri: str | Path) -> Store:
@@ -50,13 +52,13 @@ class Store:
         place = Place.of(uri)
         if not place.exists(MANIFEST):
             raise ConfigError(f"{uri}: holds no finished store (no {MANIFEST}); make one with `voxray ingest`.")
-        manifest = _manifest(place)
+        manifest, digest = _manifest(place)
         try:
             with place.open(TILES) as file:
                 tiles = pq.read_table(file)
         except (OSError, pa.ArrowException):
             raise _damaged_table(TILES) from None
-        return Store(place, manifest, tiles)
+        return Store(place, manifest, tiles, digest)
 
     @property
     def uri(self) -> str:
@@ -179,9 +181,10 @@ def wrong_file(place: Place, name: str, size: int, sha256: str) -> str | None:
     return None if digest == sha256 else f"{name} has another checksum than the manifest"
 
 
-def _manifest(place: Place) -> Manifest:
+def _manifest(place: Place) -> tuple[Manifest, str]:
     try:
-        data = json.loads(place.read(MANIFEST))
+        text = place.read(MANIFEST)
+        data = json.loads(text)
     except (OSError, ValueError):
         raise _damaged_table(MANIFEST) from None
     if data.get("schema_version") != SCHEMA_VERSION:
@@ -189,7 +192,7 @@ def _manifest(place: Place) -> Manifest:
             f"{place.uri}: schema_version is {data.get('schema_version')}, this voxray reads {SCHEMA_VERSION}; "
             f"run `voxray ingest` into an empty folder."
         )
-    return parse(Manifest, data, where=f"{place.uri}/{MANIFEST}")
+    return parse(Manifest, data, where=f"{place.uri}/{MANIFEST}"), hashlib.sha256(text).hexdigest()[:16]
 
 
 def _damaged_table(name: str) -> DataError:

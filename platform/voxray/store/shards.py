@@ -125,7 +125,7 @@ def damaged(case_id: str, what: str) -> DataError:
     return DataError(
         "store.damaged",
         f"the store's {what}.",
-        remedy="Run `voxray ingest` again with --verify: it makes this case anew and leaves the others as they are.",
+        remedy="Delete what is left of it and run `voxray ingest` again: only this case is made anew.",
         case_id=case_id,
     )
 

@@ -1,0 +1,86 @@
+"""The batches of a training, read from a store: a pure function of (seed, epoch, round, rank), wherever it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+
+from voxray.batch import PatchBatch
+from voxray.recipe import Recipe
+from voxray.sampling import Read, Schedule, TileIndex, collate, cut_patch, epoch_plan, num_rounds
+from voxray.store.reading import Store
+
+
+@dataclass(frozen=True)
+class Round:
+    """A stretch of an epoch's steps on one rank: batches `first` to `last` - 1 of one round of the plan."""
+
+    epoch: int
+    number: int
+    rank: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class PatchSource:
+    """A store with what is to be drawn from it."""
+
+    store: Store
+    recipe: Recipe
+    schedule: Schedule
+    index: TileIndex
+    _plans: dict[int, list[list[list[Read]]]] = field(default_factory=dict, repr=False, compare=False)
+
+    @staticmethod
+    def of(store: Store, recipe: Recipe, case_ids: Sequence[str], schedule: Schedule) -> PatchSource:
+        """The source of these cases' patches; a store of other tiles than the recipe's is a ConfigError."""
+        store.require(recipe)
+        return PatchSource(store, recipe, schedule, store.index(case_ids))
+
+    def plan(self, epoch: int) -> list[list[list[Read]]]:
+        """The epoch's plan; the two last ones that were asked for are kept."""
+        if epoch not in self._plans:
+            while len(self._plans) > 1:
+                self._plans.pop(next(iter(self._plans)))
+            self._plans[epoch] = epoch_plan(self.index, self.recipe.patch, self.schedule, epoch)
+        return self._plans[epoch]
+
+    def batches(self, stretch: Round) -> Iterator[PatchBatch]:
+        """The batches of a stretch; each of its tiles is read once."""
+        reads = self.plan(stretch.epoch)[stretch.number][stretch.rank]
+        tiles = [self.store.read_tile(read.tile) for read in reads]
+        for place in range(stretch.first, stretch.last):
+            yield collate(
+                [
+                    cut_patch(
+                        tile, self.recipe, np.random.default_rng([read.seed, place]), foreground=read.foreground
+                    )
+                    for read, tile in zip(reads, tiles, strict=True)
+                ]
+            )
+
+
+def stretches(
+    recipe: Recipe, schedule: Schedule, epochs: range, *, rank: int, start_step: int = 0
+) -> Iterator[Round]:
+    """The stretches of some epochs in order; of the first epoch without its first `start_step` steps."""
+    per_tile, steps = recipe.patch.per_tile, schedule.steps_per_epoch
+    for epoch in epochs:
+        skip = start_step if epoch == epochs.start else 0
+        for number in range(skip // per_tile, num_rounds(schedule, recipe.patch)):
+            first = max(0, skip - number * per_tile)
+            last = min(per_tile, steps - number * per_tile)
+            if first < last:
+                yield Round(epoch, number, rank, first, last)
+
+
+def read_batches(
+    source: PatchSource, epochs: range, *, rank: int = 0, start_step: int = 0, num_steps: int | None = None
+) -> Iterator[PatchBatch]:
+    """The batches of some epochs, read in this process; the same ones that the stream gives."""
+    every = stretches(source.recipe, source.schedule, epochs, rank=rank, start_step=start_step)
+    return islice((batch for stretch in every for batch in source.batches(stretch)), num_steps)
