@@ -189,10 +189,12 @@ def test_values_that_cannot_be_parsed_are_refused(write_series: Any, refused: An
 def test_an_unknown_transfer_syntax_is_refused(write_series: Any, refused: Any) -> None:
     folder = write_series(STORED)
     syntax = b"1.2.840.10008.1.2.1\0"
-    for file in folder.iterdir():
-        file.write_bytes(file.read_bytes().replace(syntax, b"1.2.840.10008.1.2.9\0"))
-    with refused("dicom.transfer_syntax"):
-        read_volume(folder)
+    for unknown in (b"1.2.840.10008.1.2.9\0", b"1.2.840.10008.1.x.9\0"):
+        for file in folder.iterdir():
+            file.write_bytes(file.read_bytes().replace(syntax, unknown))
+        with refused("dicom.transfer_syntax"):
+            read_volume(folder)
+        syntax = unknown
 
 
 def test_a_damaged_header_is_refused(tmp_path: Path, refused: Any) -> None:
@@ -269,6 +271,11 @@ def test_frames_without_a_group_are_refused(tmp_path: Path, refused: Any) -> Non
         read_volume(multiframe(STORED, tmp_path / "a.dcm", NumberOfFrames=7))
     with refused("dicom.not_hounsfield"):
         read_volume(multiframe(STORED, tmp_path / "b.dcm", presentation="COLOR"))
+    dataset = pydicom.dcmread(tmp_path / "b.dcm")
+    del dataset.PerFrameFunctionalGroupsSequence
+    dataset.save_as(tmp_path / "c.dcm")
+    with refused("dicom.no_position"):
+        read_volume(tmp_path / "c.dcm")
 
 
 def test_nothing_that_names_a_patient_is_told(write_series: Any) -> None:

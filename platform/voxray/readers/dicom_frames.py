@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pydicom
+import pydicom.config
+import pydicom.uid
 
 from voxray.readers.dicom_pixels import NATIVE, TRANSFER_SYNTAXES
 from voxray.readers.dicom_slices import Frame
@@ -99,6 +101,13 @@ def frames_of(instance: Instance) -> list[Frame]:
     num_frames = int(count or 1)
     _check_pixels(instance, int(rows) * int(columns) * num_frames)
     groups = value_of(dataset, "PerFrameFunctionalGroupsSequence", path)
+    if groups is None and num_frames > 1:
+        raise refusal(
+            "dicom.no_position",
+            path,
+            f"has {num_frames} frames without a functional group each, so that their places are not known.",
+            remedy=_EXPORT,
+        )
     if groups is not None and len(groups) != num_frames:
         raise refusal(
             "dicom.bad_value",
@@ -139,7 +148,7 @@ def _check_pixels(instance: Instance, num_pixels: int) -> None:
             "dicom.transfer_syntax",
             path,
             f"is encoded with transfer syntax {syntax or '(missing)'} "
-            f"({pydicom.uid.UID(syntax).name or 'unknown'}), which is not read.",
+            f"({pydicom.uid.UID(syntax, pydicom.config.IGNORE).name or 'unknown'}), which is not read.",
             remedy="Convert it to Explicit VR Little Endian, for instance with dcmconv or gdcmconv.",
         )
     samples, bits = _number(dataset, "SamplesPerPixel", path), _number(dataset, "BitsAllocated", path)
