@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
@@ -94,7 +94,7 @@ def info(
     if as_json:
         print(json.dumps(found, indent=2))
     else:
-        _show(_table("", ("", ""), [(key, _text(value)) for key, value in found.items() if value is not None]))
+        _show(_table(("", ""), [(key, _text(value)) for key, value in found.items() if value not in (None, [])]))
 
 
 @verb("check")
@@ -112,10 +112,10 @@ def check(
         _complain(f"{where}[{problem.code}] {problem.message} {problem.remedy}")
     objects, cases = report.objects_of_class, report.cases_of_class
     rows = [(name, str(cases[name]), str(objects[name])) for name in report.classes]
-    _show(_table(f"dataset {report.dataset}", ("class", "cases", "objects"), rows))
+    _show(_table(("class", "cases", "objects"), rows))
     _say(
-        f"{len(report.cases)} of {report.num_cases} cases of {report.num_patients} patients are fine, "
-        f"{report.num_empty} of them hold nothing; {len(report.problems)} problems."
+        f"{report.dataset}: {report.num_cases} cases of {report.num_patients} patients, {len(report.cases)} can be "
+        f"used, {report.num_empty} of them hold nothing; {len(report.problems)} problems."
     )
     if report.problems:
         raise typer.Exit(1)
@@ -221,8 +221,8 @@ def evaluate(
     report = run_evaluate(
         run, dataset=dataset, root=root, which=cases, output=out, workers=workers, progress=_progress()
     )
-    rows = [(name, f"{value:.3f}") for name, value in report.metrics.items()]
-    _show(_table(f"{report.run} on {len(report.cases)} {cases} cases of {report.dataset}", ("", "value"), rows))
+    _say(f"{report.run} on {len(report.cases)} cases ({cases}) of {report.dataset}")
+    _show(_score_table(report.metrics))
     if report.without_truth:
         _say(f"without truth, so without a score: {', '.join(report.without_truth)}")
     _say(f"answers and evaluation.json: {report.output}")
@@ -231,20 +231,32 @@ def evaluate(
 
 @verb("import-weights")
 def import_weights(
-    weights: Annotated[Path, typer.Argument(metavar="MODEL.PT", help="A state_dict, such as a MONAI bundle's.")],
+    weights: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A state dict, such as a MONAI bundle's model.pt.")
+    ],
     recipe_name: Annotated[
         str, typer.Argument(metavar="RECIPE", help="The recipe of its network: a name or a file.")
     ],
-    out: Annotated[str, typer.Option("--out", "-o", metavar="RUN", help="The run's folder.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="The run's folder.")],
     classes: Annotated[str | None, typer.Option(help="Foreground names, with commas, in the outputs' order.")] = None,
+    dataset: Annotated[str, typer.Option(help="The name of the dataset it was trained on.")] = "unknown",
+    licence: Annotated[str, typer.Option(help="That dataset's licence.")] = "unknown",
     set_: Set = None,
 ) -> None:
-    """Make a run of published weights, ready to predict and evaluate."""
+    """Make a run of published weights, ready to predict and evaluate.
+
+    Without --classes the weights are taken for the published ones of the recipe: its classes, licence and settings.
+    """
+    from voxray.recipes import published, read_recipe
     from voxray.training.weights import import_weights as run_import
 
-    names = None if classes is None else [name.strip() for name in classes.split(",")]
-    run_import(weights, recipe_name, out, classes=names, overrides=set_ or ())
-    _say(f"{out}: ready for voxray predict")
+    names, overrides = [name.strip() for name in (classes or "").split(",")], list(set_ or ())
+    if classes is None:
+        known = published(recipe_name)
+        names, dataset, licence = list(known.classes), known.dataset, known.licence
+        overrides = [*known.overrides, *overrides]
+    run_import(weights, read_recipe(recipe_name, overrides), names, out, dataset=dataset, licence=licence)
+    _say(f"{out}: answers {len(names)} classes ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})")
 
 
 @verb("doctor")
@@ -254,7 +266,7 @@ def doctor() -> None:
 
     findings = run_doctor()
     rows = [(finding.name, finding.found, "ok" if finding.ok else finding.remedy) for finding in findings]
-    _show(_table("voxray doctor", ("", "found", ""), rows))
+    _show(_table(("", "found", ""), rows))
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
 
@@ -301,10 +313,19 @@ def _progress() -> Any:
     return open_progress()
 
 
-def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def _score_table(metrics: Mapping[str, float]) -> Table:
+    """A row for the mean and one for each class, from names such as ``mAP`` and ``mAP/nodule``."""
+    names = [name for name in metrics if "/" not in name]
+    kinds = dict.fromkeys(name.split("/", 1)[1] for name in metrics if "/" in name)
+    rows = [("mean", *(f"{metrics[name]:.3f}" for name in names))]
+    rows += [(kind, *(f"{metrics[f'{name}/{kind}']:.3f}" for name in names)) for kind in kinds]
+    return _table(("", *names), rows)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     from rich.table import Table as RichTable
 
-    table = RichTable(title=title or None, show_header=any(header), title_justify="left")
+    table = RichTable(show_header=any(header))
     for name in header:
         table.add_column(name)
     for row in rows:

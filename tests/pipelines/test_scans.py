@@ -46,9 +46,16 @@ def test_a_scan_that_is_named_twice_is_answered_once(tmp_path: Path) -> None:
     assert find_scans([path, tmp_path]) == find_scans([tmp_path])
 
 
-def test_two_files_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
+def test_the_same_name_in_two_formats_takes_the_suffix_along(tmp_path: Path) -> None:
     first, second = make(tmp_path / "a" / "ct.nii"), make(tmp_path / "b" / "ct.nii.gz")
-    with pytest.raises(ConfigError, match="both be written as 'ct'"):
+    assert [scan.name for scan in find_scans([first, second])] == ["ct_nii", "ct_nii_gz"]
+    make(tmp_path / "a" / "ct.mha")
+    assert [scan.name for scan in find_scans([tmp_path / "a"])] == ["ct_mha", "ct_nii"]
+
+
+def test_two_files_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
+    first, second = make(tmp_path / "a" / "ct.nii"), make(tmp_path / "b" / "ct.nii")
+    with pytest.raises(ConfigError, match="both be written as 'ct_nii'"):
         find_scans([first, second])
 
 

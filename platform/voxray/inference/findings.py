@@ -6,6 +6,7 @@ the scan's own grid needs no second way through the world.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -19,6 +20,8 @@ from voxray.errors import ConfigError
 from voxray.recipe import InferenceConfig, Merge, Recipe
 from voxray.run import Run
 from voxray.volume import Grid, Volume
+
+_NUMBERS = re.compile(r"\[[\s\d.,eE+-]*\]")
 
 Vector = tuple[float, float, float]
 Box = tuple[float, float, float, float, float, float]
@@ -164,8 +167,9 @@ def labels_file(labels: Volume, *, case: str, file: str, classes: Sequence[str],
 
 
 def to_text(file: FindingsFile | LabelsFile) -> str:
-    """The file's JSON."""
-    return file.model_dump_json(indent=2, by_alias=True) + "\n"
+    """The file's JSON, lists of numbers on one line."""
+    text = file.model_dump_json(indent=2, by_alias=True)
+    return _NUMBERS.sub(lambda found: "[" + " ".join(found.group()[1:-1].split()) + "]", text) + "\n"
 
 
 def read_file(kind: type[F], path: Path) -> F:

@@ -77,16 +77,24 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _named(found: Sequence[tuple[Path, Path]]) -> list[Scan]:
-    """Short names where they differ, else with the folders on the way to the scan."""
-    often = Counter(stem(path) for _, path in found)
-    scans = []
-    for given, path in found:
-        name = stem(path)
-        if often[name] > 1 and path != given:
-            name = "_".join([*path.relative_to(given).parent.parts, name])
-        scans.append(Scan(name, path))
+    """The shortest names that differ: the stem, or with the folders on the way to it, or with the suffix too."""
+    scans = [Scan(stem(path), path) for _, path in found]
+    for longer in (_with_folders, _with_suffix):
+        often = Counter(scan.name for scan in scans)
+        pairs = zip(scans, found, strict=True)
+        scans = [Scan(longer(*where), scan.path) if often[scan.name] > 1 else scan for scan, where in pairs]
     twice = [name for name, count in Counter(scan.name for scan in scans).items() if count > 1]
     if twice:
         places = " and ".join(str(scan.path) for scan in scans if scan.name == twice[0])
         raise ConfigError(f"{places} would both be written as '{twice[0]}'; predict them into separate folders.")
     return scans
+
+
+def _with_folders(given: Path, path: Path) -> str:
+    folders = path.relative_to(given).parent.parts if path != given else ()
+    return "_".join([*folders, stem(path)])
+
+
+def _with_suffix(given: Path, path: Path) -> str:
+    name = path.resolve().name
+    return "_".join([_with_folders(given, path), *name[len(stem(path)) :].split(".")[1:]])
