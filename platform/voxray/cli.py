@@ -33,6 +33,7 @@ Set = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", h
 Workers = Annotated[int, typer.Option(min=1, help="Ray workers; more than one, or a cluster, uses Ray.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Root = Annotated[Path | None, typer.Option(help="The folder of the data, in place of the dataset file's own.")]
+Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or a TOML or JSON file.")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its s3:// address.")]
 
 _state = {"debug": False}
@@ -138,9 +139,7 @@ def toy(
 
 
 @verb("recipe")
-def recipe(
-    name: Annotated[str, typer.Argument(help="A recipe's name, or a TOML or JSON file.")], set_: Set = None
-) -> None:
+def recipe(name: Recipe, set_: Set = None) -> None:
     """Print a recipe as TOML, every field, to start one's own from."""
     from voxray.config import to_toml
     from voxray.recipes import read_recipe
@@ -151,7 +150,7 @@ def recipe(
 @verb("ingest", resume="Run the same command again: cases that are in the store are not done again.")
 def ingest(
     dataset: Annotated[Path, typer.Argument(help="A dataset's file.")],
-    recipe_name: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name or file.")],
+    recipe_name: Recipe,
     out: Annotated[
         str, typer.Option("--out", "-o", metavar="STORE", help="The store: a folder or an s3:// address.")
     ],
@@ -163,30 +162,32 @@ def ingest(
     from voxray.pipelines.ingest import ingest as run_ingest
     from voxray.recipes import read_recipe
 
-    report = run_ingest(
-        read_dataset(dataset, root=root), read_recipe(recipe_name, set_ or ()), out, progress=_progress()
-    )
-    print(report)
+    data, recipe = read_dataset(dataset, root=root), read_recipe(recipe_name, set_ or ())
+    report = run_ingest(data, recipe, out, progress=_progress())
+    _say(str(report))
+    if report.failed:
+        raise typer.Exit(1)
 
 
 @verb("train", resume="Run the same command again to go on from the last checkpoint.")
 def train(
     data: Annotated[str, typer.Argument(metavar="DATASET|STORE", help="A dataset's file, or a store of one.")],
-    recipe_name: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name or file.")],
+    recipe_name: Recipe,
     out: Annotated[str, typer.Option("--out", "-o", metavar="RUN", help="The run's folder, or an s3:// address.")],
-    fold: Annotated[int, typer.Option(min=0, help="The fold that validates.")] = 0,
+    fold: Annotated[str, typer.Option(help="The fold that validates, or none: all cases train.")] = "0",
     set_: Set = None,
-    workers: Workers = 1,
+    workers: Annotated[int, typer.Option(min=0, help="Ray workers; 0 trains in this process.")] = 1,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Train a recipe on a dataset or a store; the same command again resumes."""
     from voxray.pipelines.train import train as run_train
     from voxray.recipes import read_recipe
 
-    report = run_train(
-        data, read_recipe(recipe_name, set_ or ()), out, fold=fold, workers=workers, seed=seed, progress=_progress()
-    )
-    print(report)
+    if fold != "none" and not fold.isdecimal():
+        raise ConfigError(f"--fold {fold}: must be a number from 0, or none.")
+    chosen = None if fold == "none" else int(fold)
+    recipe = read_recipe(recipe_name, set_ or ())
+    _say(str(run_train(data, recipe, out, fold=chosen, workers=workers, seed=seed, progress=_progress())))
 
 
 @verb("predict", resume="Run the same command again: scans that are answered are not answered again.")
@@ -247,16 +248,37 @@ def import_weights(
 
     Without --classes the weights are taken for the published ones of the recipe: its classes, licence and settings.
     """
-    from voxray.recipes import published, read_recipe
+    from voxray.recipes import read_recipe
+    from voxray.training.weights import import_published
     from voxray.training.weights import import_weights as run_import
 
-    names, overrides = [name.strip() for name in (classes or "").split(",")], list(set_ or ())
+    overrides = list(set_ or ())
     if classes is None:
-        known = published(recipe_name)
-        names, dataset, licence = list(known.classes), known.dataset, known.licence
-        overrides = [*known.overrides, *overrides]
-    run_import(weights, read_recipe(recipe_name, overrides), names, out, dataset=dataset, licence=licence)
+        names = import_published(weights, recipe_name, out, overrides=overrides).classes
+    else:
+        names = tuple(name.strip() for name in classes.split(","))
+        run_import(weights, read_recipe(recipe_name, overrides), names, out, dataset=dataset, licence=licence)
     _say(f"{out}: answers {len(names)} classes ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})")
+
+
+@verb("demo", resume="Run the same command again: what is finished is not done again.")
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where everything is written.")],
+    cases: Annotated[int, typer.Option(min=6, help="Scans of each kind.")] = 24,
+    workers: Workers = 2,
+) -> None:
+    """Walk the whole road on generated scans, for all three recipes, and show what was learnt."""
+    from voxray.pipelines.demo import demo as run_demo
+    from voxray.pipelines.demo import headline
+
+    report = run_demo(folder, num_cases=cases, workers=workers, progress=_progress())
+    rows = [
+        (outcome.recipe, name, f"{untrained:.3f}", f"{trained:.3f}")
+        for outcome in report.outcomes
+        for name, trained, untrained in headline(outcome)
+    ]
+    _show(_table(("recipe", "metric", "untrained", "trained"), rows))
+    _say(f"took {report.seconds / 60:.1f} minutes; stores, runs, answers and pictures: {report.folder}")
 
 
 @verb("doctor")

@@ -20,7 +20,7 @@ from jaxtyping import Float64, Int64
 from voxray.case import Case
 from voxray.dataset import CaseSource, Dataset, read_dataset, split
 from voxray.detections import Detections
-from voxray.errors import ConfigError
+from voxray.errors import ConfigError, ResourceError
 from voxray.inference.predictor import Prediction
 from voxray.loading import list_cases, load_case
 from voxray.metrics import coco
@@ -30,7 +30,10 @@ from voxray.pipelines.predict import attempt
 from voxray.pipelines.progress import Progress
 from voxray.pipelines.scans import Scan
 from voxray.pipelines.spread import hire, spread
+from voxray.pipelines.tracking import REMEMBERED, open_tracking
 from voxray.run import Run
+from voxray.training.checkpoint import read_state
+from voxray.training.files import Folder
 
 Which = Literal["val", "test", "all"]
 WHICH: tuple[Which, ...] = ("val", "test", "all")
@@ -102,7 +105,8 @@ def evaluate(
     scores.sort(key=lambda score: score.case_id)
     report = summarise(scores, engine, dataset=data.name, which=which)
     report = replace(report, output=str(output), seconds=time.monotonic() - begin)
-    write_report(report, output)
+    path = write_report(report, output)
+    track(report, engine.run, run, path, progress=progress)
     return report
 
 
@@ -191,6 +195,25 @@ def write_report(report: EvaluateReport, output: Path) -> Path:
     text = json.dumps({"schema": "voxray-evaluation/1", **_finite(asdict(report))}, indent=2)
     part.write_text(text + "\n", encoding="utf-8")
     return part.replace(output / REPORT)
+
+
+def track(report: EvaluateReport, about: Run, run: str | Path, path: Path, *, progress: Progress) -> None:
+    """Puts the score into the MLflow run of the training; a run without one, such as imported weights, has none.
+
+    A server that does not answer costs the entry, not the score.
+    """
+    if not Folder(run).exists(REMEMBERED):
+        return
+    place = f"evaluate/{report.dataset}/{report.which}"
+    try:
+        tracking = open_tracking(about, run, say=progress.say)
+    except ResourceError as error:
+        progress.say(f"not in MLflow: {error}")
+        return
+    row = {f"{place}/{name}": value for name, value in report.metrics.items()}
+    tracking.log_row(row, step=read_state(run).epochs_done)
+    tracking.log_file(f"{place}.json", path.read_bytes())
+    tracking.end("FINISHED")
 
 
 def _folder_of(run: str | Path) -> Path:
