@@ -113,6 +113,8 @@ class Dataset(Config):
     folds: Folds = KFold()
     exclude: tuple[str, ...] = ()
     """Case ids that are left out."""
+    file: str | None = None
+    """The file that says all this; filled in when it is read, so that a run can say what it was trained on."""
     overhang_vox: NonNegativeFloat = 1.0
     """A box that reaches further than this beyond its image is a problem; less is cut off at the border."""
 
@@ -148,4 +150,5 @@ def read_dataset(path: str | Path, *, root: str | Path | None = None) -> Dataset
             raise ConfigError(f"{path}: root: {error}, or give the folder with --root DIR.") from None
     if isinstance(data.get("root", "."), str):
         data["root"] = str(folder)
+    data["file"] = str(path.absolute())
     return parse(Dataset, data, where=str(path), context={"root": str(folder)})
