@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,15 @@ PUBLISHED_KEYS = {"lung_nodule": 190, "spleen": 148, "whole_body": 83}
 CLASSES = ("first", "second")
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Networks this small gain nothing from threads, and lose much where the processor is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def test_every_model_has_a_small_recipe_here() -> None:
     assert set(SMALL) == set(MODELS)
 
@@ -101,7 +111,7 @@ def test_output_has_the_tasks_type_and_shape(kind: str) -> None:
         assert isinstance(output, DetectionOutput)
         assert recipe.anchors is not None
         num_anchors = len(recipe.anchors.base_shapes_vox)
-        strides = recipe.network.level_strides_vox  # type: ignore[attr-defined]
+        strides = recipe.network.level_strides_vox
         assert len(strides) == len(recipe.anchors.level_scales)
         for logits, deltas, stride in zip(output.class_logits, output.box_deltas, strides, strict=True):
             places = tuple(side // step for side, step in zip(sides, stride, strict=True))
@@ -147,7 +157,8 @@ def test_every_weight_learns(kind: str) -> None:
     batch, _ = _one_object(recipe)
     for truth in (batch, batch._replace(classes=torch.full_like(batch.classes, PADDING))):
         network.zero_grad()
-        sum(build_task(recipe, CLASSES).loss(network(truth.images), truth, local).values()).backward()
+        parts = build_task(recipe, CLASSES).loss(network(truth.images), truth, local)
+        torch.stack(list(parts.values())).sum().backward()  # type: ignore[no-untyped-call]
         assert [name for name, value in network.named_parameters() if value.grad is None] == []
 
 

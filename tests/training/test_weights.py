@@ -16,6 +16,7 @@ from voxray.boxes.anchors import anchor_levels
 from voxray.errors import ConfigError, DataError
 from voxray.recipe import Recipe
 from voxray.recipes import published, read_recipe
+from voxray.run import Run
 from voxray.training.checkpoint import load_model, read_state
 from voxray.training.weights import import_published, import_weights, read_weights_file
 
@@ -54,7 +55,7 @@ def tiny(make_recipe: MakeRecipe) -> tuple[Recipe, dict[str, Tensor]]:
     return recipe, recipe.network.build(recipe, 1).state_dict()
 
 
-def _import(path: Path, recipe: Recipe, output: Path) -> Path:
+def _import(path: Path, recipe: Recipe, output: Path) -> Run:
     return import_weights(path, recipe, ["blob"], output, dataset="toy", licence="CC0")
 
 
@@ -65,12 +66,13 @@ def test_published_weights_become_a_run_that_answers_alike(
     torch.manual_seed(1)
     theirs = build().eval()
     torch.save(theirs.state_dict(), tmp_path / "model.pt")
-    output = import_published(tmp_path / "model.pt", name, tmp_path / "run")
-    run, recipe, model = load_model(output)
+    imported = import_published(tmp_path / "model.pt", name, tmp_path / "run")
+    run, recipe, model = load_model(tmp_path / "run")
+    assert run == imported
     assert run.classes == published(name).classes
     assert run.licence == published(name).licence
     assert recipe == read_recipe(name)
-    assert read_state(output).best == "epoch_0000"
+    assert read_state(tmp_path / "run").best == "epoch_0000"
     images = torch.randn((1, 1, 16, 16, 16))
     with torch.inference_mode():
         assert torch.equal(model(images).logits, theirs(images))
@@ -81,7 +83,8 @@ def test_the_published_detector_keeps_its_anchors_and_answers_in_edge_coordinate
     state = recipe.network.build(recipe, 1).state_dict()
     assert len(state) == 190
     torch.save({f"network.{key}": value for key, value in state.items()}, tmp_path / "model.pt")
-    _, imported, _ = load_model(import_published(tmp_path / "model.pt", "lung_nodule", tmp_path / "run"))
+    import_published(tmp_path / "model.pt", "lung_nodule", tmp_path / "run")
+    _, imported, _ = load_model(tmp_path / "run")
     assert imported.anchors is not None
     (level, *_) = anchor_levels(imported.anchors, [(2, 2, 2)] * 3, [(4, 4, 2), (8, 8, 4), (16, 16, 8)])
     boxes = level.boxes()[:3]
@@ -102,7 +105,8 @@ def test_the_published_detector_keeps_its_anchors_and_answers_in_edge_coordinate
 def test_known_wrappings_are_taken_off(wrap: Callable[[Any], Any], tiny: Any, tmp_path: Path) -> None:
     recipe, state = tiny
     torch.save(wrap(state), tmp_path / "model.pt")
-    _, _, model = load_model(_import(tmp_path / "model.pt", recipe, tmp_path / "run"))
+    _import(tmp_path / "model.pt", recipe, tmp_path / "run")
+    _, _, model = load_model(tmp_path / "run")
     for key, value in model.state_dict().items():
         torch.testing.assert_close(value, state[key], rtol=1e-3, atol=1e-4)
 

@@ -31,8 +31,8 @@ _PREFIXES = ("module.", "network.")
 """What data-parallel training and MONAI's detector put before every name."""
 
 
-def import_published(path: Path, name: str, output: Path, *, overrides: Sequence[str] = ()) -> Path:
-    """The run folder `output` from the weights that were published for the recipe `name`.
+def import_published(path: Path, name: str, output: Path, *, overrides: Sequence[str] = ()) -> Run:
+    """The run that `output` holds afterwards, from the weights that were published for the recipe `name`.
 
     The recipe gets what they need it to be: anchors rounded and half a voxel up, for the nodule detector.
     """
@@ -43,8 +43,8 @@ def import_published(path: Path, name: str, output: Path, *, overrides: Sequence
 
 def import_weights(
     path: Path, recipe: Recipe, classes: Sequence[str], output: Path, *, dataset: str, licence: str
-) -> Path:
-    """The run folder `output`, with the weights of a .pt or .safetensors file for the recipe's network.
+) -> Run:
+    """The run that `output` holds afterwards: the recipe's network with the weights of a .pt or .safetensors file.
 
     Not one weight may be missing, left over or of another shape; the DataError names it.
     """
@@ -61,7 +61,7 @@ def import_weights(
         voxray_version=__version__,
     )
     write_checkpoint(output, Checkpoint(run, network.state_dict(), epochs_done=0, finished=True))
-    return output
+    return run
 
 
 def read_weights_file(path: Path) -> dict[str, Tensor]:
