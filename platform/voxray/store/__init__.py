@@ -16,13 +16,14 @@ from voxray.store.reading import Store
 from voxray.store.rounds import PatchSource, Round, read_batches, stretches
 from voxray.store.shards import (
     StoredCase,
+    find_stored_case,
     is_disk_full,
     read_stored_case,
     remove_case,
     stored_case_ids,
     write_case,
 )
-from voxray.store.tables import recipe_digest, recipe_fields, write_manifest
+from voxray.store.tables import known_entries, recipe_digest, recipe_fields, set_manifest_aside, write_manifest
 
 __all__ = [
     "CaseEntry",
@@ -37,12 +38,15 @@ __all__ = [
     "Store",
     "StoredCase",
     "TileEntry",
+    "find_stored_case",
     "is_disk_full",
+    "known_entries",
     "read_batches",
     "read_stored_case",
     "recipe_digest",
     "recipe_fields",
     "remove_case",
+    "set_manifest_aside",
     "stored_case_ids",
     "stretches",
     "write_case",

@@ -38,8 +38,8 @@ def foreground_histogram(case: Case) -> Int64[np.ndarray, " 4096"]:
 
 def describe(histograms: Iterable[Int64[np.ndarray, " 4096"]]) -> ForegroundHu | None:
     """Mean, standard deviation and percentiles of the sum of histograms; None where that is empty."""
-    counts = np.sum(list(histograms), axis=0) if histograms else np.zeros(0)
-    total = int(np.sum(counts))
+    counts = sum(histograms, start=np.zeros(_BINS, np.int64))
+    total = int(counts.sum())
     if total == 0:
         return None
     values = np.arange(LOW_HU, HIGH_HU + 1, dtype=np.float64)

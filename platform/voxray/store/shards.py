@@ -22,7 +22,7 @@ from voxray.errors import DataError
 from voxray.recipe import Recipe
 from voxray.sampling import cut_tiles, own_objects
 from voxray.store.histogram import foreground_histogram, to_text
-from voxray.store.manifest import Box, CaseSummary, ShardFile, TileEntry
+from voxray.store.manifest import Box, CaseEntry, CaseSummary, ShardFile, TileEntry
 from voxray.store.place import Place
 from voxray.volume import Grid
 
@@ -98,6 +98,27 @@ def read_summary(place: Place, case_id: str) -> CaseSummary:
         raise damaged(case_id, f"{name} is missing") from None
     except (OSError, KeyError, pa.ArrowException, ValidationError) as error:
         raise damaged(case_id, f"{name} cannot be read ({type(error).__name__})") from None
+
+
+def find_stored_case(
+    place: Place, case_id: str, signature: str, *, entry: CaseEntry | None, verify: bool = False
+) -> StoredCase | None:
+    """The case's shard if it is there, whole and with that signature; `entry` is what the last manifest says of it.
+
+    Where that says nothing, because the shard's writer was stopped, the files are read for their checksums.
+    """
+    try:
+        summary = read_summary(place, case_id)
+        if summary.signature != signature:
+            return None
+        if entry is None or entry.signature != signature:
+            return read_stored_case(place, case_id)
+        if any(place.size(file.name) != file.bytes for file in entry.files):
+            return None
+        found = read_stored_case(place, case_id) if verify else StoredCase(summary, entry.files)
+        return found if found.files == entry.files else None
+    except DataError:
+        return None
 
 
 def stored_case_ids(place: Place) -> list[str]:

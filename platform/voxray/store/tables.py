@@ -24,6 +24,8 @@ from voxray.store.shards import StoredCase
 from voxray.volume import Grid, Shape, Vector
 
 MANIFEST, TILES, OBJECTS = "manifest.json", "tiles.parquet", "objects.parquet"
+ASIDE = "manifest.aside.json"
+"""The last manifest while cases are being made: what it says of files that are kept still holds."""
 
 TILES_SCHEMA = pa.schema(
     [
@@ -78,7 +80,25 @@ def write_manifest(
         fingerprint=_fingerprint(stored, classes),
     )
     place.write(MANIFEST, to_json(manifest).encode())
+    place.remove(ASIDE)
     return manifest
+
+
+def set_manifest_aside(place: Place) -> None:
+    """From here on the store counts as unfinished, until `write_manifest`."""
+    if place.exists(MANIFEST):
+        place.write(ASIDE, place.read(MANIFEST))
+        place.remove(MANIFEST)
+
+
+def known_entries(place: Place) -> dict[str, CaseEntry]:
+    """What the last manifest, set aside or not, says of each case; nothing where there is none that can be read."""
+    for name in (MANIFEST, ASIDE):
+        try:
+            return Manifest.model_validate_json(place.read(name)).cases
+        except (OSError, ValueError):
+            continue
+    return {}
 
 
 def _entry(stored: StoredCase) -> CaseEntry:

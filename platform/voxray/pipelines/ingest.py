@@ -1,0 +1,305 @@
+"""`voxray ingest`: a dataset preprocessed once into a store of tiles that training streams.
+
+Each case is one Ray task: read, turned and resampled, cut into tiles, written as a shard. Only a summary comes back,
+so memory does not grow with the dataset. A shard that is there and was made from the same files, annotations and
+recipe is kept, whatever ended the last run; what changed is made anew, what left the dataset is removed. A case that
+fails is set aside with its reason. The manifest comes last: until then the store counts as unfinished.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import pickle
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from voxray.dataset import CaseSource, Dataset
+from voxray.errors import DataError, ResourceError
+from voxray.loading import load_case, survey
+from voxray.pipelines.cluster import connect, require_cpus
+from voxray.pipelines.progress import Progress, SilentProgress
+from voxray.preprocess import prepare_case
+from voxray.recipe import NetworkConfig, Recipe
+from voxray.store import (
+    FailedCase,
+    Manifest,
+    Place,
+    StoredCase,
+    find_stored_case,
+    is_disk_full,
+    known_entries,
+    recipe_digest,
+    remove_case,
+    set_manifest_aside,
+    stored_case_ids,
+    write_case,
+    write_manifest,
+)
+
+TILE_VERSION = 1
+"""Raised when preprocessing or tiles change: every case is then made anew."""
+
+CASE_RETRIES = 2
+"""How often a case is tried again whose worker died, as for want of memory."""
+
+_NO_IMAGE = "annotations.no_image"
+_DISK_FULL = "disk.full"
+_PROBE = ".voxray_can_write"
+_LOOKS = 16
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What `ingest` did; ids in ascending order."""
+
+    store: str
+    done: tuple[str, ...]
+    kept: tuple[str, ...]
+    removed: tuple[str, ...]
+    failed: Mapping[str, str]
+    """The reason, by case id."""
+    num_tiles: int
+    size_bytes: int
+    seconds: float
+    manifest: Manifest
+
+    def __str__(self) -> str:
+        size = f"{self.num_tiles} tiles, {self.size_bytes / 2**30:.2f} GiB"
+        lines = [
+            f"{self.store}: {len(self.manifest.cases)} cases in {size}",
+            f"{len(self.done)} done in {self.seconds:.0f} s, {len(self.kept)} kept as they were, "
+            f"{len(self.removed)} removed, {len(self.failed)} set aside",
+        ]
+        return "\n".join([*lines, *self.failed.values()])
+
+
+def ingest(
+    dataset: Dataset,
+    recipe: Recipe,
+    store_uri: str | Path,
+    *,
+    progress: Progress | None = None,
+    cpus_per_case: float = 1.0,
+    verify: bool = False,
+) -> IngestReport:
+    """Makes or completes the dataset's store for the recipe; a full disk or no usable case is a VoxrayError.
+
+    With `verify` shards that are kept are read and their checksums compared, and damaged ones made anew.
+    """
+    begin = time.monotonic()
+    progress = progress or SilentProgress()
+    sources, failed = _sources(dataset)
+    place = _writable(store_uri)
+    wanted = {source.case_id: signature(dataset, source, recipe) for source in sources}
+    stored = dict(_kept(place, wanted, verify=verify))
+    kept = tuple(sorted(stored))
+    removed = _clear(place, wanted, stored)
+    todo = [source for source in sources if source.case_id not in stored]
+    job = _Job(place, dataset, _without_network(recipe), wanted)
+    with progress.track("ingest", total=len(todo), unit="cases") as advance:
+        for case_id, result in _on_ray(job, todo, cpus_per_case) if todo else ():
+            if isinstance(result, FailedCase):
+                failed[case_id] = result
+                progress.say(f"set aside: {result.message}")
+            else:
+                stored[case_id] = result
+            advance(1)
+    failed |= {source.case_id: _died(source) for source in todo if source.case_id not in {**stored, **failed}}
+    if not stored:
+        raise DataError(
+            "ingest.nothing", f"none of {len(failed)} cases can be used.", remedy=next(iter(failed.values())).message
+        )
+    manifest = write_manifest(
+        place, list(stored.values()), recipe, dataset=dataset.model_dump(mode="json"), failed=failed
+    )
+    return IngestReport(
+        store=place.uri,
+        done=tuple(sorted(set(stored) - set(kept))),
+        kept=kept,
+        removed=removed,
+        failed={case_id: one.message for case_id, one in sorted(failed.items())},
+        num_tiles=sum(len(one.summary.tiles) for one in stored.values()),
+        size_bytes=sum(file.bytes for one in stored.values() for file in one.files),
+        seconds=time.monotonic() - begin,
+        manifest=manifest,
+    )
+
+
+def signature(dataset: Dataset, source: CaseSource, recipe: Recipe) -> str:
+    """A digest of all that a case's shard is made from: files by size and time, annotations, recipe."""
+    digest = hashlib.sha256()
+    truth = dataset.model_dump(mode="json", include={"classes", "annotations", "overhang_vox"})
+    parts = [TILE_VERSION, recipe_digest(recipe), source.patient_id, truth, source.maps]
+    digest.update(repr(parts).encode())
+    if source.boxes is not None:
+        digest.update(source.boxes.frame.encode())
+        digest.update(np.ascontiguousarray(source.boxes.boxes, np.float64).tobytes())
+        digest.update(np.ascontiguousarray(source.boxes.classes, np.int64).tobytes())
+    for path in _files(dataset, source):
+        found = path.stat() if path.exists() else None
+        digest.update(repr((str(path), found and (found.st_size, found.st_mtime_ns))).encode())
+    return digest.hexdigest()[:32]
+
+
+def _files(dataset: Dataset, source: CaseSource) -> Iterator[Path]:
+    image = Path(source.image)
+    yield from sorted(image.iterdir()) if image.is_dir() else _with_siblings(image)
+    if source.maps is not None:
+        for name in dataset.classes if "{class}" in source.maps.file else [""]:
+            yield Path(source.maps.file.replace("{class}", name))
+        if source.maps.classes_file is not None:
+            yield Path(source.maps.classes_file)
+
+
+def _with_siblings(image: Path) -> Iterator[Path]:
+    """A header file (.mhd, .nhdr) keeps its voxels in a file beside it, of the same name."""
+    if image.suffix in (".mhd", ".nhdr"):
+        yield from sorted(image.parent.glob(f"{glob.escape(image.stem)}.*"))
+    else:
+        yield image
+
+
+def _sources(dataset: Dataset) -> tuple[list[CaseSource], dict[str, FailedCase]]:
+    """The cases, and those that are set aside before a voxel is read; a fault of the dataset as a whole is raised."""
+    found = survey(dataset)
+    failed: dict[str, FailedCase] = {}
+    for problem in found.problems:
+        if problem.code == _NO_IMAGE:
+            continue
+        if problem.case_id is None:
+            raise problem
+        failed.setdefault(problem.case_id, FailedCase(code=problem.code, message=str(problem)))
+    return [source for source in found.cases if source.case_id not in failed], failed
+
+
+def _writable(store_uri: str | Path) -> Place:
+    place = Place.of(store_uri)
+    try:
+        place.write(_PROBE, b"")
+        place.remove(_PROBE)
+        place.sweep("cases")
+    except OSError as error:
+        if is_disk_full(error):
+            raise _disk_full(place) from None
+        raise ResourceError(f"{store_uri}: cannot be written to ({error}); give a folder that can.") from None
+    return place
+
+
+def _kept(place: Place, wanted: Mapping[str, str], *, verify: bool) -> Iterator[tuple[str, StoredCase]]:
+    """The cases whose shards are there, whole, and made from what is there now."""
+    known = known_entries(place)
+    there = [case_id for case_id in stored_case_ids(place) if case_id in wanted]
+    with ThreadPoolExecutor(_LOOKS) as pool:
+        looks = pool.map(
+            lambda case_id: find_stored_case(
+                place, case_id, wanted[case_id], entry=known.get(case_id), verify=verify
+            ),
+            there,
+        )
+        for case_id, found in zip(there, looks, strict=True):
+            if found is not None:
+                yield case_id, found
+
+
+def _clear(place: Place, wanted: Mapping[str, str], stored: Mapping[str, StoredCase]) -> tuple[str, ...]:
+    """Removes shards that are not kept, once the manifest is out of the way; which cases have left the dataset."""
+    stale = [case_id for case_id in stored_case_ids(place) if case_id not in stored]
+    if stale or any(case_id not in stored for case_id in wanted):
+        set_manifest_aside(place)
+    for case_id in stale:
+        remove_case(place, case_id)
+    return tuple(sorted(set(stale) - set(wanted)))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every task needs."""
+
+    place: Place
+    dataset: Dataset
+    recipe: Recipe
+    signatures: Mapping[str, str]
+
+
+def _on_ray(
+    job: _Job, todo: Sequence[CaseSource], cpus_per_case: float
+) -> Iterator[tuple[str, StoredCase | FailedCase]]:
+    """Each case's result as soon as it is there."""
+    with connect(num_cpus=max(cpus_per_case, os.cpu_count() or 1)):
+        import ray.data
+
+        require_cpus(cpus_per_case, "reading a case")
+        rows = [{"source": pickle.dumps(source)} for source in todo]
+        dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+            _ingest_row,  # type: ignore[arg-type]
+            fn_kwargs={"job": job},
+            num_cpus=cpus_per_case,
+            max_retries=CASE_RETRIES,
+        )
+        dataset.context.execution_no_progress_timeout_s = -1  # one large case from a slow disk takes minutes
+        dataset.context.max_errored_blocks = -1
+        for row in dataset.iter_rows():
+            case_id, result = pickle.loads(row["result"])
+            if isinstance(result, FailedCase) and result.code == _DISK_FULL:
+                raise _disk_full(job.place)
+            yield case_id, result
+
+
+def _remote_arguments() -> dict[str, Any]:
+    """Ray Data would start a worker that dies for want of memory again without end."""
+    return {"max_retries": CASE_RETRIES}
+
+
+def _ingest_row(row: dict[str, Any], job: _Job) -> dict[str, Any]:
+    source: CaseSource = pickle.loads(row["source"])
+    return {"result": pickle.dumps((source.case_id, _ingest_case(source, job)))}
+
+
+def _ingest_case(source: CaseSource, job: _Job) -> StoredCase | FailedCase:
+    """One case from its files to its shard, or why not; nothing but the worker's death leaves it unanswered."""
+    try:
+        case = load_case(job.dataset, source)
+        prepared = prepare_case(case, job.recipe.grid)
+        return write_case(
+            job.place,
+            prepared,
+            job.recipe,
+            original_grid=case.image.grid,
+            signature=job.signatures[source.case_id],
+        )
+    except DataError as error:
+        error = error if error.case_id else error.of_case(source.case_id)
+        return FailedCase(code=error.code, message=str(error))
+    except Exception as error:
+        if is_disk_full(error):
+            return FailedCase(code=_DISK_FULL, message=str(error))
+        text = f"case {source.case_id}: [ingest.unexpected] {type(error).__name__}: {error}"
+        return FailedCase(code="ingest.unexpected", message=text.splitlines()[0][:500])
+
+
+def _without_network(recipe: Recipe) -> Recipe:
+    """To unpickle the network's configuration a task would import all networks, for seconds."""
+    return recipe.model_copy(update={"network": NetworkConfig(kind=recipe.network.kind)})
+
+
+def _died(source: CaseSource) -> FailedCase:
+    text = (
+        f"case {source.case_id}: [ingest.worker_died] its worker died {CASE_RETRIES + 1} times, probably for want of "
+        f"memory. Give each case more with fewer at a time, or exclude the case."
+    )
+    return FailedCase(code="ingest.worker_died", message=text)
+
+
+def _disk_full(place: Place) -> ResourceError:
+    return ResourceError(
+        f"{place.uri}: no space is left; the cases that are done are kept. Free some, or move the store, and run the "
+        f"same command again."
+    )
