@@ -92,6 +92,7 @@ class NetworkConfig(Config):
 
     def build(self, recipe: Recipe, num_classes: int) -> Any:
         """The untrained `torch.nn.Module` whose forward gives the task's output type."""
+        del recipe, num_classes
         raise AssertionError(f"{type(self).__name__} must define build")
 
     @property
