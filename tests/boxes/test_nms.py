@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -87,7 +87,6 @@ def test_one_large_box_among_small_ones() -> None:
     assert nms(boxes, scores, classes, iou=0.22).tolist() == non_max_suppression(boxes, scores, 0.22).tolist()
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("num_centres", [300, 2000])
 def test_ten_thousand_boxes_as_monai_but_faster(num_centres: int) -> None:
     """Twenty times faster on an idle machine, a hundred for scattered boxes; a busy one must still show four."""
@@ -97,15 +96,6 @@ def test_ten_thousand_boxes_as_monai_but_faster(num_centres: int) -> None:
     expected, theirs = _best_of(2, lambda: torch.as_tensor(non_max_suppression(boxes, scores, 0.22)))
     assert torch.equal(kept, expected)
     assert ours * 4 < theirs, (ours, theirs)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Torch on one thread, so that timings suffer less from what else runs."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _best_of(times: int, work: Callable[[], Tensor]) -> tuple[Tensor, float]:
