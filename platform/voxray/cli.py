@@ -180,13 +180,19 @@ def train(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Train a recipe on a dataset or a store; the same command again resumes."""
+    if fold != "none" and not fold.isdecimal():
+        raise ConfigError(f"--fold {fold}: must be a number from 0, or none.")
+    from voxray.dataset import read_dataset, split
+    from voxray.loading import list_cases
     from voxray.pipelines.train import train as run_train
     from voxray.recipes import read_recipe
 
-    if fold != "none" and not fold.isdecimal():
-        raise ConfigError(f"--fold {fold}: must be a number from 0, or none.")
     chosen = None if fold == "none" else int(fold)
     recipe = read_recipe(recipe_name, set_ or ())
+    if Path(data).suffix in (".toml", ".json"):
+        # Said now, not after the hours that preprocessing may take.
+        dataset = read_dataset(data)
+        split(list_cases(dataset), dataset.folds, chosen)
     _say(str(run_train(data, recipe, out, fold=chosen, workers=workers, seed=seed, progress=_progress())))
 
 

@@ -124,8 +124,9 @@ class RichProgress:
         self._bars.console.print(line, markup=False, highlight=False)
 
 
-def open_progress(stream: TextIO = sys.stderr) -> Progress:
-    """Bars where `stream` is a terminal, else plain lines."""
+def open_progress(stream: TextIO | None = None) -> Progress:
+    """Bars where `stream` (by default standard error) is a terminal, else plain lines."""
+    stream = stream or sys.stderr
     if stream.isatty():
         return RichProgress(Console(file=stream))
     return PlainProgress(stream)
