@@ -13,6 +13,7 @@ import hashlib
 import os
 import pickle
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -238,12 +239,16 @@ def _on_ray(
 
         require_cpus(cpus_per_case, "reading a case")
         rows = [{"source": pickle.dumps(source)} for source in todo]
-        dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            _ingest_row,  # type: ignore[arg-type]
-            fn_kwargs={"job": job},
-            num_cpus=cpus_per_case,
-            max_retries=CASE_RETRIES,
-        )
+        cases = ray.data.from_items(rows, override_num_blocks=len(rows))
+        with warnings.catch_warnings():
+            # Ray Data starts a task whose worker dies again without end, and 2.60 has no other way to bound that.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            dataset = cases.map(
+                _ingest_row,  # type: ignore[arg-type]
+                fn_kwargs={"job": job},
+                num_cpus=cpus_per_case,
+                max_retries=CASE_RETRIES,
+            )
         dataset.context.execution_no_progress_timeout_s = -1  # one large case from a slow disk takes minutes
         dataset.context.max_errored_blocks = -1
         for row in dataset.iter_rows():
@@ -251,11 +256,6 @@ def _on_ray(
             if isinstance(result, FailedCase) and result.code == _DISK_FULL:
                 raise _disk_full(job.place)
             yield case_id, result
-
-
-def _remote_arguments() -> dict[str, Any]:
-    """Ray Data would start a worker that dies for want of memory again without end."""
-    return {"max_retries": CASE_RETRIES}
 
 
 def _ingest_row(row: dict[str, Any], job: _Job) -> dict[str, Any]:
