@@ -1,4 +1,4 @@
-"""An abdomen without contrast medium: organs whose densities overlap, so that place and shape must tell them."""
+"""An abdomen in the portal venous phase: organs whose densities overlap, so that place and shape must tell them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from voxray.phantoms.canvas import Canvas, Tissue
+from voxray.phantoms.canvas import Canvas, Tissue, levelled
 from voxray.phantoms.phantom import Phantom
 from voxray.phantoms.scanner import draw_grid, scan
 from voxray.phantoms.shapes import (
@@ -26,7 +26,6 @@ from voxray.phantoms.shapes import (
     without,
 )
 from voxray.phantoms.trunk import (
-    BLOOD_HU,
     FAT_HU,
     FLUID_HU,
     MUSCLE_HU,
@@ -46,8 +45,10 @@ OBJECTS: tuple[str, ...] = ()
 STRUCTURES = ("liver", "spleen", "kidney_right", "kidney_left", "spine")
 _LIVER, _SPLEEN, _KIDNEY_RIGHT, _KIDNEY_LEFT, _SPINE = range(1, 6)
 
+_ARTERY_HU, _VEIN_HU = 145.0, 155.0
+
 _SIZE_MM = (346.0, 262.0, 220.0)
-_SPACING_MM = {"small": (2.1, 2.4), "full": (0.9, 1.1)}
+_SPACING_MM = {"small": (2.1, 2.4), "large": (0.9, 1.1)}
 
 
 class Belly(NamedTuple):
@@ -120,8 +121,8 @@ def _kidney(side: int, rng: np.random.Generator) -> Solid:
 
 def _draw_spleen(under: Solid, kidney: Solid, half_x: float, rng: np.random.Generator) -> Solid:
     """A curved disc under the left ribs, behind the stomach and above the kidney."""
-    scale = rng.uniform(0.9, 1.1)
-    x, y, z = half_x - 34 + rng.uniform(-2, 4), 26 + rng.uniform(-4, 4), 38 + rng.uniform(-6, 6)
+    scale = rng.uniform(0.95, 1.15)
+    x, y, z = half_x - 35 + rng.uniform(-2, 4), 26 + rng.uniform(-4, 4), 38 + rng.uniform(-6, 6)
     tilt = turn(2, rng.uniform(-30, -15)) @ turn(0, rng.uniform(15, 30))
     disc = ellipsoid(
         (x, y, z), (29 * scale, 46 * scale, 50 * scale), tilt, Wobble.draw(rng, amplitude_mm=1.2, length_mm=55)
@@ -171,13 +172,18 @@ def _mesentery(rng: np.random.Generator) -> Tissue:
 
 def _paint_lung_bases(canvas: Canvas, belly: Belly) -> None:
     lungs = without(grown(belly.wall.cavity, -1.5), grown(belly.domes, 1.5), column((4, 20), (34, 44)), smooth_mm=6)
-    above = common(lungs, half_space((0, 0, 0), (0, 0, -1)))
-    canvas.paint(above, -850.0)
+    canvas.paint(_above(lungs, 0.0), -850.0)
     heart = ellipsoid((16, -34, 118), (56, 42, 36), turn(2, 35))
-    canvas.paint(grown(heart, 3.0), FAT_HU)
-    canvas.paint(heart, BLOOD_HU)
+    canvas.paint_layers(heart, ((-3.0, FAT_HU), (0.0, _VEIN_HU)))
     shell = without(common(belly.domes, belly.wall.cavity), grown(belly.domes, -2.6))
-    canvas.paint(common(shell, half_space((0, 0, 20), (0, 0, -1))), 48.0)
+    canvas.paint(_above(shell, 20.0), MUSCLE_HU - 5)
+
+
+def _above(solid: Solid, z: float) -> Solid:
+    """The part of the solid above a height; only that part of the grid is looked at."""
+    part = common(solid, half_space((0, 0, z), (0, 0, -1)))
+    (x0, y0, _), high = solid.low, solid.high
+    return Solid(part.distance, (x0, y0, z), high)
 
 
 def _paint_back_wall(canvas: Canvas, belly: Belly) -> None:
@@ -190,8 +196,8 @@ def _paint_back_wall(canvas: Canvas, belly: Belly) -> None:
         canvas.paint(lateral, MUSCLE_HU)
         canvas.paint(capsule((side * 13, y - 12, 90), (side * 13, y - 16, 0), (5, 4), tall=2), MUSCLE_HU)
     front = y - 0.72 * belly.spine.width_mm
-    canvas.paint(capsule((10, front - 13, 140), (7, front - 12, -130), (11.5, 9.5)), BLOOD_HU)
-    canvas.paint(capsule((-22, front - 26, 130), (-17, front - 9, -130), (11.5, 10.5)), BLOOD_HU - 2)
+    canvas.paint(capsule((10, front - 13, 140), (7, front - 12, -130), (11.5, 9.5)), _ARTERY_HU)
+    canvas.paint(capsule((-22, front - 26, 130), (-17, front - 9, -130), (11.5, 10.5)), _VEIN_HU)
 
 
 def _paint_bowel(canvas: Canvas, belly: Belly, rng: np.random.Generator) -> None:
@@ -215,8 +221,7 @@ def _paint_loop(canvas: Canvas, start: np.ndarray, room: Solid, rng: np.random.G
         heading = heading / np.linalg.norm(heading)
         end = start + 20 * heading
         tube = common(capsule(start, end, (radius, radius * rng.uniform(0.85, 1.1))), room)
-        canvas.paint(tube, 42.0)
-        canvas.paint(grown(tube, -2.4), content)
+        canvas.paint_layers(tube, ((0.0, 85.0), (2.4, content)))
         start, heading = end, heading + 0.8 * rng.normal(size=3)
 
 
@@ -231,51 +236,47 @@ def _paint_colon(
     haustra = Wobble.draw(rng, amplitude_mm=1.6, length_mm=24)
     tube = capsule(start, end, (17.0, 17.0))
     bowel = uneven(tube, haustra)
-    canvas.paint(common(bowel, room), 40.0)
     stool = Wobble.draw(rng, amplitude_mm=70.0, length_mm=13, count=6)
-    inside = common(grown(bowel, -2.5), room)
-    canvas.paint(inside, lambda x, y, z: np.float32(-40) + stool(x, y, z))
     level = float(np.mean([start[1], end[1]])) + rng.uniform(-8, 6)
-    canvas.paint(common(inside, half_space((0, level, 0), (0, 1, 0))), -960.0)
+    content = levelled(level, -960.0, lambda x, y, z: np.float32(-40) + stool(x, y, z))
+    canvas.paint_layers(common(bowel, room), ((0.0, 75.0), (2.5, content)))
 
 
 def _paint_stomach(canvas: Canvas, belly: Belly, rng: np.random.Generator) -> None:
     """Wall, fluid, and a bubble with a level: the patient lies on the back."""
-    canvas.paint(belly.stomach, 42.0)
-    lumen = grown(belly.stomach, -4.5)
-    canvas.paint(lumen, rng.uniform(FLUID_HU, 30))
-    canvas.paint(common(lumen, half_space((0, rng.uniform(-44, -22), 0), (0, 1, 0))), -990.0)
+    content = levelled(rng.uniform(-44, -22), -990.0, rng.uniform(FLUID_HU, 40))
+    canvas.paint_layers(belly.stomach, ((0.0, 80.0), (4.5, content)))
 
 
 def _paint_organs(canvas: Canvas, belly: Belly, rng: np.random.Generator) -> None:
     _paint_pancreas(canvas, rng)
-    liver_hu, spleen_hu, kidney_hu = rng.uniform(52, 66), rng.uniform(45, 56), rng.uniform(29, 36)
+    liver_hu, spleen_hu, kidney_hu = rng.uniform(95, 120), rng.uniform(105, 125), rng.uniform(165, 185)
     for kidney, label, side in zip(belly.kidneys, (_KIDNEY_RIGHT, _KIDNEY_LEFT), (-1, 1), strict=True):
         canvas.paint(kidney, kidney_hu, label=label)
         (x0, y0, z0), (x1, y1, z1) = kidney.low, kidney.high
         middle = ((x0 + x1) / 2 - side * 6, (y0 + y1) / 2 - 3, (z0 + z1) / 2)
         canvas.paint(common(ellipsoid(middle, (8, 10, 23)), grown(kidney, -7.0)), FAT_HU + 35)
         gland = capsule((side * 34, 30, z1 + 2), (side * 42, 40, z1 - 14), (3.5, 3.0), tall=1.6)
-        canvas.paint(gland, 20.0)
+        canvas.paint(gland, 60.0)
     canvas.paint(belly.liver, liver_hu, label=_LIVER)
     _paint_liver_vessels(canvas, belly.liver, liver_hu, rng)
     canvas.paint(belly.spleen, spleen_hu, label=_SPLEEN)
     bladder = ellipsoid((-38 + rng.uniform(-4, 4), -44, -14), (14, 17, 25), turn(0, 25))
-    canvas.paint(common(bladder, grown(belly.wall.cavity, -6.0)), 30.0)
-    canvas.paint(common(grown(bladder, -1.6), grown(belly.wall.cavity, -6.0)), FLUID_HU)
+    inside = common(bladder, grown(belly.wall.cavity, -6.0))
+    canvas.paint_layers(inside, ((0.0, 60.0), (1.6, FLUID_HU)), label=0)
 
 
 def _paint_liver_vessels(canvas: Canvas, liver: Solid, liver_hu: float, rng: np.random.Generator) -> None:
-    """Portal and hepatic veins: a little darker than the liver, as blood is without contrast medium."""
+    """Portal and hepatic veins, brighter than the liver."""
     roots = ((-18.0, -4.0, 22.0), (-22.0, 6.0, 78.0))
     for root in roots:
         tree = grow(root, points_inside(liver, 24, rng, margin_mm=8), rng, leaf_radius_mm=1.2)
-        paint_tree(canvas, tree, liver_hu - 20, least_mm=1.1)
+        paint_tree(canvas, tree, liver_hu + 40, least_mm=1.1)
 
 
 def _paint_pancreas(canvas: Canvas, rng: np.random.Generator) -> None:
     lobes = Wobble.draw(rng, amplitude_mm=1.6, length_mm=12, count=5)
     line = [(-30, -16, -14), (-10, -20, 0), (16, -10, 8), (44, 6, 16), (66, 18, 22)]
     for start, end in pairwise(line):
-        canvas.paint(uneven(capsule(start, end, (11, 9), tall=1.2), lobes), 40.0)
-    canvas.paint(capsule((-8, -8, -6), (70, 24, 26), (4.5, 4.0)), BLOOD_HU)
+        canvas.paint(uneven(capsule(start, end, (11, 9), tall=1.2), lobes), 95.0)
+    canvas.paint(capsule((-8, -8, -6), (70, 24, 26), (4.5, 4.0)), _VEIN_HU)

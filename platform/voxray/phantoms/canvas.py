@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import UInt8
 
-from voxray.phantoms.shapes import Array, Solid
+from voxray.phantoms.shapes import Array, Solid, grown
 from voxray.volume import Grid, Vector
 
 AIR_HU = -1000.0
@@ -28,20 +28,30 @@ class Canvas:
         self._points = _points(grid)
         self._to_index = np.linalg.inv(grid.affine)
 
-    def paint(
-        self, solid: Solid, tissue: Tissue, *, label: int | None = None, opacity: float = 1.0, border_mm: float = 0.0
+    def paint(self, solid: Solid, tissue: Tissue, *, label: int | None = None, opacity: float = 1.0) -> None:
+        """Covers the solid; a voxel on its border is covered in part, over one voxel's width."""
+        self.paint_layers(solid, ((0.0, tissue),), label=label, opacity=opacity)
+
+    def paint_layers(
+        self, solid: Solid, layers: Sequence[tuple[float, Tissue]], *, label: int | None = None, opacity: float = 1.0
     ) -> None:
-        """Covers the solid; a voxel on its border is covered in part, over one voxel's width or `border_mm`."""
-        block = self.block(solid)
+        """Covers the solid layer by layer from outside; each begins at a depth in mm below the surface.
+
+        The label goes to the first layer and all within it. The distance, which is what costs time, is found once.
+        """
+        reach = max(0.0, -layers[0][0])
+        block = self.block(grown(solid, reach))
         if block is None:
             return
         points = self.points(block)
-        depth = solid.distance(*points)
-        share = np.clip(0.5 - depth / np.float32(max(self.voxel_mm, border_mm)), 0, 1) * np.float32(opacity)
-        colour = np.float32(tissue) if isinstance(tissue, int | float) else tissue(*points)
-        self.voxels[block] += share * (colour - self.voxels[block])
+        distance = solid.distance(*points)
+        for depth_mm, tissue in layers:
+            below = distance + np.float32(depth_mm)
+            share = np.clip(0.5 - below / np.float32(self.voxel_mm), 0, 1) * np.float32(opacity)
+            hu = np.float32(tissue) if isinstance(tissue, int | float) else tissue(*points)
+            self.voxels[block] += share * (hu - self.voxels[block])
         if label is not None:
-            self.labels[block][depth < 0] = label
+            self.labels[block][distance < -layers[0][0]] = label
 
     def block(self, solid: Solid) -> Block | None:
         """The part of the grid that can meet the solid, or None where they lie apart."""
@@ -80,3 +90,15 @@ def grid_over(centre_mm: Vector, size_mm: Vector, spacing_mm: Vector, axes: np.n
     affine[:3, :3] = axes * np.asarray(spacing_mm)
     affine[:3, 3] = np.asarray(centre_mm) - affine[:3, :3] @ ((np.array([x, y, z]) - 1) / 2)
     return Grid.from_affine(affine, (x, y, z))
+
+
+def levelled(level_mm: float, gas_hu: float, fluid_hu: Tissue) -> Tissue:
+    """Gas in front of a level, as it lies in someone on the back, and fluid behind it."""
+
+    def hu(x: Array, y: Array, z: Array) -> Array:
+        fluid = np.float32(fluid_hu) if isinstance(fluid_hu, int | float) else fluid_hu(x, y, z)
+        share = np.clip(np.float32(0.5) + (y - np.float32(level_mm)) / 2, 0, 1)
+        mixed: Array = np.float32(gas_hu) + share * (fluid - np.float32(gas_hu))
+        return mixed
+
+    return hu

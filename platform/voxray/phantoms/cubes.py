@@ -16,7 +16,7 @@ from voxray.volume import Grid, Volume
 OBJECTS = ("square", "square_hole")
 STRUCTURES = OBJECTS
 
-_SIDE_VOX = {"small": 96, "full": 256}
+_SIDE_VOX = {"small": 96, "large": 256}
 _OBJECT_VOX = (16, 32)
 _WALL_VOX = 4
 _ADDED = 0.4

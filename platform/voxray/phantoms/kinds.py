@@ -12,9 +12,9 @@ from voxray.errors import ConfigError
 from voxray.phantoms import abdomen, cubes, thorax
 from voxray.phantoms.phantom import Phantom
 
-Size = Literal["small", "full"]
-SIZES: tuple[Size, ...] = ("small", "full")
-"""`small`: a coarse scan (2.1 to 2.4 mm; cubes of 96 voxels), made in a second. `full`: about 1 mm (256 voxels)."""
+Size = Literal["small", "large"]
+SIZES: tuple[Size, ...] = ("small", "large")
+"""`small`: a coarse scan (2.1 to 2.4 mm; cubes of 96 voxels), made in a second. `large`: about 1 mm (256 voxels)."""
 
 
 class Draw(Protocol):

@@ -38,17 +38,18 @@ _LOBES = ((22.0, -34.0), (-18.0, -6.0), (4.0, 30.0))
 
 
 def paint_mediastinum(canvas: Canvas, heart: Solid, *, heart_label: int, airway_label: int) -> None:
-    """The heart without its fat and the airways down to the hila get labels."""
-    canvas.paint(heart, FAT_HU + 15)
-    canvas.paint(grown(heart, -3.0), BLOOD_HU, label=heart_label)
-    for start, end in pairwise(_ARCH):
-        canvas.paint(capsule(start, end, (13.5, 12.5) if end[2] > 0 else (12.0, 10.5)), BLOOD_HU)
-    for start, end, radii in _TUBES:
-        canvas.paint(capsule(start, end, radii), BLOOD_HU)
+    """The heart without its fat and the airways down to the hila get labels; all else is no part of the lungs."""
+    canvas.paint(heart, FAT_HU + 15, label=0)
+    vessels = [(start, end, (13.5, 12.5) if end[2] > 0 else (12.0, 10.5)) for start, end in pairwise(_ARCH)]
+    vessels += _TUBES
     for x, y, z in HILA:
-        canvas.paint(capsule((10, -10, 22), (x, y, z), (10.5, 7.5)), BLOOD_HU)
-        canvas.paint(capsule((0.4 * x, 2, -12), (x, y, z - 12), (9.0, 6.0)), BLOOD_HU)
-    canvas.paint(capsule((7, 26, _TOP), (4, 24, _BOTTOM), (6.0, 7.0)), 35.0)
+        vessels.append(((10.0, -10.0, 22.0), (x, y, z), (10.5, 7.5)))
+        vessels.append(((0.4 * x, 2.0, -12.0), (x, y, z - 12), (9.0, 6.0)))
+    # The heart comes after the vessels, which begin inside it.
+    for start, end, radii in vessels:
+        canvas.paint(capsule(start, end, radii), BLOOD_HU, label=0)
+    canvas.paint(grown(heart, -3.0), BLOOD_HU, label=heart_label)
+    canvas.paint(capsule((7, 26, _TOP), (4, 24, _BOTTOM), (6.0, 7.0)), 35.0, label=0)
     _paint_airways(canvas, airway_label)
 
 

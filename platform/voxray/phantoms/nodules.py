@@ -37,8 +37,7 @@ def draw_nodules(
     """Up to `count` nodules: free in the lung, at a small vessel, or against the pleura; never one in another."""
     found: list[Nodule] = []
     while len(found) < count:
-        low, high = np.log(diameter_mm)
-        diameter = float(np.exp(rng.uniform(low, high)))
+        diameter = float(rng.uniform(*diameter_mm))
         side = int(rng.integers(len(lungs)))
         place = ("free", "vessel", "pleura")[int(rng.choice(3, p=(0.45, 0.3, 0.25)))]
         centre = _place(lungs[side], trees, place, diameter / 2, rng)

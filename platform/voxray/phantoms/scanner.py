@@ -20,7 +20,7 @@ _STORED = ("LPS", "RAS", "LPS", "LAS", "LPS", "RSP")
 _TILTED = (False, False, True, False, False, False)
 
 # Hounsfield units -> standard deviation of what is really there and varies from voxel to voxel.
-_TEXTURE_AT_HU = (-1000.0, -950.0, -880.0, -600.0, -300.0, -100.0, 0.0, 90.0, 140.0, 400.0)
+_TEXTURE_AT_HU = (-1000.0, -950.0, -880.0, -600.0, -300.0, -100.0, 0.0, 185.0, 225.0, 400.0)
 _TEXTURE_SD_HU = (0.0, 12.0, 26.0, 26.0, 12.0, 8.0, 5.0, 5.0, 38.0, 45.0)
 
 

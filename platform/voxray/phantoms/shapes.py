@@ -86,8 +86,8 @@ def ellipsoid(centre: Point, radii: Point, rotation: Matrix | None = None, wobbl
             along = (ax * dx + ay * dy + az * dz) / np.float32(radius)
             near += along * along
             slope += np.square(along / np.float32(radius))
-        np.sqrt(near, out=near)
-        result: Array = near * (near - 1) / np.maximum(np.sqrt(slope), _TINY)
+        near = near**0.5
+        result: Array = near * (near - 1) / np.maximum(slope**0.5, _TINY)
         return result if wobble is None else result + wobble(x, y, z)
 
     return Solid(distance, _vector(np.subtract(centre, half)), _vector(np.add(centre, half)))
@@ -163,6 +163,16 @@ def uneven(solid: Solid, wobble: Wobble) -> Solid:
         _vector(np.subtract(solid.low, reach)),
         _vector(np.add(solid.high, reach)),
     )
+
+
+def sheet_of(solid: Solid, thickness_mm: float) -> Solid:
+    """The solid's border as a sheet of that thickness."""
+
+    def distance(x: Array, y: Array, z: Array) -> Array:
+        result: Array = np.abs(solid.distance(x, y, z)) - np.float32(thickness_mm / 2)
+        return result
+
+    return Solid(distance, solid.low, solid.high)
 
 
 def joined(*solids: Solid, smooth_mm: float = 0.0) -> Solid:

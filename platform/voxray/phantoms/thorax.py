@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from voxray.phantoms.canvas import Canvas, Tissue
+from voxray.phantoms.canvas import Canvas, Tissue, levelled
 from voxray.phantoms.mediastinum import HILA, paint_mediastinum
 from voxray.phantoms.nodules import draw_nodules
 from voxray.phantoms.phantom import Phantom
@@ -21,7 +21,9 @@ from voxray.phantoms.shapes import (
     grown,
     half_space,
     joined,
+    sheet_of,
     turn,
+    uneven,
     without,
 )
 from voxray.phantoms.trunk import (
@@ -37,17 +39,22 @@ from voxray.phantoms.trunk import (
     rib_path,
 )
 from voxray.phantoms.vessels import Tree, grow, paint_tree, points_inside
-from voxray.volume import Volume
+from voxray.volume import Vector, Volume
 
 OBJECTS = ("nodule",)
 STRUCTURES = ("lung_right", "lung_left", "heart", "trachea", "spine", "ribs", "liver")
 _LUNG_RIGHT, _LUNG_LEFT, _HEART, _TRACHEA, _SPINE, _RIBS, _LIVER = range(1, 8)
 
 _SIZE_MM = (350.0, 270.0, 216.0)
-_SPACING_MM = {"small": (2.1, 2.4), "full": (0.9, 1.1)}
-_LEAVES = {"small": 130, "full": 220}
-_DIAMETER_MM = {"small": (9.0, 24.0), "full": (5.0, 24.0)}
-_COUNT_P = (0.15, 0.2, 0.3, 0.2, 0.15)
+_SPACING_MM = {"small": (2.1, 2.4), "large": (0.9, 1.1)}
+_LEAVES = {"small": 190, "large": 260}
+_DIAMETER_MM = {"small": (9.0, 24.0), "large": (5.0, 24.0)}
+# A point and the normal of each fissure: oblique on both sides, and the horizontal one of the right lung.
+_FISSURES: tuple[tuple[tuple[Vector, Vector], ...], ...] = (
+    (((-70.0, 0.0, 0.0), (0.0, 0.75, 0.66)), ((-70.0, -40.0, 12.0), (0.0, -0.1, 1.0))),
+    (((70.0, 0.0, 4.0), (0.0, 0.72, 0.69)),),
+)
+_COUNT_P = (0.12, 0.18, 0.3, 0.25, 0.15)
 
 
 class Chest(NamedTuple):
@@ -66,7 +73,7 @@ def draw_thorax(rng: np.random.Generator, index: int, *, size: str) -> Phantom:
     build = Build.draw(rng)
     chest = _draw_chest(build, rng)
     trees = [
-        grow(hilum, points_inside(lung, _LEAVES[size], rng, margin_mm=4), rng, leaf_radius_mm=rng.uniform(0.85, 1.0))
+        grow(hilum, points_inside(lung, _LEAVES[size], rng, margin_mm=4), rng, leaf_radius_mm=rng.uniform(0.8, 0.95))
         for hilum, lung in zip(HILA, chest.lungs, strict=True)
         for _ in ("arteries", "veins")
     ]
@@ -122,6 +129,7 @@ def _draw_lungs(wall: Wall, spine: Spine, heart: Solid, domes: tuple[Solid, Soli
     middle = joined(
         ellipsoid((0, -8, 0), (25, 75, 260)),
         column((0, spine.y_mm - 2), (22, 22)),
+        column((0, spine.y_mm + 26), (19, 24)),
         grown(heart, 3.0),
         ellipsoid((2, 6, 50), (36, 34, 46)),
         smooth_mm=14,
@@ -141,8 +149,7 @@ def _paint_below(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> None
     """Under the diaphragm: its muscle, liver on the right, stomach with its bubble and spleen on the left."""
     room = grown(chest.wall.cavity, -2.0)
     for dome in chest.domes:
-        canvas.paint(common(dome, room), 45.0)
-        canvas.paint(common(grown(dome, -3.0), room), _strands(rng, FAT_HU))
+        canvas.paint_layers(common(dome, room), ((0.0, 45.0), (3.0, _strands(rng, FAT_HU))))
     right, left = chest.domes
     lobe = joined(
         grown(right, -3.5),
@@ -156,9 +163,7 @@ def _paint_below(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> None
     spleen = common(ellipsoid((84, 36, left.high[2] - 50), (30, 34, 38)), grown(left, -5.0), room, smooth_mm=5)
     canvas.paint(spleen, rng.uniform(46, 54))
     stomach = common(ellipsoid((58, -18, left.high[2] - 44), (36, 34, 36)), grown(left, -5.0), room, smooth_mm=5)
-    canvas.paint(stomach, 38.0)
-    canvas.paint(grown(stomach, -4.0), 22.0)
-    canvas.paint(common(grown(stomach, -4.0), half_space((0, -24, 0), (0, 1, 0))), -990.0)
+    canvas.paint_layers(stomach, ((0.0, 38.0), (4.0, levelled(-24, -990.0, 22.0))))
 
 
 def _paint_lungs(canvas: Canvas, chest: Chest, trees: list[Tree], rng: np.random.Generator) -> None:
@@ -169,8 +174,12 @@ def _paint_lungs(canvas: Canvas, chest: Chest, trees: list[Tree], rng: np.random
         # Blood sinks to the back of someone who lies on it.
         return np.float32(level) + patchy(x, y, z) + np.float32(0.35) * y
 
-    for lung, label in zip(chest.lungs, (_LUNG_RIGHT, _LUNG_LEFT), strict=True):
+    for lung, label, fissures in zip(chest.lungs, (_LUNG_RIGHT, _LUNG_LEFT), _FISSURES, strict=True):
         canvas.paint(lung, parenchyma, label=label)
+        for point, normal in fissures:
+            bent = uneven(half_space(point, normal), Wobble.draw(rng, amplitude_mm=4.0, length_mm=120))
+            sheet = common(sheet_of(bent, 0.8), grown(lung, -2))
+            canvas.paint(sheet, -700.0, opacity=min(1.0, 0.8 / canvas.voxel_mm))
     for tree in trees:
         paint_tree(canvas, tree, BLOOD_HU)
 
@@ -191,8 +200,7 @@ def _paint_bones(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> None
             )
             paint_rib(canvas, path, label=_RIBS, cartilage_share=0.22)
     sternum = ellipsoid((0, front_y - 4, 12), (17, 5.5, 75), turn(0, 4))
-    canvas.paint(sternum, 380.0)
-    canvas.paint(grown(sternum, -2.0), 130.0)
+    canvas.paint_layers(sternum, ((0.0, 380.0), (2.0, 130.0)))
     back_x, back_y = chest.wall.cavity.high[0] * 0.72, chest.wall.cavity.high[1] * 0.80
     for side in (-1, 1):
         blade = ellipsoid((side * back_x, back_y + 2, 52), (42, 3.2, 52), turn(2, side * -38.0))

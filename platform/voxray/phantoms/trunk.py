@@ -68,8 +68,7 @@ def draw_wall(build: Build, rng: np.random.Generator, *, wall_mm: float) -> Wall
 def paint_wall(canvas: Canvas, wall: Wall, build: Build, rng: np.random.Generator) -> None:
     """Skin, fat with its septa, muscles with fat between them, and the table that the patient lies on."""
     _paint_table(canvas, build, rng)
-    canvas.paint(wall.body, 15.0)
-    canvas.paint(grown(wall.body, -2.0), FAT_HU)
+    canvas.paint_layers(wall.body, ((0.0, 15.0), (2.0, FAT_HU)))
     clefts = Wobble.draw(rng, amplitude_mm=1.0, length_mm=26, count=5)
 
     def muscle(x: Array, y: Array, z: Array) -> Array:
@@ -86,8 +85,7 @@ def _paint_back(canvas: Canvas, build: Build) -> None:
     y = build.spine_y_mm + 36
     for side in (-1, 1):
         sheath = column((side * 27, y), (26, 15), power=2.4)
-        canvas.paint(grown(sheath, 1.5), FAT_HU)
-        canvas.paint(sheath, MUSCLE_HU)
+        canvas.paint_layers(sheath, ((-1.5, FAT_HU), (0.0, MUSCLE_HU)))
 
 
 def _paint_table(canvas: Canvas, build: Build, rng: np.random.Generator) -> None:
@@ -98,8 +96,7 @@ def _paint_table(canvas: Canvas, build: Build, rng: np.random.Generator) -> None
         half_space((0, height - 2, 0), (0, -1, 0)),
     )
     shell = Solid(outer.distance, (-1e4, height - 2, -1e4), (1e4, height + 40, 1e4))
-    canvas.paint(shell, -250.0)
-    canvas.paint(Solid(grown(outer, -3.0).distance, shell.low, shell.high), -930.0)
+    canvas.paint_layers(shell, ((0.0, -250.0), (3.0, -930.0)))
 
 
 @dataclass(frozen=True)
@@ -132,7 +129,7 @@ def paint_spine(canvas: Canvas, spine: Spine, rng: np.random.Generator, *, label
     """Vertebral bodies with a dense shell, discs, the canal and its ring of bone, and the processes."""
     for z in spine.heights_mm:
         x, y = spine.middle(z)
-        _paint_vertebra(canvas, spine, (x, y, z), marrow_hu=rng.uniform(150, 210), label=label)
+        _paint_vertebra(canvas, spine, (x, y, z), marrow_hu=rng.uniform(200, 260), label=label)
 
 
 def _paint_vertebra(
@@ -149,11 +146,9 @@ def _paint_vertebra(
     canvas.paint(common(ring, half_space((x, y, 0), (0, -1, 0))), 330.0, label=label)
     for side in (-1, 1):
         across = capsule((x + side * 12, canal_y + 3, z), (x + side * (w + 15), canal_y + 13, z + 3), (5.5, 4.0))
-        canvas.paint(across, cortex, label=label)
-        canvas.paint(grown(across, -2.2), marrow_hu)
+        canvas.paint_layers(across, ((0.0, cortex), (2.2, marrow_hu)), label=label)
     spinous = capsule((x, canal_y + 10, z), (x, canal_y + 27, z - 0.5 * pitch), (3.4, 3.8), tall=1.8)
-    canvas.paint(spinous, cortex - 50, label=label)
-    canvas.paint(grown(spinous, -1.8), marrow_hu)
+    canvas.paint_layers(spinous, ((0.0, cortex - 50), (1.8, marrow_hu)), label=label)
     # The waist of the body, a few mm narrower in the middle than at its end plates.
     body = joined(
         column((x, y), (w - 2, 0.72 * w - 1.5), power=2.2, bottom=z - half, top=z + half),
@@ -162,8 +157,7 @@ def _paint_vertebra(
         smooth_mm=4,
     )
     body = without(body, grown(canal, 1.0))
-    canvas.paint(body, cortex, label=label)
-    canvas.paint(grown(body, -1.8), marrow_hu)
+    canvas.paint_layers(body, ((0.0, cortex), (1.8, marrow_hu)), label=label)
     canvas.paint(canal, 28.0)
     canvas.paint(column((x, canal_y), (5.5, 4.5), bottom=z - pitch / 2, top=z + pitch / 2), 40.0)
 

@@ -25,7 +25,7 @@ from jaxtyping import Shaped
 
 from voxray import __version__
 from voxray.errors import ConfigError
-from voxray.phantoms.kinds import KINDS, Kind, draw_phantom
+from voxray.phantoms.kinds import KINDS, SIZES, Kind, draw_phantom
 from voxray.phantoms.phantom import Phantom
 from voxray.volume import Grid
 
@@ -49,6 +49,8 @@ def write_toy(
     """
     if kind not in KINDS:
         raise ConfigError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
+    if size not in SIZES:
+        raise ConfigError(f"size must be one of {', '.join(SIZES)}, got {size!r}.")
     if not 2 <= num_cases <= _MAX_CASES:
         raise ConfigError(f"a toy dataset has 2 to {_MAX_CASES} cases, got {num_cases}.")
     directory = Path(directory)
