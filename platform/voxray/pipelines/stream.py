@@ -128,7 +128,7 @@ class _Segment:
     def stop(self) -> None:
         """Ends the dataset, wherever it is."""
         self._stopped.set()
-        self._thread.join(timeout=30)
+        self._thread.join(timeout=5)
 
     def _next(self) -> PatchBatch | BaseException:
         begin = time.monotonic()
@@ -230,14 +230,10 @@ def from_table(table: pa.Table) -> PatchBatch:
 
 
 def _plain(error: BaseException) -> BaseException:
-    """Our own error out of what Ray wrapped around it."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, VoxrayError):
-            return seen
-        cause = getattr(seen, "cause", None)
-        seen = cause if isinstance(cause, BaseException) else seen.__cause__
-    return error
+    """Our own error out of what Ray wrapped around it, innermost first: Ray's wrapper is of its class, too."""
+    cause = getattr(error, "cause", None) or error.__cause__
+    inner = _plain(cause) if isinstance(cause, BaseException) else error
+    return inner if isinstance(inner, VoxrayError) else error
 
 
 def _stalled() -> ResourceError:
