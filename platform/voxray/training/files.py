@@ -66,6 +66,19 @@ class Folder:
         with self._explained("removed"):
             self._system.rm(self._path(name), recursive=True)
 
+    def clear(self) -> None:
+        """Removes the folder itself with what it holds, if it is there."""
+        with self._explained("removed"):
+            self._system.invalidate_cache()
+            if self._system.exists(self._root):
+                self._system.rm(self._root, recursive=True)
+
+    def arrow(self) -> tuple[str, Any]:
+        """The folder as a path and a pyarrow file system."""
+        from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem
+
+        return self._root, LocalFileSystem() if self._local else PyFileSystem(FSSpecHandler(self._system))
+
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -52,6 +52,8 @@ class EpochRecord:
     step_s: float
     num_skipped: int
     """Steps of this epoch whose gradient was not finite."""
+    validated: bool = False
+    """The same on every rank, while only rank 0 knows the metrics."""
 
     def row(self) -> dict[str, float]:
         """The record as one flat row of numbers."""
@@ -133,7 +135,7 @@ def _is_due(epoch: int, recipe: Recipe) -> bool:
 
 
 def _with_metrics(record: EpochRecord, metrics: Mapping[str, float]) -> EpochRecord:
-    return EpochRecord(**{**record.__dict__, "metrics": dict(metrics)})
+    return replace(record, metrics=dict(metrics), validated=True)
 
 
 class _Meter:

@@ -1,0 +1,288 @@
+"""Train: a recipe on a store, on Ray Train or in this process; stopped for whatever reason, it goes on.
+
+The truth about a run is its folder: Ray only places the workers, starts them again when one is lost, and passes
+numbers on. Every worker group begins at the folder's last checkpoint.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict, Unpack
+from uuid import uuid4
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from voxray import __version__
+from voxray.config import to_json
+from voxray.dataset import CaseSource, read_dataset, split
+from voxray.dataset.folds import CsvSides, Folds, Lists
+from voxray.errors import ResourceError
+from voxray.pipelines.cluster import connect
+from voxray.pipelines.commit import git_commit
+from voxray.pipelines.desk import HISTORY, clear_failure, read_failure, read_news
+from voxray.pipelines.follow import Follower, following
+from voxray.pipelines.placement import Placement, place_workers
+from voxray.pipelines.progress import Progress, SilentProgress
+from voxray.pipelines.tracking import REMEMBERED, Tracking, open_tracking
+from voxray.pipelines.worker import Job, schedule_of, train_here, train_on_ray
+from voxray.recipe import Recipe
+from voxray.run import Run
+from voxray.store import Place, Store
+from voxray.training.checkpoint import RunState, claim_folder, find_state, read_state
+from voxray.training.files import Folder
+
+MAX_FAILURES = 3
+"""Times that lost workers are started again without an epoch being finished in between."""
+
+WORKER_ENV = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Threads that spin while they wait make a step ten times slower where other processes want the cores too."""
+
+STALLED_WORKER_S = 3600
+"""How long a worker waits for the others, such as while rank 0 scores a validation."""
+
+
+class TrainOptions(TypedDict, total=False):
+    """What may be said besides what to train on what and where to."""
+
+    fold: int | None
+    """The fold that validates; None trains on all cases. Default 0."""
+    workers: int
+    """Ray workers; 0 trains in this process, without Ray. Default 1."""
+    gpus: int | None
+    """GPUs per worker, 0 or 1; None takes them where every worker can have one."""
+    seed: int
+    name: str | None
+    """The run's name; by default that of its folder."""
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What a training came to."""
+
+    output: str
+    name: str
+    epochs: int
+    resumed_after: int
+    """Epochs that had been done before this call."""
+    metric: str | None
+    best_value: float | None
+    best_epoch: int
+    metrics: Mapping[str, float]
+    """Of the last validation."""
+    loss: float
+    num_skipped: int
+    wait_share: float
+    """Of the steps' time, spent waiting for patches; without the first epoch, in which the readers start."""
+    seconds: float
+    tracking: str
+
+    def __str__(self) -> str:
+        begin = f"{self.output}: {self.epochs} epochs"
+        if self.resumed_after == self.epochs:
+            return f"{begin}, finished before; best checkpoint {self._best()}."
+        went_on = f", went on after {self.resumed_after}" if self.resumed_after else ""
+        skipped = f", {self.num_skipped} steps skipped" if self.num_skipped else ""
+        return (
+            f"{begin} in {self.seconds:.0f} s{went_on}; loss {self.loss:.4g}{skipped}, {self.wait_share:.1%} of the "
+            f"time waiting for patches; best checkpoint {self._best()}; MLflow: {self.tracking}"
+        )
+
+    def _best(self) -> str:
+        value = "" if self.best_value is None else f" with {self.metric} {self.best_value:.3f}"
+        return f"epoch {self.best_epoch}{value}"
+
+
+def train(source: str | Path, recipe: Recipe, output: str | Path, **options: Unpack[TrainOptions]) -> TrainReport:
+    """Trains `recipe` on a store, or on a dataset file that is ingested first, into the run folder `output`.
+
+    Where `output` holds the same run already, it goes on from its last checkpoint; another run there is refused.
+    """
+    begin = time.monotonic()
+    progress = options.get("progress") or SilentProgress()
+    location = Place.of(output).uri
+    store = open_store(source, recipe, location, progress)
+    name = options.get("name") or location.rpartition("/")[2]
+    run = claim_folder(location, new_run(store, recipe, name=name, options=options))
+    before = find_state(location)
+    if before is None or not before.finished:
+        _train(Job(run, store.uri, location), recipe, options=options, progress=progress)
+    return report_of(location, run, before, seconds=time.monotonic() - begin)
+
+
+def open_store(source: str | Path, recipe: Recipe, location: str, progress: Progress) -> Store:
+    """The store at `source`; a dataset file is ingested first, into ``<run>-store`` beside the run."""
+    if Path(str(source)).suffix not in (".toml", ".json"):
+        return Store.open(source)
+    from voxray.pipelines.ingest import ingest
+
+    uri = f"{location}-store"
+    ingest(read_dataset(source), recipe, uri, progress=progress)
+    return Store.open(uri)
+
+
+def new_run(store: Store, recipe: Recipe, *, name: str, options: TrainOptions) -> Run:
+    """The run that this training is, before anything is known of an earlier one."""
+    store.require(recipe)
+    fold = options.get("fold", 0)
+    dataset = store.manifest.dataset
+    train_cases, val_cases = split_store(store, fold)
+    return Run(
+        name=name,
+        dataset=dataset["name"],
+        dataset_file=dataset.get("file"),
+        licence=dataset["licence"],
+        classes=store.manifest.classes,
+        recipe=json.loads(to_json(recipe)),
+        fold=fold,
+        train_cases=train_cases,
+        val_cases=val_cases,
+        seed=options.get("seed", 0),
+        commit=git_commit(),
+        voxray_version=__version__,
+    )
+
+
+def split_store(store: Store, fold: int | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The case ids that train and that validate, by the dataset's own rule, of those that the store holds."""
+    stored, failed = store.manifest.cases, store.manifest.failed
+    sources = [CaseSource(case_id, entry.patient_id, "") for case_id, entry in stored.items()]
+    sources += [CaseSource(case_id, case_id, "") for case_id in failed]
+    folds: Folds = TypeAdapter(Folds).validate_python(store.manifest.dataset["folds"])
+    if isinstance(folds, Lists | CsvSides):
+        folds = folds.model_copy(update={"partial": True})
+    sides = split(sources, folds, fold)
+    train_cases, val_cases = (
+        tuple(one for one in side if one in stored) for side in (sides.train_ids, sides.val_ids)
+    )
+    return train_cases, val_cases
+
+
+def report_of(location: str, run: Run, before: RunState | None, *, seconds: float) -> TrainReport:
+    """What the run's folder says now."""
+    state = read_state(location)
+    history = read_news(location, HISTORY) or [{}]
+    validated = [row for row in history if any(name.startswith("val/") for name in row)] or [{}]
+    remembered = read_news(location, REMEMBERED) or {}
+    return TrainReport(
+        output=location,
+        name=run.name,
+        epochs=state.epochs_done,
+        resumed_after=before.epochs_done if before else 0,
+        metric=state.metric,
+        best_value=state.best_value,
+        best_epoch=int(state.best.rpartition("_")[2]),
+        metrics={name.removeprefix("val/"): v for name, v in validated[-1].items() if name.startswith("val/")},
+        loss=float(history[-1].get("loss/total", math.nan)),
+        num_skipped=int(sum(row.get("num_skipped", 0) for row in history)),
+        wait_share=float(np.mean([row.get("wait_share", 0.0) for row in history[1:] or history])),
+        seconds=seconds,
+        tracking=str(remembered.get("uri", "")),
+    )
+
+
+def _train(job: Job, recipe: Recipe, *, options: TrainOptions, progress: Progress) -> None:
+    workers = options.get("workers", 1)
+    clear_failure(job.location)
+    num_steps = schedule_of(recipe, job.run, max(workers, 1)).steps_per_epoch
+    state = find_state(job.location)
+    steps_done = (state.epochs_done if state else 0) * num_steps
+    with (
+        tracked(job, progress) as tracking,
+        progress.track("train", total=recipe.optim.epochs * num_steps - steps_done, unit="steps") as advance,
+    ):
+        follower = Follower(job.location, tracking, progress, num_steps=num_steps, steps_done=steps_done)
+        with following(follower, advance):
+            if workers == 0:
+                train_here(job)
+            else:
+                train_on_cluster(job, workers=workers, gpus=options.get("gpus"))
+
+
+@contextmanager
+def tracked(job: Job, progress: Progress) -> Iterator[Tracking]:
+    """The training's MLflow run, ended as it deserves."""
+    tracking = open_tracking(job.run, job.location, say=progress.say)
+    try:
+        yield tracking
+    except KeyboardInterrupt:
+        tracking.end("KILLED")
+        raise
+    except BaseException:
+        tracking.end("FAILED")
+        raise
+    tracking.end("FINISHED")
+
+
+def train_on_cluster(job: Job, *, workers: int, gpus: int | None) -> None:
+    """Runs the workers on Ray until the last epoch; those that are lost are started again."""
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    with connect():
+        placement = place_workers(workers, gpus)
+        done = -1
+        while (now := _epochs_done(job.location)) > done:
+            done, lost = now, _fit(job, placement)
+            if lost is None:
+                return
+    raise ResourceError(
+        f"training workers were lost {MAX_FAILURES + 1} times before an epoch was finished ({lost}); see that nodes "
+        f"have memory for the batch and for validation, then run the same command again."
+    )
+
+
+def _fit(job: Job, placement: Placement) -> str | None:
+    """Runs one Ray Train job; why workers were lost too often, or None where it ended well."""
+    from ray.exceptions import RayActorError
+    from ray.train import WorkerGroupError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    api: Any = importlib.import_module("ray.train")
+
+    scratch = Folder(f"{job.location}/.ray")
+    path, system = scratch.arrow()
+    trainer = TorchTrainer(
+        train_on_ray,
+        train_loop_config=job.to_dict(),
+        torch_config=TorchConfig(backend="nccl" if placement.on_gpu else "gloo", timeout_s=STALLED_WORKER_S),
+        scaling_config=api.ScalingConfig(
+            num_workers=placement.workers, use_gpu=placement.on_gpu, resources_per_worker=placement.resources()
+        ),
+        run_config=api.RunConfig(
+            name=uuid4().hex,
+            worker_runtime_env={"env_vars": WORKER_ENV},
+            storage_path=path,
+            storage_filesystem=system,
+            failure_config=api.FailureConfig(max_failures=MAX_FAILURES),
+            logging_config=api.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:
+        known = read_failure(job.location)
+        if known is not None:
+            raise known from error
+        lost = [cause for cause in error.worker_failures.values() if isinstance(cause, RayActorError)]
+        if not lost:
+            raise
+        return str(lost[0]).strip().splitlines()[0]
+    finally:
+        scratch.clear()
+    known = read_failure(job.location)
+    if known is not None:
+        raise known
+    return None
+
+
+def _epochs_done(location: str) -> int:
+    state = find_state(location)
+    return state.epochs_done if state else 0
