@@ -6,6 +6,7 @@ raw int16 and several times faster to read than an Arrow tensor column.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ import pyarrow as pa
 from jaxtyping import Float64, Int16, Int64, UInt8
 
 from voxray.volume import Shape, Volume
+
+_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,25 @@ class VolumeStats:
     @staticmethod
     def of(voxels: Int16[np.ndarray, "x y z"]) -> VolumeStats:
         """The statistics of an image; a constant or empty one gets a standard deviation of 1."""
-        values = voxels[voxels != 0]
-        if values.size == 0:
+        count, total, squares = 0, 0.0, 0.0
+        for first in range(0, voxels.shape[0], _ROWS):
+            slab = voxels[first : first + _ROWS]
+            values = slab.astype(np.float64).ravel()
+            count += int(np.count_nonzero(slab))
+            total += float(slab.sum(dtype=np.int64))
+            squares += float(np.dot(values, values))
+        if count == 0:
             return VolumeStats(0.0, 1.0, 0.0, 0.0)
-        mean = float(values.mean(dtype=np.float64))
-        std = float(np.sqrt(np.mean(np.square(values, dtype=np.float64)) - mean * mean)) if values.size > 1 else 0.0
-        return VolumeStats(mean, std if std > 1e-6 else 1.0, float(values.min()), float(values.max()))
+        mean = total / count
+        std = float(np.sqrt(max(squares / count - mean * mean, 0.0)))
+        low, high = _end(voxels, np.min), _end(voxels, np.max)
+        return VolumeStats(mean, std if std > 1e-6 else 1.0, low, high)
+
+
+def _end(voxels: Int16[np.ndarray, "x y z"], end: Callable[..., Any]) -> float:
+    """The smallest or largest value that is not 0."""
+    found = end(voxels)
+    return float(found if found else end(voxels[voxels != 0]))
 
 
 @dataclass(frozen=True)

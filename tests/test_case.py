@@ -1,0 +1,30 @@
+"""Volume statistics and the rows of tiles."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from voxray.case import VolumeStats, pack, unpack
+
+
+@given(arrays(np.int16, st.tuples(st.integers(1, 40), st.integers(1, 4), st.integers(1, 4))))
+def test_statistics_leave_out_zeros(voxels: np.ndarray) -> None:
+    values = voxels[voxels != 0].astype(np.float64)
+    found = VolumeStats.of(voxels)
+    if not len(values):
+        assert found == VolumeStats(0.0, 1.0, 0.0, 0.0)
+        return
+    assert found.mean_hu == pytest.approx(values.mean(), rel=1e-9, abs=1e-9)
+    assert found.std_hu == pytest.approx(values.std() if np.ptp(values) else 1.0, rel=1e-5, abs=1e-4)
+    assert (found.min_hu, found.max_hu) == (values.min(), values.max())
+
+
+@given(arrays(np.int16, st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9))))
+def test_packing_is_lossless(voxels: np.ndarray) -> None:
+    np.testing.assert_array_equal(unpack(pack(voxels), voxels.shape, np.int16), voxels)
+    turned = voxels.transpose(2, 0, 1)[::-1]
+    np.testing.assert_array_equal(unpack(pack(turned), turned.shape, np.int16), turned)
