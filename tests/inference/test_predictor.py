@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from inference.bright import SPACING_MM, BrightConfig, ball_sides_mm, bright_recipe, bright_run, sphere_scan
 from voxray.case import Case
 from voxray.inference.predictor import Predictor
+from voxray.readers import read_volume
 from voxray.recipe import DetectionMerge, SegmentationMerge
 from voxray.volume import Volume
 
@@ -131,3 +133,20 @@ def test_training_mode_is_left_as_it_was() -> None:
     model.eval()
     Predictor(bright_run(recipe), recipe, model).predict_grid(replace(scan))
     assert not model.training
+
+
+@pytest.mark.data
+def test_one_image_in_seven_orientations_has_one_answer(shared_data: Path) -> None:
+    files = sorted((shared_data / "malformed" / "derived").glob("40_orient_*_ct.nii.gz"))
+    assert len(files) >= 7
+    centres = []
+    for file in files:
+        scan = read_volume(file)
+        labels = predictor("segmentation").predict(scan).labels
+        assert labels is not None
+        assert labels.grid == scan.grid
+        found, bright = labels.voxels == 1, scan.voxels > 0
+        assert bright.any()
+        assert (found == bright).mean() > 0.95, file.name
+        centres.append(scan.grid.to_world(np.argwhere(found) + 0.5).mean(axis=0))
+    np.testing.assert_allclose(centres, np.broadcast_to(centres[0], (len(centres), 3)), atol=0.2)

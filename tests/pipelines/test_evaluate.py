@@ -13,6 +13,7 @@ from voxray.dataset import read_dataset
 from voxray.errors import ConfigError
 from voxray.pipelines.evaluate import EvaluateReport, choose_cases, evaluate
 from voxray.pipelines.progress import SilentProgress
+from voxray.pipelines.tracking import open_tracking, tracking_uri
 from voxray.readers import read_label_map
 from voxray.training.checkpoint import read_run
 
@@ -126,3 +127,55 @@ def test_a_segmentation_needs_label_maps(tmp_path: Path, spheres: Path) -> None:
     write_run(tmp_path / "run", "segmentation", val_cases=CASES)
     with pytest.raises(ConfigError, match="no label map"):
         score(tmp_path, spheres)
+
+
+class Progressed:
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.track = SilentProgress().track
+
+    def say(self, line: str) -> None:
+        """Remembers the line."""
+        self.said.append(line)
+
+
+def score_in_mlflow(tmp_path: Path, spheres: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Progressed, str]:
+    """A score of a run that remembers an MLflow run; what was said, and MLflow's address."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    write_run(tmp_path / "run", "detection", val_cases=CASES)
+    about = read_run(tmp_path / "run", "checkpoints/epoch_0000/run.json")
+    open_tracking(about, tmp_path / "run", say=print).end("FINISHED")
+    uri, progress = tracking_uri(tmp_path / "run"), Progressed()
+    evaluate(tmp_path / "run", dataset=spheres, output=tmp_path / "out", progress=progress)
+    return progress, uri
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
+def test_the_score_goes_into_the_trainings_mlflow_run(
+    tmp_path: Path, spheres: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress, uri = score_in_mlflow(tmp_path, spheres, monkeypatch)
+    assert progress.said == []
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    (experiment,) = [e for e in client.search_experiments() if e.name == "voxray spheres"]
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["evaluate/spheres/val/mAP"] == 1.0
+    assert run.data.metrics["evaluate/spheres/val/AP_at_0.10/bright"] == 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
+def test_a_silent_mlflow_costs_no_score(tmp_path: Path, spheres: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    score_in_mlflow(tmp_path, spheres, monkeypatch)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    progress = Progressed()
+    report = evaluate(tmp_path / "run", dataset=spheres, output=tmp_path / "out", progress=progress)
+    assert report.metrics["mAP"] == 1.0
+    assert len(progress.said) == 1
+    assert "cannot be reached" in progress.said[0]

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from inference.bright import sphere_scan
+from inference.bright import bright_run, sphere_scan
 from pipelines.bright_runs import TURNS, register, write_run
 from voxray.errors import ConfigError
 from voxray.inference.findings import FindingsFile, LabelsFile, read_file
 from voxray.pipelines.predict import PredictReport, predict
 from voxray.pipelines.progress import SilentProgress
 from voxray.readers import read_label_map, read_volume, write_nifti
+from voxray.recipes import read_recipe
+from voxray.training.checkpoint import Checkpoint, write_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -118,3 +121,42 @@ def test_overrides_are_checked(tmp_path: Path, scans: Path, override: str, sente
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, scans: Path) -> None:
     with pytest.raises(ConfigError, match="no run here"):
         answer(tmp_path, scans)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+def test_two_workers_give_what_one_gives(tmp_path: Path, scans: Path) -> None:
+    write_small_unet(tmp_path / "run")
+    (scans / "c.nii.gz").write_bytes(b"not a scan")
+    reports = [
+        predict(
+            tmp_path / "run",
+            [scans],
+            tmp_path / f"out{workers}",
+            workers=workers,
+            device="cpu",
+            progress=SilentProgress(),
+        )
+        for workers in (1, 2)
+    ]
+    assert [sorted(report.done) for report in reports] == [["a", "b"]] * 2
+    assert [list(report.failed) for report in reports] == [["c"]] * 2
+    for name in ("a", "b"):
+        one, two = (read_label_map(tmp_path / f"out{workers}" / f"{name}.nii.gz") for workers in (1, 2))
+        np.testing.assert_array_equal(one.voxels, two.voxels)
+        assert 0 < one.voxels.mean() < 1, "an untrained network's answer must be worth comparing"
+
+
+def write_small_unet(folder: Path) -> None:
+    """A run of a network that Ray's workers know as well."""
+    overrides = (
+        "network.channels=[4,8]",
+        "network.strides=[2]",
+        "inference.window_vox=[32,32,32]",
+        "patch.size_vox=[32,32,32]",
+    )
+    recipe = read_recipe("spleen", overrides)
+    torch.manual_seed(3)
+    weights = recipe.network.build(recipe, 1).state_dict()
+    write_checkpoint(folder, Checkpoint(run=bright_run(recipe), weights=weights, epochs_done=0))

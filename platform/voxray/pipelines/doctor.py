@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import shutil
+import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ GIB = 1 << 30
 LEAST_MEMORY_GIB = 8
 LEAST_DISK_GIB = 20
 LEAST_SHM_GIB = 1
+CONNECT_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -94,17 +96,31 @@ def _cluster() -> Iterator[Finding]:
     if not address:
         yield Finding("ray cluster", "none configured (RAY_ADDRESS is not set); work runs on this machine")
         return
+    remedy = "start it with `ray start --head`, or unset RAY_ADDRESS"
+    if not _answers(address):
+        yield Finding("ray cluster", f"{address}: nobody listens there", remedy)
+        return
     import ray
 
     try:
         if not ray.is_initialized():
             ray.init(logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        yield Finding(
-            "ray cluster", f"{address}: no answer", f"start it, or unset RAY_ADDRESS ({str(error).splitlines()[0]})"
-        )
+        yield Finding("ray cluster", f"{address}: refuses ({str(error).splitlines()[0]})", remedy)
         return
     total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     nodes = len(ray.nodes())  # type: ignore[no-untyped-call]
     cpus, gpus = total.get("CPU", 0), total.get("GPU", 0)
     yield Finding("ray cluster", f"{address}: {nodes} nodes, {cpus:g} CPUs, {gpus:g} GPUs")
+
+
+def _answers(address: str) -> bool:
+    """Whether anyone listens at ``host:port``; Ray itself would try for minutes. Other forms are left to Ray."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return True
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+    except OSError:
+        return False
+    return True
