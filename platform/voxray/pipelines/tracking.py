@@ -12,11 +12,12 @@ import math
 import os
 import re
 import sqlite3
+import tempfile
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,35 +58,37 @@ class Tracking:
             for name, value in row.items()
             if math.isfinite(value)
         ]
-        with self._guarded():
+
+        def send() -> None:
             for first in range(0, len(metrics), _METRICS_AT_ONCE):
                 self._client.log_batch(self.run_id, metrics=metrics[first : first + _METRICS_AT_ONCE])
 
+        self._attempt(send)
+
     def log_file(self, name: str, data: bytes) -> None:
         """An artifact; folders in the name are made."""
-        import tempfile
-
         folder, _, leaf = name.rpartition("/")
-        with self._guarded(), tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / leaf
-            path.write_bytes(data)
-            self._client.log_artifact(self.run_id, str(path), folder or None)
+
+        def send() -> None:
+            with tempfile.TemporaryDirectory() as scratch:
+                path = Path(scratch) / leaf
+                path.write_bytes(data)
+                self._client.log_artifact(self.run_id, str(path), folder or None)
+
+        self._attempt(send)
 
     def end(self, status: str) -> None:
         """FINISHED, FAILED or KILLED."""
-        with self._guarded():
-            self._client.set_terminated(self.run_id, status)
+        self._attempt(lambda: self._client.set_terminated(self.run_id, status))
 
-    @contextmanager
-    def _guarded(self) -> Iterator[None]:
+    def _attempt(self, send: Callable[[], None]) -> None:
         if not self._is_up:
-            return (yield)
+            return
         try:
-            yield
+            send()
         except Exception as error:
             self._is_up = False
             self._say(f"MLflow at {self.uri} no longer answers ({_line(error)}); training goes on without it.")
-        return None
 
 
 def open_tracking(run: Run, location: Location, *, say: Callable[[str], None]) -> Tracking:
@@ -144,6 +147,7 @@ def _probe(uri: str) -> None:
 
 
 def _client(uri: str) -> Any:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if uri.startswith("sqlite:///"):
@@ -239,6 +243,4 @@ def _line(error: object) -> str:
 
 
 def _now_ms() -> int:
-    import time
-
     return int(time.time() * 1000)

@@ -10,12 +10,14 @@ import importlib
 import json
 import math
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 from uuid import uuid4
 
 import numpy as np
@@ -266,7 +268,8 @@ def _fit(job: Job, placement: Placement) -> str | None:
         ),
     )
     try:
-        trainer.fit()
+        with _own_interrupt():
+            trainer.fit()
     except WorkerGroupError as error:
         known = read_failure(job.location)
         if known is not None:
@@ -281,6 +284,21 @@ def _fit(job: Job, placement: Placement) -> str | None:
     if known is not None:
         raise known
     return None
+
+
+@contextmanager
+def _own_interrupt() -> Iterator[None]:
+    """Ctrl-C as everywhere: Ray Train ends its workers, but then exits with code 0, and leaves its handler behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _epochs_done(location: str) -> int:
