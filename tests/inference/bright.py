@@ -75,7 +75,7 @@ class BrightBoxes(nn.Module):
         deltas = images.new_zeros((batch, 6, *places))
         for index, image in enumerate(images[:, 0].double()):
             bright = torch.nonzero(image > self.threshold)
-            if len(bright) == 0 or (bright == 0).any() or (bright == torch.tensor(sides) - 1).any():
+            if len(bright) == 0 or (bright == 0).any() or (bright == images.new_tensor(sides) - 1).any():
                 continue
             weights = image[tuple(bright.T)] / image[tuple(bright.T)].sum()
             bright = bright.double()

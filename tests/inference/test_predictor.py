@@ -14,6 +14,7 @@ import torch
 from inference.bright import SPACING_MM, BrightConfig, ball_sides_mm, bright_recipe, bright_run, sphere_scan
 from voxray.case import Case
 from voxray.inference.predictor import Predictor
+from voxray.inference.sliding import Precision
 from voxray.readers import read_volume
 from voxray.recipe import DetectionMerge, SegmentationMerge
 from voxray.volume import Volume
@@ -150,3 +151,24 @@ def test_one_image_in_seven_orientations_has_one_answer(shared_data: Path) -> No
         assert (found == bright).mean() > 0.95, file.name
         centres.append(scan.grid.to_world(np.argwhere(found) + 0.5).mean(axis=0))
     np.testing.assert_allclose(centres, np.broadcast_to(centres[0], (len(centres), 3)), atol=0.2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_a_gpu_answers_as_the_cpu_does(amp: Precision) -> None:
+    scan, centre = sphere_scan(TURNS[9], angles_deg=ANGLES[1])
+    recipe = bright_recipe("segmentation")
+    model = BrightConfig().build(recipe, 1)
+    labels = [
+        Predictor(bright_run(recipe), recipe, model, device, amp=amp).predict(scan).labels
+        for device in ("cpu", "cuda")
+    ]
+    assert labels[0] is not None
+    assert labels[1] is not None
+    assert (labels[0].voxels == labels[1].voxels).mean() > 0.999
+    recipe = bright_recipe("detection")
+    found = (
+        Predictor(bright_run(recipe), recipe, BrightConfig().build(recipe, 1), "cuda", amp=amp).predict(scan).world
+    )
+    np.testing.assert_allclose((found.boxes[0, :3] + found.boxes[0, 3:]) / 2, centre, atol=0.1)
