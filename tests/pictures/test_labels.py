@@ -53,7 +53,8 @@ def test_found_is_filled_and_truth_is_outlined_on_the_patients_side() -> None:
     colours = [np.array(colour) for colour in class_colours(2)]
 
     def at(x: float, y: float) -> np.ndarray:
-        return axial[round(height * (1 - y / 30)), round(400 * (1 - x / 40))]
+        colour: np.ndarray = axial[round(height * (1 - y / 30)), round(400 * (1 - x / 40))]
+        return colour
 
     # The scan is black there: a fill of opacity 0.42 leaves 0.42 of the colour.
     assert at(9, 15) == pytest.approx(0.42 * colours[0], abs=0.02)

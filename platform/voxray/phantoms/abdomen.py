@@ -81,7 +81,7 @@ def draw_abdomen(rng: np.random.Generator, index: int, *, size: str) -> Phantom:
     for z in belly.spine.heights_mm:
         if z > -5:
             for side in (-1, 1):
-                path = rib_path(room, belly.spine, z + 4, side, drop_mm=85, reach_deg=70 + 0.55 * min(z, 100))
+                path = rib_path(room, belly.spine, z=z + 4, side=side, drop_mm=85, reach_deg=70 + 0.55 * min(z, 100))
                 paint_rib(canvas, path, label=None, cartilage_share=0.2)
     voxels = scan(canvas.voxels, grid, rng, noise_hu=rng.uniform(9, 16))
     return Phantom(Volume(voxels, grid), np.zeros((0, 6)), np.zeros(0, np.int64), canvas.labels)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64
 
-from voxray.phantoms.shapes import Solid, Wobble, ellipsoid, grown, turn
+from voxray.phantoms.shapes import Solid, Wobble, common, ellipsoid, grown, turn
 from voxray.phantoms.vessels import Tree, points_inside
 
 Extent = Float64[np.ndarray, " 6"]
 
 _CANDIDATES = 60
-_MIN_SHOWN = 0.6
+_MIN_SHOWN = 0.55
 _GAP_MM = 6.0
 
 
@@ -33,17 +33,22 @@ def draw_nodules(
     rng: np.random.Generator,
     *,
     diameter_mm: tuple[float, float],
+    fits: Callable[[Extent], bool],
 ) -> list[Nodule]:
-    """Up to `count` nodules: free in the lung, at a small vessel, or against the pleura; never one in another."""
+    """`count` nodules: free in the lung, at a small vessel, or against the pleura; never one in another.
+
+    `fits` says of a box whether the scan holds it.
+    """
     found: list[Nodule] = []
     while len(found) < count:
-        diameter = float(rng.uniform(*diameter_mm))
-        side = int(rng.integers(len(lungs)))
+        radius = float(rng.uniform(*diameter_mm)) / 2
+        lung = lungs[int(rng.integers(len(lungs)))]
         place = ("free", "vessel", "pleura")[int(rng.choice(3, p=(0.45, 0.3, 0.25)))]
-        centre = _place(lungs[side], trees, place, diameter / 2, rng)
-        solid = _shape(centre, diameter / 2, rng)
-        box = _shown(solid, lungs[side], diameter)
-        if box is not None and all(_apart(box, other.box_mm) for other in found):
+        solid = _shape(_place(lung, trees, place, radius, rng), radius, rng)
+        # A nodule against the pleura ends there, and does not grow into the ribs.
+        solid = common(solid, grown(lung, 1.0))
+        box = _shown(solid, lung, radius)
+        if box is not None and fits(box) and all(_apart(box, other.box_mm) for other in found):
             found.append(Nodule(solid, box))
     return found
 
@@ -78,15 +83,14 @@ def _shape(centre: Float64[np.ndarray, " 3"], radius: float, rng: np.random.Gene
     return ellipsoid(tuple(centre), tuple(radii), rotation, lobes)
 
 
-def _shown(nodule: Solid, lung: Solid, diameter: float) -> Extent | None:
-    """The box of what lies in the lung, measured every half millimetre; None where too little of it does."""
-    step = min(0.5, diameter / 16)
+def _shown(nodule: Solid, lung: Solid, radius: float) -> Extent | None:
+    """The box of what lies in the lung, measured in half millimetres; None where too little of the ball is left."""
+    step = min(0.5, radius / 8)
     axes = [np.arange(low, high, step) for low, high in zip(nodule.low, nodule.high, strict=True)]
     points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
     inside = points[nodule.at(points) < 0]
-    # The wall is one voxel of soft border; what touches it still shows.
-    shown = inside[grown(lung, 0.5).at(inside) < 0]
-    if len(shown) < _MIN_SHOWN * max(len(inside), 1):
+    shown = inside[lung.at(inside) < 0.5]
+    if len(shown) * step**3 < _MIN_SHOWN * 4 / 3 * np.pi * radius**3:
         return None
     return np.concatenate([shown.min(axis=0) - step / 2, shown.max(axis=0) + step / 2])
 

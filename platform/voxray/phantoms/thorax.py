@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float64
 
+from voxray.detections import boxes_to_voxel
 from voxray.phantoms.canvas import Canvas, Tissue, levelled
 from voxray.phantoms.mediastinum import HILA, paint_mediastinum
 from voxray.phantoms.nodules import draw_nodules
@@ -39,7 +41,7 @@ from voxray.phantoms.trunk import (
     rib_path,
 )
 from voxray.phantoms.vessels import Tree, grow, paint_tree, points_inside
-from voxray.volume import Vector, Volume
+from voxray.volume import Grid, Vector, Volume
 
 OBJECTS = ("nodule",)
 STRUCTURES = ("lung_right", "lung_left", "heart", "trachea", "spine", "ribs", "liver")
@@ -54,6 +56,7 @@ _FISSURES: tuple[tuple[tuple[Vector, Vector], ...], ...] = (
     (((-70.0, 0.0, 0.0), (0.0, 0.75, 0.66)), ((-70.0, -40.0, 12.0), (0.0, -0.1, 1.0))),
     (((70.0, 0.0, 4.0), (0.0, 0.72, 0.69)),),
 )
+# Of no nodule, one, two, three and four.
 _COUNT_P = (0.12, 0.18, 0.3, 0.25, 0.15)
 
 
@@ -78,7 +81,9 @@ def draw_thorax(rng: np.random.Generator, index: int, *, size: str) -> Phantom:
         for _ in ("arteries", "veins")
     ]
     count = int(rng.choice(len(_COUNT_P), p=_COUNT_P))
-    nodules = draw_nodules(chest.lungs, trees, count, rng, diameter_mm=_DIAMETER_MM[size])
+    nodules = draw_nodules(
+        chest.lungs, trees, count, rng, diameter_mm=_DIAMETER_MM[size], fits=lambda box: _inside(box, grid)
+    )
     canvas = Canvas(grid)
     paint_wall(canvas, chest.wall, build, rng)
     canvas.paint(chest.wall.cavity, _strands(rng, FAT_HU + 5))
@@ -91,6 +96,12 @@ def draw_thorax(rng: np.random.Generator, index: int, *, size: str) -> Phantom:
     voxels = scan(canvas.voxels, grid, rng, noise_hu=rng.uniform(11, 19))
     boxes = np.array([nodule.box_mm for nodule in nodules]).reshape(-1, 6)
     return Phantom(Volume(voxels, grid), boxes, np.zeros(len(boxes), np.int64), canvas.labels)
+
+
+def _inside(box_mm: Float64[np.ndarray, " 6"], grid: Grid) -> bool:
+    """Whether the scan holds the whole box, with a voxel to spare."""
+    (box,) = boxes_to_voxel(box_mm[None], grid)
+    return bool(np.all(box[:3] > 1) and np.all(box[3:] < np.array(grid.shape) - 1))
 
 
 def _draw_chest(build: Build, rng: np.random.Generator) -> Chest:
@@ -193,8 +204,8 @@ def _paint_bones(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> None
             path = rib_path(
                 chest.wall.cavity,
                 chest.spine,
-                z + 4,
-                side,
+                z=z + 4,
+                side=side,
                 drop_mm=30 + 45 * rank,
                 reach_deg=168 - 30 * max(0.0, rank - 0.6),
             )

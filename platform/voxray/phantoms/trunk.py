@@ -162,7 +162,7 @@ def _paint_vertebra(
     canvas.paint(column((x, canal_y), (5.5, 4.5), bottom=z - pitch / 2, top=z + pitch / 2), 40.0)
 
 
-def rib_path(cavity: Solid, spine: Spine, z: float, side: int, *, drop_mm: float, reach_deg: float) -> np.ndarray:
+def rib_path(cavity: Solid, spine: Spine, *, z: float, side: int, drop_mm: float, reach_deg: float) -> np.ndarray:
     """Points along one rib, from its vertebra around the cavity to the front; it falls by `drop_mm`."""
     x, y = spine.middle(z)
     (low_x, low_y, _), (high_x, high_y, _) = cavity.low, cavity.high
