@@ -1,0 +1,157 @@
+"""Training on Ray Train: real workers that are lost, stopped or at fault."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipelines.tiny_training import last_weights, made_store, segmentation_recipe
+from voxray.errors import DataError, ResourceError
+from voxray.pipelines.cluster import connect
+from voxray.pipelines.train import train
+from voxray.store import Store
+from voxray.training.checkpoint import find_state, read_state
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+PATIENCE_S = 300
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return made_store(tmp_path_factory.mktemp("data") / "store", segmentation_recipe())
+
+
+@pytest.fixture(scope="module")
+def _ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}")
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with connect(num_cpus=4):
+            yield
+
+
+@pytest.mark.usefixtures("_ray")
+def test_a_killed_worker_is_started_again_and_nothing_is_lost(store: Store, tmp_path: Path) -> None:
+    recipe = segmentation_recipe("optim.epochs=4", "optim.ema_decay=0.9")
+    straight = train(store.uri, recipe, tmp_path / "straight", workers=2)
+    killed: list[int] = []
+
+    def kill() -> None:
+        _wait(lambda: (find_state(tmp_path / "killed") or _NOTHING).epochs_done >= 1)
+        killed.append(max(_training_workers()))
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    report = train(store.uri, recipe, tmp_path / "killed", workers=2)
+    killer.join()
+    assert len(killed) == 1
+    assert report.epochs == straight.epochs == 4
+    assert last_weights(tmp_path / "killed") == last_weights(tmp_path / "straight")
+    assert report.metrics == straight.metrics
+    assert not (tmp_path / "killed" / ".ray").exists()
+
+
+@pytest.mark.usefixtures("_ray")
+def test_the_stream_trains_as_reading_in_this_process_does(store: Store, tmp_path: Path) -> None:
+    recipe = segmentation_recipe("optim.epochs=2")
+    train(store.uri, recipe, tmp_path / "ray", workers=1)
+    train(store.uri, recipe, tmp_path / "here", workers=0)
+    rows = [json.loads((tmp_path / name / "history.json").read_text()) for name in ("ray", "here")]
+    for ray_row, row in zip(*rows, strict=True):
+        assert ray_row["loss/total"] == pytest.approx(row["loss/total"], rel=1e-4)
+        assert ray_row["val/dice"] == pytest.approx(row["val/dice"], abs=0.02)
+
+
+@pytest.mark.usefixtures("_ray")
+def test_a_damaged_store_ends_the_training_with_its_sentence(tmp_path: Path) -> None:
+    store = made_store(tmp_path / "store", segmentation_recipe())
+    for path in (tmp_path / "store" / "cases").iterdir():
+        path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DataError, match=r"\[store\.damaged\]"):
+        train(store.uri, segmentation_recipe(), tmp_path / "run", workers=1)
+    assert find_state(tmp_path / "run") is None
+
+
+@pytest.mark.usefixtures("_ray")
+def test_too_many_workers_for_the_cluster_are_refused_before_they_start(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match=r"Training with 40 workers .* needs .* logical CPUs, the cluster has 4"):
+        train(store.uri, segmentation_recipe(), tmp_path / "run", workers=40)
+    with pytest.raises(ResourceError, match="1 workers need 1 GPUs, the cluster has 0"):
+        train(store.uri, segmentation_recipe(), tmp_path / "run", workers=1, gpus=1)
+
+
+def test_ctrl_c_keeps_the_last_checkpoint_and_the_same_command_goes_on(store: Store, tmp_path: Path) -> None:
+    run, uri = tmp_path / "run", f"sqlite:///{tmp_path / 'mlflow.db'}"
+    words = [sys.executable, "-m", "pipelines.tiny_training", store.uri, str(run), "1", "optim.epochs=15", "optim.validate_every=15"]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "MLFLOW_TRACKING_URI": uri}
+    process = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    _wait(lambda: find_state(run) is not None or process.poll() is not None)
+    process.send_signal(signal.SIGINT)
+    _, complaints = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130, complaints
+    stopped_at = read_state(run)
+    assert 1 <= stopped_at.epochs_done < 15
+    assert _mlflow_status(uri, run) == "KILLED"
+    process = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, text=True)
+    said, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0
+    assert f"went on after {stopped_at.epochs_done}" in said
+    assert read_state(run).finished
+    assert _mlflow_status(uri, run) == "FINISHED"
+
+
+class _Nothing:
+    epochs_done = 0
+
+
+_NOTHING = _Nothing()
+
+
+def _training_workers() -> list[int]:
+    """The process ids of this process's own Ray's training workers."""
+    parents, workers = {}, []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if "RayTrainWorker" in (folder / "cmdline").read_text():
+                workers.append(int(folder.name))
+        except OSError:
+            continue
+    return [pid for pid in workers if os.getpid() in _ancestors(pid, parents)]
+
+
+def _ancestors(pid: int, parents: dict[int, int]) -> Iterator[int]:
+    while pid in parents:
+        pid = parents[pid]
+        yield pid
+
+
+def _wait(happened: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not happened():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.05)
+
+
+def _mlflow_status(uri: str, run: Path) -> str:
+    from mlflow import MlflowClient
+
+    run_id = json.loads((run / "tracking.json").read_text())["run_id"]
+    return str(MlflowClient(tracking_uri=uri).get_run(run_id).info.status)
