@@ -1,9 +1,8 @@
 """Volumes per minute from NIfTI files to the recipe's grid, against MONAI's transforms on the same files.
 
-The peer is MONAI's own way to preprocess a dataset, `CacheDataset` over LoadImaged, EnsureChannelFirstd,
-Orientationd and Spacingd with a thread per core; it keeps its volumes in memory, while voxray also cuts, compresses
-and writes tiles.
-Both are warm: Ray runs, everything is imported, and the files are in the page cache.
+The peer is what MONAI's `CacheDataset` does when it is filled: LoadImaged, EnsureChannelFirstd, Orientationd and
+Spacingd in a thread per core. It then holds its volumes in memory; voxray has also cut, compressed and written them.
+Both are warm (Ray runs, everything is imported, the files are in the page cache); the better of two turns counts.
 """
 
 from __future__ import annotations
@@ -11,10 +10,9 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any
 
-from monai.data.dataset import CacheDataset
 from monai.transforms.compose import Compose
 from monai.transforms.io.dictionary import LoadImaged
 from monai.transforms.spatial.dictionary import Orientationd, Spacingd
@@ -23,10 +21,13 @@ from scans import write_scans
 from table import Row, options, show
 
 from voxray.dataset import read_dataset
+from voxray.loading import list_cases
 from voxray.pipelines.cluster import connect
 from voxray.pipelines.ingest import ingest
 from voxray.recipe import Recipe
 from voxray.recipes import read_recipe
+
+TURNS = 2
 
 DATASET = """
 name = "enlarged"
@@ -67,18 +68,21 @@ def main() -> None:
             recipe = read_recipe(name)
             file = root / f"{name}.toml"
             file.write_text(DATASET + text)
-            ours = _voxray(file, recipe, root / "stores" / name, number)
-            theirs = _monai(root, ids, recipe, keys, cores)
+            _voxray(file, recipe, root / "warm", 2)
+            pairs = [
+                (_monai(root, ids, recipe, keys, cores), _voxray(file, recipe, root / f"{name}_{turn}", number))
+                for turn in range(TURNS)
+            ]
+            theirs, ours = (max(found) for found in zip(*pairs, strict=True))
             rows.append(Row(f"{name}: {size} with {' and '.join(keys)}", theirs, ours, "volumes/min", aim=3.0))
-    show(rows, title=f"ingest against MONAI CacheDataset, {number} scans, {cores} cores", json_file=asked.json)
+    show(rows, title=f"ingest against MONAI's transforms, {number} scans, {cores} cores", json_file=asked.json)
 
 
 def _voxray(file: Path, recipe: Recipe, store: Path, number: int) -> float:
     dataset = read_dataset(file)
-    once = dataset.model_copy(update={"exclude": tuple(f"case_{index:03d}" for index in range(2, number))})
-    ingest(once, recipe, store / "warm")
+    others = tuple(source.case_id for source in list_cases(dataset)[number:])
     begin = time.perf_counter()
-    report = ingest(dataset, recipe, store / "timed")
+    report = ingest(dataset.model_copy(update={"exclude": others}), recipe, store)
     assert len(report.done) == number, report.failed
     return 60 * number / (time.perf_counter() - begin)
 
@@ -95,14 +99,12 @@ def _monai(root: Path, ids: list[str], recipe: Recipe, keys: tuple[str, ...], co
             Spacingd(keys, pixdim=recipe.grid.spacing_mm, mode=tuple(modes[key] for key in keys)),
         ]
     )
-    _cache(data[:1], transform, 1)
+    transform(data[0])
     begin = time.perf_counter()
-    _cache(data, transform, cores)
+    with ThreadPool(cores) as pool:
+        for _ in pool.imap_unordered(transform, data):
+            pass
     return 60 * len(data) / (time.perf_counter() - begin)
-
-
-def _cache(data: list[dict[str, str]], transform: Any, workers: int) -> None:
-    CacheDataset(data, transform, cache_rate=1.0, num_workers=workers, progress=False)
 
 
 if __name__ == "__main__":

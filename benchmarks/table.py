@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -21,14 +22,20 @@ class Row:
     voxray: float
     unit: str
     aim: float
-    """The least ratio that is wanted."""
+    """The least ratio that is wanted; with ``aim_of = "voxray"`` the most that voxray's own number may be."""
     less_is_better: bool = False
+    aim_of: Literal["ratio", "voxray"] = "ratio"
 
     @property
     def ratio(self) -> float:
         """Above 1 where voxray is better."""
         better, worse = (self.peer, self.voxray) if self.less_is_better else (self.voxray, self.peer)
         return better / worse if worse else float("inf")
+
+    @property
+    def met(self) -> bool:
+        """Whether the aim was reached."""
+        return self.ratio >= self.aim if self.aim_of == "ratio" else self.voxray <= self.aim
 
 
 def options(about: str) -> argparse.Namespace:
@@ -52,19 +59,20 @@ def show(rows: Sequence[Row], *, title: str, json_file: Path | None = None) -> N
         table.add_column(name, justify="right" if justify == "right" else "left", overflow="fold")
     table.add_column("aim", justify="right")
     for row in rows:
-        met = "[green]" if row.ratio >= row.aim else "[red]"
+        colour = "[green]" if row.met else "[red]"
+        aim = f">= {row.aim:g}" if row.aim_of == "ratio" else f"voxray <= {row.aim:g}"
         cells = (
             row.case,
             _number(row.peer),
             _number(row.voxray),
             row.unit,
-            f"{met}{row.ratio:.2f}",
-            f">= {row.aim:g}",
+            f"{colour}{row.ratio:.2f}",
+            aim,
         )
         table.add_row(*cells)
     Console(width=110).print(table)
     if json_file is not None:
-        found = [{**asdict(row), "ratio": round(row.ratio, 3)} for row in rows]
+        found = [{**asdict(row), "ratio": round(row.ratio, 3), "met": row.met} for row in rows]
         json_file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 

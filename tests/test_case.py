@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from voxray.case import VolumeStats, pack, unpack
+from voxray.case import VolumeStats, label_counts, pack, unpack
 
 
 @given(arrays(np.int16, st.tuples(st.integers(1, 40), st.integers(1, 4), st.integers(1, 4))))
@@ -28,3 +28,10 @@ def test_packing_is_lossless(voxels: np.ndarray) -> None:
     np.testing.assert_array_equal(unpack(pack(voxels), voxels.shape, np.int16), voxels)
     turned = voxels.transpose(2, 0, 1)[::-1]
     np.testing.assert_array_equal(unpack(pack(turned), turned.shape, np.int16), turned)
+
+
+@given(arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 5), st.integers(1, 5))))
+def test_labels_are_counted(labels: np.ndarray) -> None:
+    np.testing.assert_array_equal(label_counts(labels), np.bincount(labels.ravel(), minlength=256))
+    turned = labels.transpose(2, 0, 1)[:, ::-1]
+    np.testing.assert_array_equal(label_counts(turned), np.bincount(labels.ravel(), minlength=256))

@@ -92,6 +92,19 @@ class Tile:
         return len(self.boxes) > 0 or (self.labels is not None and bool(self.labels.any()))
 
 
+def label_counts(labels: UInt8[np.ndarray, "x y z"]) -> Int64[np.ndarray, " 256"]:
+    """Voxels of each label, slab by slab and two voxels at a time: counting widens to eight bytes a value."""
+    counts = np.zeros(1 << 16, np.int64)
+    odd = np.zeros(256, np.int64)
+    for first in range(0, labels.shape[0], _ROWS):
+        values = labels[first : first + _ROWS].ravel()
+        pairs = values[: values.size // 2 * 2].view(np.uint16)
+        counts += np.bincount(pairs, minlength=1 << 16)
+        odd += np.bincount(values[pairs.size * 2 :], minlength=256)
+    square = counts.reshape(256, 256)
+    return np.asarray(square.sum(axis=0) + square.sum(axis=1) + odd)
+
+
 TILE_SCHEMA = pa.schema(
     [
         ("case_id", pa.string()),

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int16, Int64, UInt8
+from jaxtyping import Float, Float64, Int16, UInt8
 from torch import Tensor
 
-from voxray.case import Case, VolumeStats
+from voxray.case import Case, VolumeStats, label_counts
 from voxray.errors import DataError
 from voxray.recipe import GridConfig, Intensity, WindowIntensity
 from voxray.volume import Grid, Shape, Vector, Volume
@@ -174,21 +174,13 @@ def _refuse_lost_labels(
     after: tuple[UInt8[np.ndarray, "u v w"], Float64[np.ndarray, "n 6"]],
     config: GridConfig,
 ) -> None:
-    gone = np.flatnonzero((_present(before[0]) > 0) & (_present(after[0]) == 0))
+    gone = np.flatnonzero((label_counts(before[0]) > 0) & (label_counts(after[0]) == 0))
     if gone.size:
         raise _lost(case, f"no voxel is left of label {', '.join(map(str, gone))}", config)
     for index, label in enumerate(case.classes + 1):
         had, has = (bool((_inside(labels, boxes[index]) == label).any()) for labels, boxes in (before, after))
         if had and not has:
             raise _lost(case, f"no labelled voxel is left of object {index} (class {label - 1})", config)
-
-
-def _present(labels: UInt8[np.ndarray, "x y z"]) -> Int64[np.ndarray, " 256"]:
-    """Voxels of each label, counted slab by slab: counting widens to eight bytes a voxel."""
-    counts = np.zeros(256, np.int64)
-    for first in range(0, labels.shape[0], _ROWS):
-        counts += np.bincount(labels[first : first + _ROWS].ravel(), minlength=256)
-    return counts
 
 
 def _inside(labels: UInt8[np.ndarray, "x y z"], box: Float64[np.ndarray, " 6"]) -> UInt8[np.ndarray, "u v w"]:

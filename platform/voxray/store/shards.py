@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float64, Int64, UInt8
 from pydantic import ValidationError
 
-from voxray.case import TILE_SCHEMA, Case, Tile, tile_to_row
+from voxray.case import TILE_SCHEMA, Case, Tile, label_counts, tile_to_row
 from voxray.errors import DataError
 from voxray.recipe import Recipe
 from voxray.sampling import cut_tiles, own_objects
@@ -205,10 +205,8 @@ def _describe(tile: Tile, objects: Int64[np.ndarray, " n"]) -> TileEntry:
 
 
 def _label_voxels(labels: UInt8[np.ndarray, "x y z"] | None) -> dict[int, int]:
-    """Voxels of each label but 0, counted slab by slab: counting widens to eight bytes a voxel."""
-    counts = np.zeros(256, np.int64)
-    for slab in () if labels is None else labels:
-        counts += np.bincount(slab.ravel(), minlength=256)
+    """Voxels of each label but 0."""
+    counts = np.zeros(256, np.int64) if labels is None else label_counts(labels)
     return {int(label): int(counts[label]) for label in np.flatnonzero(counts) if label}
 
 
