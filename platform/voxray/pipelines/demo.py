@@ -161,7 +161,7 @@ def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
 def demo(folder: Path, *, num_cases: int = 24, workers: int = 2, progress: Progress) -> DemoReport:
     """Walks the road for each lesson under `folder`; what an earlier walk finished there is not done again."""
     begin = time.monotonic()
-    with connect(), peak_memory() as peak:
+    with connect(), peak_memory(every_s=5.0) as peak:
         outcomes = [
             _walk(lesson, folder, num_cases=num_cases, workers=workers, peak=peak, progress=progress)
             for lesson in LESSONS
