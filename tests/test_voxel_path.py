@@ -87,8 +87,9 @@ class Bright(nn.Module):
                 flat = int(np.ravel_multi_index(place, shape))
                 assert self._recipe.anchors is not None
                 (level,) = anchor_levels(self._recipe.anchors, [shape], ((4, 4, 4),))
-                deltas[(index, slice(None), *place)] = encode(box[None], level.boxes()[flat][None])[0]
-                logits[(index, 0, *place)] = len(bright) / 1000  # what a window cuts is less sure
+                x, y, z = place
+                deltas[index, :, x, y, z] = encode(box[None], level.boxes()[flat][None])[0]
+                logits[index, 0, x, y, z] = len(bright) / 1000  # what a window cuts is less sure
         return DetectionOutput((logits,), (deltas,))
 
 
@@ -132,7 +133,7 @@ def paint_sphere(axes: NDArray[np.float64], origin: NDArray[np.float64]) -> NDAr
     points = offset + steps[0][:, :, None, None] + steps[1][:, None, :, None] + steps[2][:, None, None, :]
     inside = (points**2).sum(0) <= RADIUS_MM**2
     share = inside.reshape(SHAPE[0], fine, SHAPE[1], fine, SHAPE[2], fine).mean((1, 3, 5))
-    return np.rint(-800 + 1100 * share).astype(np.int16)
+    return np.asarray(np.rint(-800 + 1100 * share), np.int16)
 
 
 def write_series(
@@ -144,7 +145,7 @@ def write_series(
         meta = FileMetaDataset()
         meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, generate_uid()
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        slice_ = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+        slice_ = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
         slice_.SOPClassUID, slice_.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
         slice_.SeriesInstanceUID, slice_.StudyInstanceUID, slice_.FrameOfReferenceUID = uid, frame, frame
         slice_.Modality, slice_.PatientID, slice_.PatientName = "CT", "sphere", "sphere"

@@ -57,12 +57,12 @@ class Grid:
     def to_world(self, points_vox: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
         """Edge coordinates in voxels -> LPS mm."""
         index = np.asarray(points_vox, dtype=np.float64) - 0.5
-        return index @ self.affine[:3, :3].T + self.affine[:3, 3]
+        return np.asarray(index @ self.affine[:3, :3].T + self.affine[:3, 3])
 
     def to_voxel(self, points_mm: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
         """LPS mm -> edge coordinates in voxels."""
         offset = np.asarray(points_mm, dtype=np.float64) - self.affine[:3, 3]
-        return offset @ np.linalg.inv(self.affine[:3, :3]).T + 0.5
+        return np.asarray(offset @ np.linalg.inv(self.affine[:3, :3]).T + 0.5)
 
     def is_close(self, other: Grid, *, tolerance_mm: float = 1e-3) -> bool:
         """Whether both grids have one shape and no corner differs by more than the tolerance."""
