@@ -8,6 +8,7 @@ memory is the proportional set size of the whole tree of processes, Ray's own in
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -17,7 +18,6 @@ import threading
 from pathlib import Path
 
 import numpy as np
-import psutil  # type: ignore[import-untyped]
 from scans import enlarged, with_noise
 from table import Row, options, show
 
@@ -107,11 +107,20 @@ def _measure(
 
 def _watch(pid: int, peak: list[float], ended: threading.Event) -> None:
     while not ended.wait(0.5):
-        try:
-            tree = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-        except psutil.NoSuchProcess:
-            continue
-        peak[0] = max(peak[0], sum(_proportional_mib(process.pid) for process in tree))
+        peak[0] = max(peak[0], sum(_proportional_mib(one) for one in _tree(pid)))
+
+
+def _tree(pid: int) -> list[int]:
+    """The process and all below it."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(stat.parent.name))
+    found = [pid]
+    for one in found:
+        found += children.get(one, [])
+    return found
 
 
 def _proportional_mib(pid: int) -> float:

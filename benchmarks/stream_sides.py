@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -184,9 +185,8 @@ def _on_ray(job: dict[str, Any]) -> float:
 
 
 def _in_processes(job: dict[str, Any]) -> float:
-    with multiprocessing.get_context("spawn").Pool(job["workers"]) as pool:
-        answers = [pool.apply_async(monai_worker, (job, rank)) for rank in range(job["workers"])]
-        return sum(answer.get() for answer in answers)
+    with ProcessPoolExecutor(job["workers"], mp_context=multiprocessing.get_context("spawn")) as pool:
+        return sum(pool.map(monai_worker, [job] * job["workers"], range(job["workers"])))
 
 
 if __name__ == "__main__":

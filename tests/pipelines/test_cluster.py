@@ -58,3 +58,13 @@ def test_a_long_temporary_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_object_store_stays_within_its_bounds() -> None:
     assert 100 << 20 <= cluster._object_store_bytes() <= 2 << 30
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9"])
+def test_an_address_where_nothing_listens_is_named_at_once(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with (
+        pytest.raises(ResourceError, match=f"RAY_ADDRESS={address}: no Ray cluster answers there"),
+        cluster.connect(),
+    ):
+        pass

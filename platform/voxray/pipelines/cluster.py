@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,7 +38,11 @@ MIN_LOCAL_CPUS = 4
 BLOCK_BYTES = 32 << 20
 """Ray Data's blocks: at the default of 128 MiB an object store of a few hundred MB spills to disk."""
 
+START_ATTEMPTS = 3
+"""How often a local Ray is started: it gives itself 30 s, too few where all cores are busy."""
+
 _MAX_TEMP_PATH = 45
+_KNOCK_S = 10.0
 """Ray appends up to 60 characters for its sockets, and a socket's path has at most 107."""
 
 
@@ -124,30 +129,43 @@ def _start(ray: Any, num_cpus: float | None) -> None:
             f"RAY_TMPDIR={folder}: is too long a path for Ray's sockets; set it to a folder of at most "
             f"{_MAX_TEMP_PATH} characters, or unset it."
         )
-    try:
-        ray.init(
-            address="local",
-            num_cpus=num_cpus or max(MIN_LOCAL_CPUS, os.cpu_count() or 1),
-            object_store_memory=_object_store_bytes(),
-            include_dashboard=False,
-            logging_level="ERROR",
-            log_to_driver=False,
-        )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ResourceError(
-            f"Ray did not start on this machine ({error}); free memory and disk, or set RAY_ADDRESS to a cluster."
-        ) from error
+    for attempt in range(START_ATTEMPTS):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus or max(MIN_LOCAL_CPUS, os.cpu_count() or 1),
+                object_store_memory=_object_store_bytes(),
+                include_dashboard=False,
+                logging_level="ERROR",
+                log_to_driver=False,
+            )
+            return
+        except Exception as error:  # a busy machine is Ray's bare Exception
+            ray.shutdown()
+            if attempt + 1 == START_ATTEMPTS:
+                raise ResourceError(
+                    f"Ray did not start on this machine ({str(error).splitlines()[0]}); free memory, disk and cores, "
+                    f"or set RAY_ADDRESS to a cluster."
+                ) from error
 
 
 def _join(ray: Any) -> None:
     address = os.environ["RAY_ADDRESS"]
     try:
+        _knock(address)
         ray.init(logging_level="ERROR", log_to_driver=False)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         raise ResourceError(
             f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}); start it with `ray start --head`, use "
             f"the cluster's RAY_AUTH_MODE and token, or unset RAY_ADDRESS to work on this machine alone."
         ) from error
+
+
+def _knock(address: str) -> None:
+    """An OSError where nothing listens at ``host:port``; Ray itself would try for two minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
 
 
 def _object_store_bytes() -> int:
