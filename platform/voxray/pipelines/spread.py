@@ -74,6 +74,8 @@ def cpu_share(total: float, workers: int) -> float:
 
 
 def _on_actors(make: Callable[[], Callable[[Item], Result]], items: Sequence[Item], crew: Crew) -> Iterator[Result]:
+    from ray.util import ActorPool
+
     ray: Any = importlib.import_module("ray")
     kind = ray.remote(
         num_cpus=crew.num_cpus,
@@ -82,16 +84,10 @@ def _on_actors(make: Callable[[], Callable[[Item], Result]], items: Sequence[Ite
         max_task_retries=MAX_RESTARTS,
     )(_Holder)
     made = ray.put(make)
-    actors = [kind.remote(made) for _ in range(min(crew.workers, len(items)))]
-    waiting = list(reversed(items))
-    busy = {actor.answer.remote(waiting.pop()): actor for actor in actors}
+    actors = [kind.remote() for _ in range(min(crew.workers, len(items)))]
     try:
-        while busy:
-            (ready,), _ = ray.wait(list(busy), num_returns=1)
-            actor = busy.pop(ready)
-            if waiting:
-                busy[actor.answer.remote(waiting.pop())] = actor
-            yield ray.get(ready)
+        pool: Any = ActorPool(actors)
+        yield from pool.map_unordered(lambda actor, item: actor.answer.remote([made], item), items)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, VoxrayError):
             raise error.cause from error
@@ -102,11 +98,17 @@ def _on_actors(make: Callable[[], Callable[[Item], Result]], items: Sequence[Ite
 
 
 class _Holder:
-    """What an actor is: the work, built once."""
+    """What an actor is: the work, built once.
 
-    def __init__(self, make: Callable[[], Callable[[Any], Any]]) -> None:
-        self._work = make()
+    The recipe for it comes with each item, as a reference within a list: an actor that is started again would not
+    find it among its constructor's arguments.
+    """
 
-    def answer(self, item: Any) -> Any:
+    def __init__(self) -> None:
+        self._work: Callable[[Any], Any] | None = None
+
+    def answer(self, made: list[Any], item: Any) -> Any:
         """The result for one item."""
+        if self._work is None:
+            self._work = importlib.import_module("ray").get(made[0])()
         return self._work(item)
