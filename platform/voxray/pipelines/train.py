@@ -216,7 +216,7 @@ def tracked(job: Job, progress: Progress) -> Iterator[Tracking]:
     tracking = open_tracking(job.run, job.location, say=progress.say)
     try:
         yield tracking
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         tracking.end("KILLED")
         raise
     except BaseException:
@@ -295,8 +295,10 @@ def _own_interrupt() -> Iterator[None]:
     before = signal.getsignal(signal.SIGINT)
     try:
         yield
-    except SystemExit:
-        raise KeyboardInterrupt from None
+    except SystemExit as leaving:
+        if leaving.code == 0:
+            raise KeyboardInterrupt from None
+        raise
     finally:
         signal.signal(signal.SIGINT, before)
 
