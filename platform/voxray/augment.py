@@ -25,6 +25,8 @@ from voxray.volume import Vector
 KEPT_SHARE = 0.5
 """A box of which less remains inside the patch becomes an ignored region: neither object nor background."""
 
+_CPU_ROWS = 8
+
 ISOTROPIC: Vector = (1.0, 1.0, 1.0)
 
 
@@ -75,7 +77,7 @@ def apply(batch: Batch, draws: Draws, *, spacing_mm: Vector = ISOTROPIC) -> Batc
     What a rotation or zoom brings in from outside of a patch takes the patch's lowest value, background and no box.
     """
     batch = _affine(batch, draws, spacing_mm)
-    batch = _turned(_flipped(batch, draws.flips), draws.quarter_turns, spacing_mm)
+    batch = _mirrored(batch, draws, spacing_mm)
     images = _noisy(batch.images, draws)
     images = _blurred(images, draws.blur_sigma_vox)
     images = _scaled(images, draws.scale, draws.shift)
@@ -118,35 +120,49 @@ def _affine(batch: Batch, draws: Draws, spacing_mm: Vector) -> Batch:
     maps = maps * spacing / spacing[:, None]
     index = torch.as_tensor(drawn, device=batch.images.device)
     sides = batch.images.shape[2:]
-    grid = _sampling_grid(np.linalg.inv(maps), sides, batch.images)
+    terms = _sampling_terms(np.linalg.inv(maps), sides, batch.images)
     picked = batch.images[index]
     lowest = picked.amin(dim=(1, 2, 3, 4), keepdim=True)
-    sampled = F.grid_sample(picked - lowest, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    sampled = _sampled(picked - lowest, terms, "bilinear")
     boxes, classes = _mapped_boxes(batch.boxes[index], batch.classes[index], maps, sides)
     return Batch(
-        images=batch.images.index_copy(0, index, sampled + lowest),
+        images=batch.images.index_copy(0, index, sampled.add_(lowest)),
         boxes=batch.boxes.index_copy(0, index, boxes),
         classes=batch.classes.index_copy(0, index, classes),
         labels=None
         if batch.labels is None
-        else batch.labels.index_copy(0, index, _nearest(batch.labels[index], grid)),
+        else batch.labels.index_copy(0, index, _nearest(batch.labels[index], terms)),
     )
 
 
-def _sampling_grid(maps: Float64[np.ndarray, "b 3 3"], sides: torch.Size, like: Tensor) -> Float[Tensor, "b x y z 3"]:
-    """Where `grid_sample` looks: it measures from the centre in half sides, and names the last axis first."""
+def _sampling_terms(maps: Float64[np.ndarray, "b 3 3"], sides: torch.Size, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Where `grid_sample` looks, as the sum of a term of x (b x 1 1 3) and one of y and z (b 1 y z 3).
+
+    It measures from the centre in half sides, and names the last axis first.
+    """
     halves = np.asarray(sides, np.float64) / 2
-    normalised = maps * halves / halves[:, None]
-    theta = np.concatenate([normalised[:, ::-1, ::-1], np.zeros((len(maps), 3, 1))], axis=2)
-    matrix = torch.as_tensor(theta.copy(), dtype=like.dtype, device=like.device)
-    return F.affine_grid(matrix, [len(maps), 1, *sides], align_corners=False)
-
-
-def _nearest(labels: Tensor, grid: Tensor) -> Tensor:
-    sampled = F.grid_sample(
-        labels[:, None].to(grid.dtype), grid, mode="nearest", padding_mode="zeros", align_corners=False
+    columns = torch.as_tensor((maps / halves[:, None])[:, ::-1].copy(), dtype=like.dtype, device=like.device)
+    x, y, z = (
+        (torch.arange(side, dtype=like.dtype, device=like.device) + 0.5 - side / 2)[:, None]
+        * columns[:, None, :, axis]
+        for axis, side in enumerate(sides)
     )
-    return sampled[:, 0].to(labels.dtype)
+    return x[:, :, None, None], (y[:, :, None] + z[:, None])[:, None]
+
+
+def _sampled(
+    images: Float[Tensor, "b 1 x y z"], terms: tuple[Tensor, Tensor], mode: str
+) -> Float[Tensor, "b 1 x y z"]:
+    """The images at those places; on a CPU a few rows at a time, as a grid of places outgrows its caches."""
+    x, yz = terms
+    rows = _CPU_ROWS if images.device.type == "cpu" else x.shape[1]
+    grids = (x[:, first : first + rows] + yz for first in range(0, x.shape[1], rows))
+    parts = [F.grid_sample(images, grid, mode=mode, padding_mode="zeros", align_corners=False) for grid in grids]
+    return torch.cat(parts, dim=2)
+
+
+def _nearest(labels: Tensor, terms: tuple[Tensor, Tensor]) -> Tensor:
+    return _sampled(labels[:, None].to(terms[0].dtype), terms, "nearest")[:, 0].to(labels.dtype)
 
 
 def _mapped_boxes(
@@ -173,52 +189,53 @@ def _clipped(boxes: Tensor, classes: Tensor, sides: torch.Size) -> tuple[Tensor,
     return torch.where((classes == PADDING)[..., None], torch.zeros_like(inside), inside), classes
 
 
-def _flipped(batch: Batch, flips: Bool[np.ndarray, "b 3"]) -> Batch:
-    for axis in range(3):
-        drawn = np.flatnonzero(flips[:, axis])
-        if drawn.size:
-            batch = _reversed(batch, torch.as_tensor(drawn, device=batch.images.device), (axis,))
-    return batch
-
-
-def _reversed(batch: Batch, index: Tensor, axes: tuple[int, ...]) -> Batch:
-    boxes = batch.boxes[index]
-    for axis in axes:
-        side = batch.images.shape[2 + axis]
-        low, high = side - boxes[..., 3 + axis], side - boxes[..., axis]
-        boxes[..., axis], boxes[..., 3 + axis] = low, high
-    labels = batch.labels
-    if labels is not None:
-        labels = labels.index_copy(0, index, labels[index].flip([1 + axis for axis in axes]))
-    images = batch.images.index_copy(0, index, batch.images[index].flip([2 + axis for axis in axes]))
-    return batch._replace(images=images, boxes=batch.boxes.index_copy(0, index, boxes), labels=labels)
-
-
-def _turned(batch: Batch, turns: Int64[np.ndarray, " b"], spacing_mm: Vector) -> Batch:
-    """Quarter turns where x and y are alike, else half turns: a patch keeps its shape."""
-    alike = batch.images.shape[2] == batch.images.shape[3] and math.isclose(spacing_mm[0], spacing_mm[1])
-    for count in (1, 2, 3):
-        drawn = np.flatnonzero(turns == count)
-        if drawn.size == 0:
-            continue
-        index = torch.as_tensor(drawn, device=batch.images.device)
-        if count == 2 or not alike:
-            batch = _reversed(batch, index, (0, 1))
-        else:
-            batch = _reversed(_swapped(batch, index), index, (0,) if count == 1 else (1,))
-    return batch
-
-
-def _swapped(batch: Batch, index: Tensor) -> Batch:
-    """x and y exchanged; followed by one reversal it is a quarter turn."""
-    labels = batch.labels
-    if labels is not None:
-        labels = labels.index_copy(0, index, labels[index].transpose(1, 2))
-    return batch._replace(
-        images=batch.images.index_copy(0, index, batch.images[index].transpose(2, 3)),
-        boxes=batch.boxes.index_copy(0, index, batch.boxes[index][..., [1, 0, 2, 4, 3, 5]]),
-        labels=labels,
+def _mirrored(batch: Batch, draws: Draws, spacing_mm: Vector) -> Batch:
+    """Flips, then quarter turns; all of a patch's are one exchange of x and y and one reversal, copied once."""
+    sides = batch.images.shape[2:]
+    alike = sides[0] == sides[1] and math.isclose(spacing_mm[0], spacing_mm[1])
+    swaps, flips = _as_swap_and_flips(draws, alike)
+    if not (swaps.any() or flips.any()):
+        return batch
+    return Batch(
+        images=_moved(batch.images, swaps, flips),
+        boxes=_moved_boxes(batch.boxes, swaps, flips, sides),
+        classes=batch.classes,
+        labels=None if batch.labels is None else _moved(batch.labels[:, None], swaps, flips)[:, 0],
     )
+
+
+def _as_swap_and_flips(draws: Draws, alike: bool) -> tuple[Bool[np.ndarray, " b"], Bool[np.ndarray, "b 3"]]:
+    """Whether x and y change places, and which axes are reversed after that.
+
+    Where x and y are not alike a quarter turn is a half turn: a patch keeps its shape.
+    """
+    turns = draws.quarter_turns
+    swaps = (turns % 2 == 1) & alike
+    flips = np.where(swaps[:, None], draws.flips[:, [1, 0, 2]], draws.flips)
+    half = (turns != 0) & ~swaps
+    reversed_by_turn = np.stack(
+        [half | (swaps & (turns == 1)), half | (swaps & (turns == 3)), np.zeros_like(half)], 1
+    )
+    return swaps, flips ^ reversed_by_turn
+
+
+def _moved(images: Tensor, swaps: Bool[np.ndarray, " b"], flips: Bool[np.ndarray, "b 3"]) -> Tensor:
+    made = torch.empty_like(images)
+    for i, (swap, axes) in enumerate(zip(swaps, flips, strict=True)):
+        picked = images[i].transpose(1, 2) if swap else images[i]
+        made[i] = picked.flip([1 + int(axis) for axis in np.flatnonzero(axes)]) if axes.any() else picked
+    return made
+
+
+def _moved_boxes(
+    boxes: Float[Tensor, "b m 6"], swaps: Bool[np.ndarray, " b"], flips: Bool[np.ndarray, "b 3"], sides: torch.Size
+) -> Float[Tensor, "b m 6"]:
+    swap = torch.as_tensor(swaps, device=boxes.device)[:, None, None]
+    flip = torch.as_tensor(flips, device=boxes.device)[:, None]
+    boxes = torch.where(swap, boxes[..., [1, 0, 2, 4, 3, 5]], boxes)
+    low, high = boxes[..., :3], boxes[..., 3:]
+    side = torch.tensor(sides, dtype=boxes.dtype, device=boxes.device)
+    return torch.cat([torch.where(flip, side - high, low), torch.where(flip, side - low, high)], dim=-1)
 
 
 def _noisy(images: Tensor, draws: Draws) -> Tensor:

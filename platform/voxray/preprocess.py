@@ -91,8 +91,8 @@ def normalise(
     """
     values = voxels.to(torch.float32)
     if isinstance(intensity, WindowIntensity):
-        scaled = (values - intensity.low_hu) * (1.0 / (intensity.high_hu - intensity.low_hu))
-        return scaled.clamp_(0.0, 1.0)
+        values = values.clone() if values is voxels else values
+        return values.sub_(intensity.low_hu).mul_(1.0 / (intensity.high_hu - intensity.low_hu)).clamp_(0.0, 1.0)
     mean, std, low, high = _stats_tensors(stats, values)
     low, high = (low - mean) / std, (high - mean) / std
     scored = torch.where(values == 0, 0.0, (values - mean) / std)
