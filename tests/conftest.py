@@ -7,11 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 # Before torch is imported: two test runs whose threads wait for each other's processors are thirty times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The same examples every time, and none is failed for being slow on a busy machine.
+settings.register_profile("voxray", deadline=None, derandomize=True)
+settings.load_profile("voxray")
 
 
 @pytest.fixture(scope="session")

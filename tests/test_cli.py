@@ -217,9 +217,9 @@ def test_debug_shows_the_traceback_wherever_it_stands(tmp_path: Path) -> None:
 def test_ctrl_c_ends_with_130_and_how_to_go_on(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "voxray", "toy", str(tmp_path / "toy"), "--cases", "900"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_until((tmp_path / "toy" / "images").exists, 60)
+    wait_until((tmp_path / "toy" / "images").exists, 200)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=200)
     assert process.returncode == 130
     assert "stopped. Run the same command again" in told
     assert "Traceback" not in told

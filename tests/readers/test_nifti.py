@@ -99,7 +99,9 @@ def test_oblique_grids_keep_their_world(
     affine[:3, 3] = origin
     path = tmp_path_factory.mktemp("oblique") / "a.nii"
     grid = read_volume(save(path, affine=affine, qform_code=forms[0], sform_code=forms[1])).grid
-    np.testing.assert_allclose(grid.affine, RAS_TO_LPS @ affine, atol=2e-3)
+    # A qform's quaternion in float32 loses half of its digits near a turn of 180 degrees.
+    tolerance = 1e-3 if forms[1] else 1e-3 * max(spacing) + 2e-3
+    np.testing.assert_allclose(grid.affine, RAS_TO_LPS @ affine, atol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])
