@@ -132,6 +132,7 @@ class AugmentConfig(Config):
     zoom: Range = (0.7, 1.4)
     noise_p: Share = 0.0
     noise_sd: NonNegativeFloat = 0.1
+    """The most; each patch draws its own from 0 up to this."""
     blur_p: Share = 0.0
     blur_sigma_vox: Range = (0.5, 1.0)
     scale_p: Share = 0.0
@@ -191,7 +192,7 @@ class OptimConfig(Config):
     schedule: Literal["steps", "poly", "cosine"] = "steps"
     warmup_epochs: NonNegativeInt = 0
     decay_epochs: tuple[PositiveInt, ...] = ()
-    """`steps`: the rate is multiplied by `decay_factor` at each of these epochs."""
+    """`steps`: the rate is multiplied by `decay_factor` at each of these epochs, counted from the end of the warm-up."""
     decay_factor: PositiveFloat = 0.1
     epochs: PositiveInt
     steps_per_epoch: PositiveInt | None = None
