@@ -38,6 +38,7 @@ STALL_S = 120.0
 """How long a worker waits for a batch before it says so: the sign that its readers find no CPU."""
 
 _DTYPES = {"voxels": np.int16, "stats": np.float32, "boxes": np.float32, "classes": np.int64, "labels": np.uint8}
+_TORCH_DTYPES = {name: torch.from_numpy(np.zeros(0, dtype)).dtype for name, dtype in _DTYPES.items()}
 _SEGMENT = 512
 _LEAD = 16
 _PREFETCH = 2
@@ -217,7 +218,8 @@ def to_table(batch: PatchBatch) -> pa.Table:
 
 
 def from_table(table: pa.Table) -> PatchBatch:
-    """The inverse of `to_table`, in memory of its own."""
+    """The inverse of `to_table`, in memory of its own, pinned where there is a GPU to copy it to."""
+    pinned = torch.cuda.is_available()
     found: list[torch.Tensor | None] = []
     for name, dtype in _DTYPES.items():
         shape = table[f"{name}_shape"][0].as_py()
@@ -225,7 +227,9 @@ def from_table(table: pa.Table) -> PatchBatch:
             found.append(None)
             continue
         data = np.frombuffer(table[name][0].as_buffer() or b"", dtype)
-        found.append(torch.from_numpy(data.reshape(shape).copy()))
+        made = torch.empty(shape, dtype=_TORCH_DTYPES[name], pin_memory=pinned)
+        made.numpy()[...] = data.reshape(shape)
+        found.append(made)
     return PatchBatch(*found)  # type: ignore[arg-type]
 
 
