@@ -192,7 +192,8 @@ class OptimConfig(Config):
     schedule: Literal["steps", "poly", "cosine"] = "steps"
     warmup_epochs: NonNegativeInt = 0
     decay_epochs: tuple[PositiveInt, ...] = ()
-    """`steps`: the rate is multiplied by `decay_factor` at each of these epochs, counted from the end of the warm-up."""
+    """`steps`: the rate is multiplied by `decay_factor` at each of these epochs, counted from the end
+    of the warm-up."""
     decay_factor: PositiveFloat = 0.1
     epochs: PositiveInt
     steps_per_epoch: PositiveInt | None = None

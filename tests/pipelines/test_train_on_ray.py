@@ -99,7 +99,16 @@ def test_too_many_workers_for_the_cluster_are_refused_before_they_start(store: S
 
 def test_ctrl_c_keeps_the_last_checkpoint_and_the_same_command_goes_on(store: Store, tmp_path: Path) -> None:
     run, uri = tmp_path / "run", f"sqlite:///{tmp_path / 'mlflow.db'}"
-    words = [sys.executable, "-m", "pipelines.tiny_training", store.uri, str(run), "1", "optim.epochs=15", "optim.validate_every=15"]
+    words = [
+        sys.executable,
+        "-m",
+        "pipelines.tiny_training",
+        store.uri,
+        str(run),
+        "1",
+        "optim.epochs=15",
+        "optim.validate_every=15",
+    ]
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "MLFLOW_TRACKING_URI": uri}
     process = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     _wait(lambda: find_state(run) is not None or process.poll() is not None)
