@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +17,7 @@ from voxray.errors import DataError, ResourceError
 from voxray.pipelines.cluster import connect
 from voxray.pipelines.train import train
 from voxray.store import Store
-from voxray.training.checkpoint import find_state, read_state
+from voxray.training.checkpoint import find_state
 
 pytestmark = [
     pytest.mark.ray,
@@ -97,35 +95,6 @@ def test_too_many_workers_for_the_cluster_are_refused_before_they_start(store: S
         train(store.uri, segmentation_recipe(), tmp_path / "run", workers=1, gpus=1)
 
 
-def test_ctrl_c_keeps_the_last_checkpoint_and_the_same_command_goes_on(store: Store, tmp_path: Path) -> None:
-    run, uri = tmp_path / "run", f"sqlite:///{tmp_path / 'mlflow.db'}"
-    words = [
-        sys.executable,
-        "-m",
-        "pipelines.tiny_training",
-        store.uri,
-        str(run),
-        "1",
-        "optim.epochs=15",
-        "optim.validate_every=15",
-    ]
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "MLFLOW_TRACKING_URI": uri}
-    process = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    _wait(lambda: find_state(run) is not None or process.poll() is not None)
-    process.send_signal(signal.SIGINT)
-    _, complaints = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 130, complaints
-    stopped_at = read_state(run)
-    assert 1 <= stopped_at.epochs_done < 15
-    assert _mlflow_status(uri, run) == "KILLED"
-    process = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, text=True)
-    said, _ = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 0
-    assert f"went on after {stopped_at.epochs_done}" in said
-    assert read_state(run).finished
-    assert _mlflow_status(uri, run) == "FINISHED"
-
-
 class _Nothing:
     epochs_done = 0
 
@@ -157,10 +126,3 @@ def _wait(happened: Callable[[], bool]) -> None:
     while not happened():
         assert time.monotonic() < end, "it never happened"
         time.sleep(0.05)
-
-
-def _mlflow_status(uri: str, run: Path) -> str:
-    from mlflow import MlflowClient
-
-    run_id = json.loads((run / "tracking.json").read_text())["run_id"]
-    return str(MlflowClient(tracking_uri=uri).get_run(run_id).info.status)

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -288,19 +289,30 @@ def _fit(job: Job, placement: Placement) -> str | None:
 
 @contextmanager
 def _own_interrupt() -> Iterator[None]:
-    """Ctrl-C as everywhere: Ray Train ends its workers, but then exits with code 0, and leaves its handler behind."""
+    """Ctrl-C and SIGTERM as everywhere: Ray Train answers Ctrl-C by an exit of its own, and keeps its handler.
+
+    What the exit's code is cannot be relied upon, so SIGTERM is told apart by a handler.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.getsignal(signal.SIGINT)
+    terminated = threading.Event()
+
+    def terminate(number: int, _: object) -> None:
+        terminated.set()
+        sys.exit(128 + number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, terminate)
     try:
         yield
-    except SystemExit as leaving:
-        if leaving.code == 0:
-            raise KeyboardInterrupt from None
-        raise
+    except SystemExit:
+        if terminated.is_set():
+            raise SystemExit(128 + signal.SIGTERM) from None
+        raise KeyboardInterrupt from None
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _epochs_done(location: str) -> int:
