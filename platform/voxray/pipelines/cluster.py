@@ -29,8 +29,13 @@ QUIET = {
     "RAY_SCHEDULER_EVENTS": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_task_oom_retries": "2",
+    "OMP_WAIT_POLICY": "PASSIVE",
 }
-"""Defaults for Ray's environment, here and in its workers; what the user has set stays."""
+"""Defaults for Ray's environment, here and in its workers; what the user has set stays.
+
+The last is torch's: threads that wait for each other busily take the cores that reading tasks need, and training on
+CPUs then takes twice as long.
+"""
 
 MIN_LOCAL_CPUS = 4
 """Logical CPUs of a local Ray at the least: they are shares of a schedule, and feeding tasks need some too."""
