@@ -29,6 +29,7 @@ QUIET = {
     "RAY_SCHEDULER_EVENTS": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_task_oom_retries": "2",
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 """Defaults for Ray's environment, here and in its workers; what the user has set stays.
