@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from monai.data.utils import compute_importance_map
 
-from voxray.windows import blend_weights, place, starts
+from voxray.volume import Shape
+from voxray.windows import blend_weights, lattice, place, starts, window_for
 
 
 @given(
@@ -67,3 +68,19 @@ def test_the_gaussian_is_monais(window: tuple[int, int, int]) -> None:
 
 def test_constant_weights_are_ones() -> None:
     assert (blend_weights((4, 5, 6), "constant") == torch.ones(4, 5, 6)).all()
+
+
+def test_the_window_shrinks_to_a_small_scan() -> None:
+    assert window_for((20, 33, 64), (32, 32, 32), (4, 4, 4)) == (20, 32, 32)
+    assert window_for((21, 5, 1), (32, 32, 32), (16, 16, 8)) == (32, 16, 8)
+
+
+@given(st.tuples(*[st.integers(1, 70)] * 3), st.sampled_from([0.0, 0.3, 0.5, 0.8]))
+def test_a_lattice_runs_along_the_first_of_the_longest_axes(shape: Shape, overlap: float) -> None:
+    found = lattice(shape, window=(16, 24, 8), overlap=overlap, stride=(8, 8, 4))
+    longest = int(np.argmax(shape))
+    assert found.axes[0] == longest
+    in_order = sorted(place(shape, found.window, overlap, (8, 8, 4)), key=lambda start: (start[longest], start))
+    assert found.places == in_order
+    for axis in range(3):
+        assert sum(found.step(axis, start) for start in found.starts[axis]) == shape[axis]

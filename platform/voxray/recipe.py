@@ -220,9 +220,27 @@ class InferenceConfig(Config):
     padding: Literal["constant", "replicate"] = "constant"
     """Beyond the end of a scan: `pad_hu` of the patch, or the border voxel again."""
     batch_size: PositiveInt = 1
+    mirrors: tuple[tuple[Literal[0, 1, 2], ...], ...] = ()
+    """Each window is also answered mirrored on these axes, and the answers are joined: ``[[0], [1], [0, 1]]``."""
+    accumulate: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Segmentation: the type in which blended logits wait for the windows that follow."""
+    restore: Literal["auto", "labels", "shares"] = "auto"
+    """Segmentation: what goes back to the scan's own grid: labels by nearest voxel, or each class's probability,
+    interpolated; auto: probabilities for up to 7 classes."""
+    plan: Literal["recipe", "fast"] = "recipe"
+    """`fast`: fewer windows, larger where the network allows it, in half precision where the device is good at it."""
     candidate_floor: Share = 0.02
     """Detection: lower scores never become candidates."""
     candidates_per_level: PositiveInt = 1000
+
+    @model_validator(mode="after")
+    def _mirrored_once(self) -> InferenceConfig:
+        seen = [frozenset(axes) for axes in self.mirrors]
+        if not all(seen) or len(set(seen)) < len(seen) or any(len(set(axes)) < len(axes) for axes in self.mirrors):
+            raise ValueError(
+                f"mirrors must be different sets of axes, none empty, got {list(map(list, self.mirrors))}"
+            )
+        return self
 
 
 class DetectionMerge(Config):

@@ -7,6 +7,8 @@ maps of neighbouring windows would not fall on one lattice, and their blend woul
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -17,6 +19,51 @@ from voxray.volume import Shape
 
 _SIGMA = 0.125
 _MIN_WEIGHT = 1e-3
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Where windows of one size lie over a grid: the first voxels along each axis, in order."""
+
+    shape: Shape
+    window: Shape
+    starts: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+
+    @property
+    def axes(self) -> tuple[int, int, int]:
+        """The grid's longest axis (the first of equals), then the two others: windows come sorted along them."""
+        longest = max(range(3), key=lambda axis: self.shape[axis])
+        second, third = (axis for axis in range(3) if axis != longest)
+        return longest, second, third
+
+    @property
+    def places(self) -> list[Shape]:
+        """First voxels of all windows, in the order in which they are answered."""
+        found = itertools.product(*(self.starts[axis] for axis in self.axes))
+        order = [self.axes.index(axis) for axis in range(3)]
+        return [(place[order[0]], place[order[1]], place[order[2]]) for place in found]
+
+    def step(self, axis: int, start: int) -> int:
+        """How many voxels from `start` on belong to this window alone and those before it along the axis."""
+        index = self.starts[axis].index(start)
+        following = self.starts[axis][index + 1 :]
+        return (following[0] if following else self.shape[axis]) - start
+
+
+def lattice(shape: Sequence[int], *, window: Shape, overlap: float, stride: Shape) -> Lattice:
+    """The windows that cover a grid. On an axis shorter than the window, it shrinks to that length."""
+    x, y, z = shape
+    sides = window_for((x, y, z), window, stride)
+    first, second, third = (
+        tuple(starts(length, side, overlap, step)) for length, side, step in zip(shape, sides, stride, strict=True)
+    )
+    return Lattice((x, y, z), sides, (first, second, third))
+
+
+def window_for(shape: Shape, window: Shape, stride: Shape) -> Shape:
+    """The window, shrunk on each axis where the scan is smaller: to the scan rounded up to the stride."""
+    x, y, z = (min(side, -(-length // step) * step) for length, side, step in zip(shape, window, stride, strict=True))
+    return x, y, z
 
 
 def starts(length: int, window: int, overlap: float, stride: int) -> list[int]:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
+from torch import Tensor
 
 from voxray.detections import Detections
-from voxray.inference.restore import axis_map, detections_on, labels_on
-from voxray.volume import Grid, Volume
+from voxray.inference.restore import axis_map, detections_on, labels_on, shares_on
+from voxray.preprocess import orient, resampled_grid
+from voxray.volume import Grid, Vector, Volume
 
 SIGNED_PERMUTATIONS = [
     np.eye(3)[list(order)] * np.array(signs)
@@ -101,3 +107,51 @@ def test_grids_at_an_angle_are_our_own_mistake() -> None:
     turned, _ = related_grids(np.eye(3), angles_deg=(10.0, 0.0, 0.0))
     with pytest.raises(AssertionError, match="do not lie along"):
         axis_map(straight, turned)
+
+
+def slabs_of(shares: Tensor, axis: int, cuts: list[int]) -> Iterator[tuple[int, Tensor]]:
+    """The shares in slabs that end at the cuts."""
+    ends = sorted({*cuts, shares.shape[axis + 1]})
+    for first, end in zip([0, *ends], ends, strict=False):
+        if end > first:
+            yield first, shares.narrow(axis + 1, first, end - first)
+
+
+@pytest.mark.parametrize("turn", SIGNED_PERMUTATIONS[::3])
+@pytest.mark.parametrize("num_shares", [1, 4])
+@pytest.mark.parametrize("spacing_mm", [(0.5, 0.7, 0.9), (1.6, 1.1, 4.0)])
+def test_shares_are_interpolated_as_the_whole_scan_would_be(
+    turn: Any, num_shares: int, spacing_mm: Vector, rng: np.random.Generator
+) -> None:
+    """Against scipy's interpolation of every class at every voxel's centre, found by way of the world."""
+    scan, _ = related_grids(turn, angles_deg=(12.0, 7.0, -21.0))
+    source = resampled_grid(orient(Volume(np.zeros(scan.shape, np.int16), scan), "RAS").grid, spacing_mm)
+    shares = rng.normal(size=(num_shares, *source.shape)).astype(np.float32)
+    centres = np.stack(np.meshgrid(*[np.arange(n) + 0.5 for n in scan.shape], indexing="ij"), axis=-1).reshape(-1, 3)
+    index = source.to_voxel(scan.to_world(centres)) - 0.5
+    values = np.stack([ndimage.map_coordinates(share, index.T, order=1, mode="nearest") for share in shares])
+    expected = values[0] > 0 if num_shares == 1 else values.argmax(0)
+    clear = np.abs(values[0]) > 1e-5 if num_shares == 1 else np.diff(np.sort(values, axis=0)[-2:], axis=0)[0] > 1e-5
+    for axis, cuts in ((0, [2, 3]), (1, [1]), (2, [1, 2])):
+        found = shares_on(slabs_of(torch.from_numpy(shares), axis, cuts), source, scan, axis=axis)
+        assert found.grid is scan
+        assert found.voxels.flags.c_contiguous
+        np.testing.assert_array_equal(found.voxels.ravel()[clear], expected[clear])
+    assert clear.mean() > 0.99
+
+
+def test_shares_leave_as_their_slabs_are_finished() -> None:
+    """No slab is asked for before the planes of those before it are written."""
+    scan = Grid((64, 8, 8), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (-1.0, 0, 0, 0, -1.0, 0, 0, 0, 1.0))
+    source = resampled_grid(scan, (2.0, 1.0, 1.0))
+    alive: list[weakref.ref[Tensor]] = []
+
+    def slabs() -> Iterator[tuple[int, Tensor]]:
+        for first in range(0, 32, 8):
+            assert sum(slab() is not None for slab in alive) <= 1
+            slab = torch.full((1, 8, 8, 8), 1.0 if first == 8 else -1.0)
+            alive.append(weakref.ref(slab))
+            yield first, slab
+
+    found = shares_on(slabs(), source, scan, axis=0)
+    assert np.flatnonzero(found.voxels[:, 0, 0]).tolist() == list(range(16, 32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from inference.bright import BrightConfig, BrightLabels, bright_recipe
-from voxray.inference.sliding import cut, in_float32, in_order, slide, window_for
+from inference.bright import SPACING_MM, BrightConfig, BrightLabels, bright_recipe, sphere_scan
+from voxray.inference.sliding import cut, in_float32, in_turn, slide
 from voxray.outputs import DetectionOutput, SegmentationOutput
 from voxray.recipe import Recipe, parse_recipe
 from voxray.tasks import build_task
@@ -69,17 +70,6 @@ def test_windows_are_made_one_batch_at_a_time(rng: np.random.Generator) -> None:
     assert len(model.seen) == 1
 
 
-def test_the_window_shrinks_to_a_small_scan() -> None:
-    assert window_for((20, 33, 64), (32, 32, 32), (4, 4, 4)) == (20, 32, 32)
-    assert window_for((21, 5, 1), (32, 32, 32), (16, 16, 8)) == (32, 16, 8)
-
-
-def test_order_runs_along_the_first_of_the_longest_axes() -> None:
-    starts = [(8, 0, 0), (0, 8, 0), (0, 0, 8), (0, 0, 0)]
-    assert in_order(starts, (16, 16, 9)) == [(0, 0, 0), (0, 0, 8), (0, 8, 0), (8, 0, 0)]
-    assert in_order(starts, (9, 9, 16)) == [(0, 0, 0), (0, 8, 0), (8, 0, 0), (0, 0, 8)]
-
-
 @pytest.mark.parametrize(("padding", "beyond"), [("constant", -1024), ("replicate", 77)])
 def test_what_lies_beyond_the_scan(padding: str, beyond: int) -> None:
     image = np.full((6, 6, 6), 77, np.int16)
@@ -130,3 +120,68 @@ def test_every_tensor_of_an_output_becomes_float32() -> None:
 def test_answers_carry_no_gradient() -> None:
     found = run(np.zeros((32, 32, 32), np.int16), with_inference(), BrightLabels())
     assert not found[0][1].requires_grad
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_results_come_in_the_items_order(workers: int) -> None:
+    def slow_at_first(number: int) -> int:
+        time.sleep(0.01 if number == 0 else 0)
+        return number * number
+
+    assert list(in_turn(slow_at_first, range(7), workers=workers)) == [number * number for number in range(7)]
+    with pytest.raises(ZeroDivisionError):
+        list(in_turn(lambda number: 1 // number, [1, 0], workers=workers))
+
+
+@pytest.mark.parametrize("task", ["segmentation", "detection"])
+def test_streams_change_nothing(task: str) -> None:
+    class InStreams:
+        """A runtime that takes three batches at once."""
+
+        streams = 3
+
+        def __init__(self, model: nn.Module) -> None:
+            self.model = model
+
+        def __call__(self, images: Tensor) -> object:
+            return self.model(images)
+
+    image = sphere_scan(np.eye(3), angles_deg=(0, 0, 0), spacing_mm=SPACING_MM)[0].hounsfield
+    recipe = bright_recipe(task, batch_size=1, window_vox=(32, 32, 32))
+    model = BrightConfig().build(recipe, 1)
+    work = build_task(recipe, ("bright",))
+    one = list(slide(image, model, work, recipe=recipe, device=CPU))
+    several = list(slide(image, InStreams(model), work, recipe=recipe, device=CPU))
+    assert len(one) > 5
+    for (place, answer), (other_place, other) in zip(one, several, strict=True):
+        assert place == other_place
+        parts = zip(answer, other, strict=True)
+        assert all(torch.equal(part, other_part) for part, other_part in parts)
+
+
+def test_mirrors_of_a_symmetric_network_change_nothing(rng: np.random.Generator) -> None:
+    image = rng.integers(-1000, 1000, (40, 33, 36), dtype=np.int16)
+    plain = run(image, with_inference(), BrightLabels())
+    mirrored = run(image, with_inference(mirrors=[[0], [1, 2], [0, 1, 2]]), BrightLabels())
+    for (place, logits), (other_place, other) in zip(plain, mirrored, strict=True):
+        assert place == other_place
+        assert torch.equal(logits, other)
+
+
+def test_members_answer_with_their_mean(rng: np.random.Generator) -> None:
+    class Constant(nn.Module):
+        def __init__(self, value: float) -> None:
+            super().__init__()
+            self.value = value
+
+        def forward(self, images: Tensor) -> SegmentationOutput:
+            return SegmentationOutput(torch.cat([-images, images + self.value], dim=1))
+
+    image = rng.integers(-1000, 1000, (33, 32, 32), dtype=np.int16)
+    recipe = with_inference()
+    members = [Constant(value) for value in (0.0, 1.0, 5.0)]
+    task = build_task(recipe, ("bright",))
+    found = list(slide(image, members, task, recipe=recipe, device=CPU))
+    expected = list(slide(image, Constant(2.0), task, recipe=recipe, device=CPU))
+    for (_, logits), (_, mean) in zip(found, expected, strict=True):
+        torch.testing.assert_close(logits, mean)

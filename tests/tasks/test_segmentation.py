@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -14,16 +15,17 @@ from torch import Tensor
 
 from voxray.batch import Batch
 from voxray.case import Case
-from voxray.errors import ConfigError
+from voxray.errors import ConfigError, DataError
 from voxray.losses import local
 from voxray.outputs import SegmentationOutput
 from voxray.recipe import Recipe, SegmentationMerge
 from voxray.recipes import read_recipe
 from voxray.tasks import build_task
+from voxray.tasks.mirror import swapped_sides
 from voxray.tasks.segmentation import SegmentationTask, without_small_components
-from voxray.tasks.stitch import label_slabs
+from voxray.tasks.stitch import blocks, labels_of
 from voxray.volume import Grid, Shape, Volume
-from voxray.windows import blend_weights, place
+from voxray.windows import Lattice, blend_weights, lattice
 
 PLAIN = SegmentationMerge()
 
@@ -51,13 +53,23 @@ def _windows(logits: Tensor, starts: list[Shape], window: Shape) -> Iterator[tup
         yield start, torch.nn.functional.pad(part, (0, missing[2], 0, missing[1], 0, missing[0]), value=99.0)
 
 
-def _ordered(shape: Shape, window: Shape, overlap: float, stride: Shape) -> list[Shape]:
-    longest = int(np.argmax(shape))
-    return sorted(place(shape, window, overlap, stride), key=lambda start: (start[longest], start))
+def _stitched(windows: Iterable[tuple[Shape, Tensor]], places: Lattice, blend: str, **how: Any) -> NDArray[np.uint8]:
+    labels = np.full(places.shape, 255, np.uint8)
+    for (x, y, z), sums in blocks(windows, places, blend=blend, **how):  # type: ignore[arg-type]
+        found = labels_of(sums).numpy()
+        target = labels[x : x + found.shape[0], y : y + found.shape[1], z : z + found.shape[2]]
+        assert (target == 255).all(), "each voxel is finished once"
+        target[:] = found
+    assert (labels < 255).all()
+    return labels
 
 
 def _stitched_whole(windows: list[tuple[Shape, Tensor]], shape: Shape, blend: str) -> NDArray[np.uint8]:
     """All classes for the whole scan, as it is done elsewhere: blend, divide, softmax, argmax."""
+    return _mean_logits(windows, shape, blend).softmax(0).argmax(0).numpy().astype(np.uint8)
+
+
+def _mean_logits(windows: list[tuple[Shape, Tensor]], shape: Shape, blend: str) -> Tensor:
     window = windows[0][1].shape[1:]
     weights = blend_weights((window[0], window[1], window[2]), blend)  # type: ignore[arg-type]
     padded = [length + side for length, side in zip(shape, window, strict=True)]
@@ -66,8 +78,7 @@ def _stitched_whole(windows: list[tuple[Shape, Tensor]], shape: Shape, blend: st
         corner = [slice(first, first + side) for first, side in zip(start, window, strict=True)]
         sums[:, *corner] += logits.double() * weights
         total[*corner] += weights
-    mean = (sums / total.clamp_min(1e-9))[:, : shape[0], : shape[1], : shape[2]]
-    return mean.softmax(0).argmax(0).numpy().astype(np.uint8)
+    return (sums / total.clamp_min(1e-9))[:, : shape[0], : shape[1], : shape[2]]
 
 
 @settings(max_examples=40, deadline=None)
@@ -82,44 +93,105 @@ def test_streamed_labels_equal_those_of_the_whole_scan(
     shape: Shape, window: Shape, overlap: float, blend: str, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    starts = _ordered(shape, window, overlap, (4, 4, 4))
-    windows = [(start, torch.randn((5, *window), generator=generator)) for start in starts]
-    task = SegmentationTask(_recipe(blend), ["a", "b", "c", "d"])
-    answer = task.merge(iter(windows), _grid(shape), PLAIN)
-    np.testing.assert_array_equal(answer.voxels, _stitched_whole(windows, shape, blend))
+    places = lattice(shape, window=window, overlap=overlap, stride=(4, 4, 4))
+    windows = [(start, torch.randn((5, *places.window), generator=generator)) for start in places.places]
+    before = [logits.clone() for _, logits in windows]
+    np.testing.assert_array_equal(_stitched(iter(windows), places, blend), _stitched_whole(windows, shape, blend))
+    assert all(torch.equal(logits, copy) for (_, logits), copy in zip(windows, before, strict=True))
+
+
+@pytest.mark.parametrize("accumulate", [torch.float16, torch.bfloat16])
+def test_half_precision_sums_move_few_labels(accumulate: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(4)
+    places = lattice((40, 24, 33), window=(16, 16, 16), overlap=0.5, stride=(4, 4, 4))
+    windows = [(start, torch.randn((9, *places.window), generator=generator)) for start in places.places]
+    exact = _stitched(windows, places, "gaussian")
+    rounded = _stitched(windows, places, "gaussian", accumulate=accumulate)
+    assert 0.98 < (rounded == exact).mean() < 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.tuples(*(st.integers(3, 30) for _ in range(3))), st.sampled_from([0.25, 0.5]), st.integers(1, 3))
+def test_shares_are_the_probabilities_of_the_whole_scan(shape: Shape, overlap: float, num_classes: int) -> None:
+    generator = torch.Generator().manual_seed(sum(shape))
+    recipe = read_recipe(
+        "spleen",
+        ["inference.blend=gaussian", f"inference.overlap={overlap}", "inference.window_vox=[16,16,16]"],
+    )
+    task = SegmentationTask(recipe, [str(index) for index in range(num_classes)])
+    places = task.lattice(shape)
+    windows = [
+        (start, torch.randn((num_classes + 1, *places.window), generator=generator)) for start in places.places
+    ]
+    axis = places.axes[0]
+    slabs = list(task.shares(iter(windows), _grid(shape)))
+    assert [first for first, _ in slabs] == list(places.starts[axis])
+    found = torch.cat([slab for _, slab in slabs], dim=axis + 1)
+    expected = _mean_logits(windows, shape, "gaussian").softmax(0)
+    if num_classes == 1:
+        torch.testing.assert_close((found[0].double() + 1) / 2, expected[1], atol=1e-5, rtol=0)
+    else:
+        torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
 
 
 def test_one_answer_per_window_and_back() -> None:
-    logits = torch.randn((3, 24, 20, 16), generator=torch.Generator().manual_seed(0))
-    task = SegmentationTask(_recipe(), ["a", "b"])
-    starts = _ordered((24, 20, 16), (8, 8, 8), 0.5, (4, 4, 4))
-    batch = torch.stack([window for _, window in _windows(logits, starts, (8, 8, 8))])
+    logits = torch.randn((3, 40, 20, 36), generator=torch.Generator().manual_seed(0))
+    task = SegmentationTask(read_recipe("spleen", ["inference.window_vox=[32,32,32]"]), ["a", "b"])
+    places = task.lattice((40, 20, 36))
+    batch = torch.stack([window for _, window in _windows(logits, places.places, places.window)])
     decoded = task.decode(SegmentationOutput(batch))
-    answer = task.merge(zip(starts, decoded, strict=True), _grid((24, 20, 16)), PLAIN)
+    answer = task.merge(zip(places.places, decoded, strict=True), _grid((40, 20, 36)), PLAIN)
     np.testing.assert_array_equal(answer.voxels, logits.argmax(0).numpy())
     assert answer.voxels.dtype == np.uint8
 
 
-def test_slabs_are_given_as_soon_as_the_windows_have_passed() -> None:
-    """Only one window's thickness is ever kept: windows are pulled no faster than slabs are finished."""
-    pulled: list[int] = []
+def test_a_window_is_finished_up_to_where_the_next_ones_begin() -> None:
+    """Windows are pulled no faster than blocks are finished, and no block waits for a window that cannot touch it."""
+    pulled: list[Shape] = []
+    places = lattice((72, 24, 4), window=(16, 16, 4), overlap=0.5, stride=(8, 8, 4))
 
     def windows() -> Iterator[tuple[Shape, Tensor]]:
-        for start in range(0, 64, 8):
+        for start in places.places:
             pulled.append(start)
-            yield (start, 0, 0), torch.zeros((2, 16, 4, 4))
+            yield start, torch.zeros((2, 16, 16, 4))
 
-    seen = [
-        (first, len(slab), pulled[-1]) for first, slab in label_slabs(windows(), (72, 4, 4), axis=0, blend="constant")
+    seen = [(first, tuple(sums.shape[1:]), pulled[-1]) for first, sums in blocks(windows(), places, blend="constant")]
+    assert seen[:3] == [
+        ((0, 0, 0), (8, 8, 4), (0, 0, 0)),
+        ((0, 8, 0), (8, 16, 4), (0, 8, 0)),
+        ((8, 0, 0), (8, 8, 4), (8, 0, 0)),
     ]
-    assert seen[:3] == [(0, 8, 8), (8, 8, 16), (16, 8, 24)]
-    assert seen[-1] == (56, 16, 56)
+    assert seen[-1] == ((56, 8, 0), (16, 16, 4), (56, 8, 0))
 
 
 def test_windows_out_of_order_are_our_mistake() -> None:
+    places = lattice((16, 8, 8), window=(8, 8, 8), overlap=0, stride=(8, 8, 8))
     windows = [((8, 0, 0), torch.zeros((2, 8, 8, 8))), ((0, 0, 0), torch.zeros((2, 8, 8, 8)))]
     with pytest.raises(AssertionError, match="out of order"):
-        list(label_slabs(windows, (16, 8, 8), axis=0, blend="constant"))
+        list(blocks(windows, places, blend="constant"))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_an_answer_that_is_not_finite_is_no_label_map(bad: float) -> None:
+    task = SegmentationTask(_recipe(), ["a", "b"])
+    logits = torch.zeros((3, 16, 16, 16))
+    logits[1, 3, 4, 5] = bad
+    with pytest.raises(DataError, match="not finite"):
+        task.merge([((0, 0, 0), logits)], _grid((16, 16, 16)), PLAIN)
+    with pytest.raises(DataError, match="not finite"):
+        list(task.shares([((0, 0, 0), logits)], _grid((16, 16, 16))))
+
+
+def test_mirrored_logits_are_turned_back_with_left_for_right() -> None:
+    names = ["kidney_left", "spleen", "rib_right_7", "kidney_right", "rib_left_7", "lung_middle_lobe_right"]
+    assert swapped_sides(names) == [3, 1, 4, 0, 2, 5]
+    task = SegmentationTask(_recipe(), names)
+    logits = torch.randn((7, 4, 5, 6), generator=torch.Generator().manual_seed(0))
+    for axes in ((0,), (1,), (0, 2)):
+        seen = logits.flip([axis + 1 for axis in axes])
+        if 0 in axes:
+            seen = seen[[0, 4, 2, 5, 1, 3, 6]]
+        assert torch.equal(task.mirror(seen, axes, (4, 5, 6)), logits)
 
 
 def test_small_components_become_background() -> None:
@@ -174,17 +246,17 @@ def test_real_abdomen_comes_back_from_its_own_windows(shared_data: Path) -> None
     path = shared_data / "abdomen" / "TS_example_ct_labels117_fast.nii.gz"
     labels = np.ascontiguousarray(np.asarray(nibabel.load(path).dataobj), np.uint8)[:64, :80, :72]  # type: ignore[attr-defined]
     shape = (64, 80, 72)
-    starts = _ordered(shape, (32, 32, 32), 0.25, (8, 8, 8))
+    names = [str(index) for index in range(1, 118)]
+    recipe = read_recipe("spleen", ["inference.window_vox=[32,32,32]", "inference.overlap=0.25"])
+    task = SegmentationTask(recipe, names)
 
     def windows() -> Iterator[tuple[Shape, Tensor]]:
-        for x, y, z in starts:
+        for x, y, z in task.lattice(shape).places:
             part = np.zeros((32, 32, 32), np.int64)
             inside = labels[x : x + 32, y : y + 32, z : z + 32]
             part[tuple(slice(side) for side in inside.shape)] = inside
             yield (x, y, z), torch.nn.functional.one_hot(torch.from_numpy(part), 118).movedim(-1, 0).half()
 
-    names = [str(index) for index in range(1, 118)]
-    task = SegmentationTask(_recipe(), names)
     answer = task.merge(windows(), _grid(shape), PLAIN)
     score = task.score([answer], [_case(labels)])
     assert score["dice"] == 1.0

@@ -1,19 +1,26 @@
 """The way back from the recipe's grid to the scan's own.
 
 A recipe's grid is the scan's grid turned to RAS and resampled along its own axes, so the way between the two is one
-scale and one shift per axis, whatever the scan's obliqueness. Boxes go back exactly; labels by nearest voxel.
+scale and one shift per axis, whatever the scan's obliqueness. Boxes go back exactly; labels by nearest voxel; shares
+of classes by linear interpolation, a few planes at a time as slabs of them are finished.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from voxray.detections import Detections
+from voxray.tasks.stitch import labels_of
 from voxray.volume import Grid, Volume
+
+_PLANES_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,72 @@ def labels_on(labels: Volume, grid: Grid) -> Volume:
         picked.append(np.clip(index, 0, side - 1))
     found = labels.voxels[np.ix_(*picked)]
     return Volume(np.ascontiguousarray(np.moveaxis(found, (0, 1, 2), way.axis)), grid)
+
+
+def shares_on(
+    slabs: Iterable[tuple[int, Float[Tensor, "k x y z"]]], source: Grid, grid: Grid, *, axis: int
+) -> Volume:
+    """The label map on `grid` from slabs of classes' shares on `source`, in order across `axis`, each interpolated.
+
+    A single share is positive where class 1 is; of several the largest names the class. `grid` is the one that
+    `source` was resampled from: both have their first corner, seen along the axes of `source`, in one place.
+    """
+    labels = np.empty(grid.shape, np.uint8)
+    turned, ratios = _turned_like(labels, grid, source)
+    planes, others = np.moveaxis(turned, axis, 0), [side for side in range(3) if side != axis]
+    place = np.clip((np.arange(len(planes)) + 0.5) * ratios[axis] - 0.5, 0, source.shape[axis] - 1)
+    lower = place.astype(np.int64)
+    done = 0
+    for first, held in _overlapping(slabs, axis):
+        end = first + held.shape[1]
+        reached = len(planes) if end == source.shape[axis] else int(np.searchsorted(lower, end - 1))
+        for begin in range(done, reached, _PLANES_AT_ONCE):
+            rows = slice(begin, min(begin + _PLANES_AT_ONCE, reached))
+            mixed = _between(held, lower[rows] - first, place[rows] - lower[rows])
+            planes[rows] = _named(_enlarged(mixed, planes.shape[1:], [ratios[side] for side in others]))
+        done = max(done, reached)
+    assert done == len(planes), (done, len(planes))
+    return Volume(labels, grid)
+
+
+def _overlapping(slabs: Iterable[tuple[int, Tensor]], axis: int) -> Iterator[tuple[int, Tensor]]:
+    """The slabs with their planes first, each with the last plane of the one before it."""
+    last: Tensor | None = None
+    for first, slab in slabs:
+        planes = slab.movedim(axis + 1, 1)
+        yield (first, planes) if last is None else (first - 1, torch.cat([last, planes], dim=1))
+        last = planes[:, -1:].clone()
+
+
+def _between(held: Float[Tensor, "k t a b"], lower: Any, weight: Any) -> Float[Tensor, "k r a b"]:
+    """Planes between the held ones."""
+    device = held.device
+    begin = torch.from_numpy(lower).to(device)
+    end = (begin + 1).clamp_max(held.shape[1] - 1)
+    share = torch.from_numpy(weight.astype(np.float32)).to(device)[:, None, None]
+    return torch.lerp(held.index_select(1, begin), held.index_select(1, end), share)
+
+
+def _enlarged(planes: Float[Tensor, "k r a b"], sides: Any, ratios: list[float]) -> Float[Tensor, "k r u v"]:
+    # One voxel more where old and new sides are equal: there torch copies instead of interpolating.
+    size = [new + int(new == old) for new, old in zip(sides, planes.shape[2:], strict=True)]
+    made = torch.ops.aten.upsample_bilinear2d(planes, size, False, 1 / ratios[0], 1 / ratios[1])
+    found: Tensor = made[:, :, : sides[0], : sides[1]]
+    return found
+
+
+def _named(shares: Float[Tensor, "k r u v"]) -> Any:
+    labels = (shares[0] > 0).to(torch.uint8) if len(shares) == 1 else labels_of(shares)
+    return labels.cpu().numpy()
+
+
+def _turned_like(voxels: Any, grid: Grid, source: Grid) -> tuple[Any, list[float]]:
+    """Voxels of `grid` as a view along the axes of `source`, and voxels of `source` for one of them on each axis."""
+    way = axis_map(grid, source)
+    corners = np.where(way.scale < 0, -way.scale * np.take(grid.shape, way.axis), 0.0)
+    assert np.abs(way.shift - corners).max() < 1e-2, "the grids' first corners differ"
+    view = voxels.transpose(way.axis)[tuple(slice(None, None, -1 if scale < 0 else None) for scale in way.scale)]
+    return view, [float(abs(scale)) for scale in way.scale]
 
 
 def detections_on(detections: Detections, source: Grid, target: Grid) -> Detections:

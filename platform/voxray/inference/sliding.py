@@ -6,66 +6,98 @@ finish a slab and let go of it while later windows are still to come.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Literal
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Int16
-from torch import Tensor, nn
+from torch import Tensor
 
 from voxray.case import VolumeStats
 from voxray.preprocess import normalise
 from voxray.recipe import Recipe
 from voxray.tasks import Task
 from voxray.volume import Shape
-from voxray.windows import place
+from voxray.windows import Lattice, lattice
 
 Precision = Literal["off", "bf16", "fp16"]
+Network = Callable[[Tensor], Any]
+"""Images (b 1 x y z) in float32 to an output of `outputs.py`: a torch module in eval mode, or a runtime's engine."""
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@torch.inference_mode()
 def slide(
     image: Int16[np.ndarray, "x y z"],
-    model: nn.Module,
+    networks: Network | Sequence[Network],
     task: Task[Any, Any, Any],
     *,
     recipe: Recipe,
     device: torch.device,
     amp: Precision = "off",
 ) -> Iterator[tuple[Shape, Any]]:
-    """(first voxel, decoded answer) of each window over an image on the recipe's grid.
+    """(first voxel, decoded answer) of each window over an image on the recipe's grid, in the lattice's order.
 
-    The intensity statistics are the whole image's, not the window's. The network runs under autocast where
-    `amp` says so; decoding is always in float32, as half precision moves boxes by up to a quarter voxel.
+    The intensity statistics are the whole image's, not the window's. The networks run under autocast where `amp`
+    says so; decoding is always in float32, as half precision moves boxes by up to a quarter voxel. Several networks,
+    and the recipe's mirrors, give one answer together. Where a network has several `streams`, as many batches are
+    under way at once.
     """
+    members = networks if isinstance(networks, Sequence) else [networks]
     config = recipe.inference
-    window = window_for(image.shape, config.window_vox, recipe.network.stride_vox)
+    places = windows_over(image.shape, recipe)
     stats = VolumeStats.of(image)
-    starts = in_order(place(_shape(image), window, config.overlap, recipe.network.stride_vox), _shape(image))
-    for first in range(0, len(starts), config.batch_size):
-        batch = starts[first : first + config.batch_size]
-        crops = np.stack([cut(image, start, window, recipe=recipe) for start in batch])
-        voxels = torch.from_numpy(crops).to(device)
-        images = normalise(voxels, stats, recipe.intensity)[:, None]
-        with torch.autocast(device.type, dtype=_DTYPES.get(amp), enabled=amp != "off"):
-            output = model(images)
-        yield from zip(batch, task.decode(in_float32(output)), strict=True)
+    mirrors: list[tuple[int, ...]] = [(), *config.mirrors]
+
+    @torch.inference_mode()
+    def answers(batch: Sequence[Shape]) -> list[Any]:
+        crops = np.stack([cut(image, start, places.window, recipe=recipe) for start in batch])
+        images = normalise(torch.from_numpy(crops).to(device), stats, recipe.intensity)[:, None]
+        joined: list[Any] = []
+        for number, (network, axes) in enumerate(itertools.product(members, mirrors), start=1):
+            seen = images.flip([axis + 2 for axis in axes]) if axes else images
+            with torch.autocast(device.type, dtype=_DTYPES.get(amp), enabled=amp != "off"):
+                output = network(seen)
+            found = task.decode(in_float32(output))
+            if axes:
+                found = [task.mirror(one, axes, places.window) for one in found]
+            pairs = zip(joined, found, strict=True)
+            joined = [task.combine(old, new, number=number) for old, new in pairs] if joined else found
+        return joined
+
+    starts = places.places
+    batches = [starts[first : first + config.batch_size] for first in range(0, len(starts), config.batch_size)]
+    streams = min(int(getattr(network, "streams", 1)) for network in members)
+    for batch, found in zip(batches, in_turn(answers, batches, workers=streams), strict=True):
+        yield from zip(batch, found, strict=True)
 
 
-def window_for(shape: tuple[int, ...], window: Shape, stride: Shape) -> Shape:
-    """The window, shrunk on each axis where the scan is smaller: to the scan rounded up to the stride."""
-    sides = zip(shape, window, stride, strict=True)
-    x, y, z = (min(side, -(-length // step) * step) for length, side, step in sides)
-    return x, y, z
+def windows_over(shape: Sequence[int], recipe: Recipe) -> Lattice:
+    """Where the recipe's windows lie over a grid."""
+    config = recipe.inference
+    return lattice(shape, window=config.window_vox, overlap=config.overlap, stride=recipe.network.stride_vox)
 
 
-def in_order(starts: list[Shape], shape: Shape) -> list[Shape]:
-    """The places sorted along the longest axis (the first of equals), then along the others."""
-    longest = int(np.argmax(shape))
-    return sorted(starts, key=lambda start: (start[longest], start))
+def in_turn(action: Callable[[T], R], items: Sequence[T], *, workers: int) -> Iterator[R]:
+    """The action's results in the items' order, with so many under way at once; with one worker, each when asked."""
+    if workers <= 1:
+        yield from map(action, items)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        coming: deque[Future[R]] = deque()
+        for item in items:
+            coming.append(pool.submit(action, item))
+            if len(coming) > workers:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
 
 
 def cut(
@@ -87,8 +119,3 @@ def in_float32(output: Any) -> Any:
         return output.float()
     parts = [in_float32(part) for part in output]
     return type(output)(*parts) if hasattr(output, "_fields") else tuple(parts)
-
-
-def _shape(image: Int16[np.ndarray, "x y z"]) -> Shape:
-    x, y, z = image.shape
-    return x, y, z

@@ -34,6 +34,14 @@ class Task(Protocol[Out, Decoded, Answer]):
         """One answer for each window of the batch; nothing in it is tuned."""
         ...
 
+    def mirror(self, decoded: Decoded, axes: Sequence[int], window: Shape) -> Decoded:
+        """A mirrored window's answer, as it would have been had the window not been mirrored."""
+        ...
+
+    def combine(self, so_far: Decoded, other: Decoded, *, number: int) -> Decoded:
+        """One answer from `number` views of a window: that of all but the last view, and the last; may reuse both."""
+        ...
+
     def merge(self, windows: Iterable[tuple[Shape, Decoded]], grid: Grid, how: Any) -> Answer:
         """The scan's answer on `grid` from its windows (first voxel, decoded), consumed one by one in order."""
         ...

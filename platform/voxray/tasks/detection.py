@@ -22,6 +22,7 @@ from voxray.losses.detection import assign_batch, detection_loss, draw
 from voxray.metrics import coco
 from voxray.outputs import DetectionOutput
 from voxray.recipe import DetectionLoss, DetectionMerge, Recipe
+from voxray.tasks.mirror import swapped_sides
 from voxray.volume import Grid, Shape
 
 
@@ -57,6 +58,23 @@ class DetectionTask:
         window = [side * step for side, step in zip(levels[0].shape, levels[0].stride_vox, strict=True)]
         per_window = zip(zip(*output.class_logits, strict=True), zip(*output.box_deltas, strict=True), strict=True)
         return [self._candidates(levels, logits, deltas, window) for logits, deltas in per_window]
+
+    def mirror(self, decoded: Candidates, axes: Sequence[int], window: Shape) -> Candidates:
+        """The candidates of a window that the network saw mirrored, turned back; left and right change on x."""
+        low, high = decoded.boxes[:, :3].clone(), decoded.boxes[:, 3:].clone()
+        for axis in axes:
+            low[:, axis], high[:, axis] = (
+                window[axis] - decoded.boxes[:, axis + 3],
+                window[axis] - decoded.boxes[:, axis],
+            )
+        sides = torch.tensor(swapped_sides(self.classes), device=decoded.classes.device)
+        classes = sides[decoded.classes] if 0 in axes else decoded.classes
+        return Candidates(torch.cat([low, high], dim=1), decoded.scores, classes)
+
+    def combine(self, so_far: Candidates, other: Candidates, *, number: int) -> Candidates:
+        """All candidates of both: the merge suppresses across views as it does across windows."""
+        del number
+        return Candidates(*(torch.cat(pair) for pair in zip(so_far, other, strict=True)))
 
     def merge(self, windows: Iterable[tuple[Shape, Candidates]], grid: Grid, how: DetectionMerge) -> Detections:
         """The scan's findings in edge voxels of `grid`, highest score first: one suppression over all windows."""

@@ -1,11 +1,12 @@
-"""Segmentation: label maps from logits, stitched from windows in slabs so that no class is ever whole in memory."""
+"""Segmentation: label maps from logits, stitched from windows in blocks so that no class is ever whole in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-from jaxtyping import UInt8
+import torch
+from jaxtyping import Float, UInt8
 from scipy import ndimage
 from torch import Tensor
 
@@ -17,11 +18,15 @@ from voxray.losses.segmentation import segmentation_loss
 from voxray.metrics.dice import confusion, dice
 from voxray.outputs import SegmentationOutput
 from voxray.recipe import Recipe, SegmentationLoss, SegmentationMerge
-from voxray.tasks.stitch import Window, label_slabs
-from voxray.volume import Grid, Volume
+from voxray.tasks.mirror import swapped_sides
+from voxray.tasks.stitch import Window, blocks, corner, labels_of, refuse_not_finite, slabs
+from voxray.volume import Grid, Shape, Volume
+from voxray.windows import Lattice, lattice
 
 MAX_CLASSES = 255
 """A label map holds uint8, and 0 is background."""
+
+_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 _TOUCHING = np.ones((3, 3, 3))
 """Voxels that share a corner belong to one component."""
@@ -37,6 +42,8 @@ class SegmentationTask:
             raise ConfigError(f"a label map holds at most {MAX_CLASSES} classes, got {len(classes)}; train fewer.")
         assert isinstance(recipe.loss, SegmentationLoss), recipe.loss.kind
         self.recipe, self.classes, self._loss = recipe, tuple(classes), recipe.loss
+        swapped = [0, *(index + 1 for index in swapped_sides(self.classes))]
+        self._sides = None if swapped == sorted(swapped) else swapped
 
     def loss(self, output: SegmentationOutput, batch: Batch, reduce: Reduce) -> dict[str, Tensor]:
         """The ``dice`` and ``ce`` parts, already weighted."""
@@ -47,17 +54,48 @@ class SegmentationTask:
         """Each window's logits (classes x y z), as they are."""
         return list(output.logits.unbind(0))
 
+    def mirror(self, decoded: Tensor, axes: Sequence[int], window: Shape) -> Tensor:
+        """The logits of a window that the network saw mirrored, turned back; left and right change places on x."""
+        del window
+        turned = decoded.flip([axis + 1 for axis in axes])
+        return turned[self._sides] if 0 in axes and self._sides is not None else turned
+
+    def combine(self, so_far: Tensor, other: Tensor, *, number: int) -> Tensor:
+        """The mean of `number` views' logits, from that of all but one of them and the last; in place."""
+        return so_far.lerp_(other, 1 / number)
+
     def merge(self, windows: Iterable[Window], grid: Grid, how: SegmentationMerge) -> Volume:
-        """The label map on `grid`; windows come in the order of their first voxel along the grid's longest axis."""
+        """The label map on `grid`, from the windows of the recipe's lattice in its order."""
         labels = np.zeros(grid.shape, np.uint8)
-        longest = int(np.argmax(grid.shape))
-        planes = np.moveaxis(labels, longest, 0)
-        for first, slab in label_slabs(windows, grid.shape, axis=longest, blend=self.recipe.inference.blend):
-            planes[first : first + len(slab)] = slab.cpu().numpy()
-        if how.min_component_mm3 > 0:
-            smallest_vox = how.min_component_mm3 / float(np.prod(grid.spacing_mm))
-            labels = without_small_components(labels, smallest_vox=smallest_vox)
-        return Volume(labels, grid)
+        for place, sums in self._blocks(windows, self.lattice(grid.shape)):
+            labels[corner(place, sums)] = labels_of(sums).cpu().numpy()
+        return self.finish(Volume(labels, grid), how)
+
+    def shares(self, windows: Iterable[Window], grid: Grid) -> Iterator[tuple[int, Float[Tensor, "k x y z"]]]:
+        """First plane and what may be interpolated of each finished slab across the grid's longest axis.
+
+        With one class that is its probability, as ``2 p - 1``, whose sign is exact where nothing is interpolated;
+        with more, every class's probability, background first.
+        """
+        places, two = self.lattice(grid.shape), len(self.classes) == 1
+        summed = self._blocks(_with_ones(windows, two=two), places)
+        return slabs(((place, _shares(sums, two=two)) for place, sums in summed), places)
+
+    def finish(self, labels: Volume, how: SegmentationMerge) -> Volume:
+        """The label map without the components that `how` calls too small."""
+        if how.min_component_mm3 <= 0:
+            return labels
+        smallest_vox = how.min_component_mm3 / float(np.prod(labels.grid.spacing_mm))
+        return Volume(without_small_components(labels.voxels, smallest_vox=smallest_vox), labels.grid)
+
+    def lattice(self, shape: Shape) -> Lattice:
+        """Where the recipe's windows lie over a grid."""
+        config = self.recipe.inference
+        return lattice(shape, window=config.window_vox, overlap=config.overlap, stride=self.recipe.network.stride_vox)
+
+    def _blocks(self, windows: Iterable[Window], places: Lattice) -> Iterator[tuple[Shape, Tensor]]:
+        config = self.recipe.inference
+        return blocks(windows, places, blend=config.blend, accumulate=_TYPES[config.accumulate])
 
     def score(self, found: Sequence[Volume], truth: Sequence[Case]) -> dict[str, float]:
         """Mean Dice of each class over the cases that have it (``dice/spleen``), and the mean of those (``dice``).
@@ -87,3 +125,17 @@ def without_small_components(
         small[0] = False
         result[place][small[components]] = 0
     return result
+
+
+def _with_ones(windows: Iterable[Window], *, two: bool) -> Iterator[Window]:
+    """The logits (of two classes: how much the second has more) with a channel of ones, which sums the weights."""
+    for place, logits in windows:
+        values = logits[1:2] - logits[:1] if two else logits
+        yield place, torch.cat([values, torch.ones_like(values[:1])])
+
+
+def _shares(sums: Float[Tensor, "c x y z"], *, two: bool) -> Float[Tensor, "k x y z"]:
+    """The shares of weighted sums whose last channel is the sum of weights; in place."""
+    mean = sums[:-1].div_(sums[-1:])
+    refuse_not_finite(mean)
+    return torch.tanh(mean.mul_(0.5), out=mean) if two else torch.softmax(mean, 0, out=mean)

@@ -1,12 +1,14 @@
-"""Windows of logits to labels, slab by slab: only what later windows can still touch is kept.
+"""Windows of logits to labels, block by block: only what later windows can still touch is kept.
 
-With 105 classes the logits of a 287 x 287 x 397 scan take 12.8 GiB in float32, and a softmax as much again. Here
-they exist for one window's thickness along the scan's longest axis, and a slab becomes labels as soon as the windows
-have passed it. Labels are the argmax of the weighted sums: dividing by the weights or a softmax would not move it.
+With 105 classes the logits of a 287 x 287 x 397 scan take 12.8 GiB in float32, and a softmax as much again. Windows
+come in the order of a lattice, along its longest axis first; so with each window one box is done, up to where the
+next windows begin, and what lies beyond it is carried on to them: from window to window, from row to row, from layer
+to layer. Labels are the argmax of the weighted sums: dividing by the weights or a softmax would not move it.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
@@ -14,55 +16,138 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from voxray.errors import DataError
 from voxray.volume import Shape
-from voxray.windows import blend_weights
+from voxray.windows import Lattice, blend_weights
 
 Window = tuple[Shape, Float[Tensor, "c x y z"]]
 """First voxel and logits. A window may reach beyond the end of the grid."""
+Blend = Literal["constant", "gaussian"]
+
+_VOXELS_AT_ONCE = 1 << 15
 
 
-def label_slabs(
-    windows: Iterable[Window], shape: Shape, *, axis: int, blend: Literal["constant", "gaussian"]
-) -> Iterator[tuple[int, UInt8[Tensor, "t a b"]]]:
-    """First plane and labels of each finished slab; planes lie across `axis`, their other axes in the grid's order.
+def blocks(
+    windows: Iterable[Window], lattice: Lattice, *, blend: Blend, accumulate: torch.dtype = torch.float32
+) -> Iterator[tuple[Shape, Float[Tensor, "c x y z"]]]:
+    """First voxel and weighted sums of boxes that no later window touches; together they are the grid.
 
-    Windows are of one size and come in the order of their first voxel along `axis`. What none covers is background.
+    Sums are float32; `accumulate` is the type in which they wait for later windows.
     """
-    across = [length for index, length in enumerate(shape) if index != axis]
-    sums = weights = None
-    done = 0
-    for start, logits in windows:
-        planes = logits.detach().movedim(axis + 1, 1)
-        if sums is None or weights is None:
-            sums = planes.new_zeros((*planes.shape[:2], *across), dtype=torch.float32)
-            weights = blend_weights(_sides(logits), blend).to(planes.device, torch.float32).movedim(axis, 0)
-        assert start[axis] >= done, f"windows out of order: plane {start[axis]} after {done}"
-        if start[axis] > done:
-            yield done, _labels(sums[:, : start[axis] - done])
-            _shift(sums, start[axis] - done)
-            done = start[axis]
-        first, second = (place for index, place in enumerate(start) if index != axis)
-        target = sums[:, :, first : first + planes.shape[2], second : second + planes.shape[3]]
-        inside = (slice(None), slice(target.shape[2]), slice(target.shape[3]))
-        target.addcmul_(planes[:, *inside].float(), weights[inside])
-    if sums is not None:
-        yield done, _labels(sums[:, : shape[axis] - done])
+    outer, middle, inner = lattice.axes
+    weights: Tensor | None = None
+    between = {axis: _Carry(lattice, axis, accumulate) for axis in (inner, middle, outer)}
+    for (start, logits), place in zip(windows, lattice.places, strict=True):
+        assert tuple(start) == place, f"windows out of order: {start} where {place} comes"
+        if weights is None and blend == "gaussian":
+            weights = blend_weights(lattice.window, blend).to(logits.device)
+        part = _inside(logits.detach(), place, lattice).to(torch.float32, copy=weights is None)
+        if weights is not None:
+            part = part * _inside(weights[None], place, lattice)
+        for axis in (inner, middle, outer):
+            part = between[axis].through(part, place)
+        yield place, part
 
 
-def _labels(sums: Float[Tensor, "c t a b"]) -> UInt8[Tensor, "t a b"]:
-    """The first class of the largest sum. A few planes at a time, as argmax's indices take eight bytes a voxel."""
-    parts = [sums[:, first : first + 8].argmax(0).to(torch.uint8) for first in range(0, sums.shape[1], 8)]
-    return torch.cat(parts)
+def slabs(
+    finished: Iterable[tuple[Shape, Float[Tensor, "k x y z"]]], lattice: Lattice
+) -> Iterator[tuple[int, Float[Tensor, "k x y z"]]]:
+    """First plane and values of the slabs across the longest axis that blocks make up, in order."""
+    axis = lattice.axes[0]
+    layers = itertools.groupby(finished, key=lambda block: block[0][axis])
+    for first, layer in layers:
+        slab: Tensor | None = None
+        for place, values in layer:
+            if slab is None:
+                sides = [*lattice.shape]
+                sides[axis] = values.shape[axis + 1]
+                slab = values.new_empty((len(values), *sides))
+            at = (place[0] - first * (axis == 0), place[1] - first * (axis == 1), place[2] - first * (axis == 2))
+            slab[(slice(None), *corner(at, values))] = values
+        assert slab is not None
+        yield first, slab
 
 
-def _shift(sums: Float[Tensor, "c t a b"], planes: int) -> None:
-    """Moves the slab on by so many planes in place, one class at a time so that no second slab is needed."""
-    for one in sums:
-        kept = one[planes:].clone()
-        one[: len(kept)] = kept
-        one[len(kept) :] = 0
-
-
-def _sides(logits: Tensor) -> Shape:
-    _, x, y, z = logits.shape
+def corner(place: Shape, values: Tensor) -> tuple[slice, slice, slice]:
+    """Where a block lies in a grid."""
+    x, y, z = (slice(first, first + side) for first, side in zip(place, values.shape[1:], strict=True))
     return x, y, z
+
+
+class _Carry:
+    """What windows leave to those that follow along one axis, over all that the axes inside it span."""
+
+    def __init__(self, lattice: Lattice, axis: int, dtype: torch.dtype) -> None:
+        self._lattice, self._axis, self._dtype = lattice, axis, dtype
+        self._spanned = lattice.axes[lattice.axes.index(axis) + 1 :]
+        first = lattice.starts[axis]
+        self._rest = [
+            min(begin + lattice.window[axis], lattice.shape[axis]) - begin - lattice.step(axis, begin)
+            for begin in first
+        ]
+        self._held: Tensor | None = None
+
+    def through(self, part: Float[Tensor, "c x y z"], place: Shape) -> Float[Tensor, "c u v w"]:
+        """The part with what came before, as far as it is finished along the axis; the rest of it is kept."""
+        index = self._lattice.starts[self._axis].index(place[self._axis])
+        before = self._rest[index - 1] if index else 0
+        if before:
+            part.narrow(self._axis + 1, 0, before).add_(self._at(place, part, before))
+        step, rest = self._lattice.step(self._axis, place[self._axis]), self._rest[index]
+        if rest:
+            self._at(place, part, rest).copy_(part.narrow(self._axis + 1, step, rest))
+        return part.narrow(self._axis + 1, 0, min(step, part.shape[self._axis + 1]))
+
+    def _at(self, place: Shape, part: Float[Tensor, "c x y z"], length: int) -> Float[Tensor, "c u v w"]:
+        """The kept values beside the part; outside the spanned axes there is only one window's worth."""
+        if self._held is None:
+            sides = [
+                self._lattice.shape[axis] if axis in self._spanned else self._lattice.window[axis]
+                for axis in range(3)
+            ]
+            sides[self._axis] = max(self._rest)
+            self._held = part.new_empty((len(part), *sides), dtype=self._dtype)
+        view = self._held
+        for axis in range(3):
+            first = place[axis] if axis in self._spanned else 0
+            view = view.narrow(axis + 1, first, length if axis == self._axis else part.shape[axis + 1])
+        return view
+
+
+def labels_of(sums: Float[Tensor, "c x y z"]) -> UInt8[Tensor, "x y z"]:
+    """The first class of the largest sum; a sum that is not finite is a DataError, never a label."""
+    rows = sums.flatten(1)
+    labels = torch.empty(rows.shape[1], dtype=torch.uint8, device=sums.device)
+    at_once = _VOXELS_AT_ONCE * (torch.get_num_threads() if sums.device.type == "cpu" else 64)
+    for first in range(0, rows.shape[1], at_once):
+        some = rows[:, first : first + at_once]
+        best, labels[first : first + at_once] = _largest(some) if sums.device.type == "cpu" else some.max(0)
+        refuse_not_finite(best)
+    return labels.reshape(sums.shape[1:])
+
+
+def refuse_not_finite(values: Tensor) -> None:
+    """A broken network must not look like an empty scan."""
+    if not torch.isfinite(values.sum()):
+        raise DataError(
+            "model.not_finite",
+            "The network's answer is not finite.",
+            remedy="Predict in float32 or bf16; if that does not help, the weights are broken: use an earlier epoch.",
+        )
+
+
+def _largest(rows: Float[Tensor, "c n"]) -> tuple[Float[Tensor, " n"], UInt8[Tensor, " n"]]:
+    """The largest value and its class. Class by class, which takes a third of torch's own time across rows."""
+    best, label = rows[0].clone(), torch.zeros(rows.shape[1], dtype=torch.uint8)
+    for number, row in enumerate(rows[1:], start=1):
+        label.masked_fill_(row > best, number)
+        torch.maximum(best, row, out=best)
+    return best, label
+
+
+def _inside(values: Float[Tensor, "c x y z"], place: Shape, lattice: Lattice) -> Float[Tensor, "c u v w"]:
+    """What of a window lies within the grid."""
+    x, y, z = (
+        min(side, length - first) for first, side, length in zip(place, lattice.window, lattice.shape, strict=True)
+    )
+    return values[:, :x, :y, :z]
