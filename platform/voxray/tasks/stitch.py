@@ -21,7 +21,7 @@ from voxray.volume import Shape
 from voxray.windows import Lattice, blend_weights
 
 Window = tuple[Shape, Float[Tensor, "c x y z"]]
-"""First voxel and logits. A window may reach beyond the end of the grid."""
+"""First voxel and logits, which are overwritten. A window may reach beyond the end of the grid."""
 Blend = Literal["constant", "gaussian"]
 
 _VOXELS_AT_ONCE = 1 << 15
@@ -41,9 +41,9 @@ def blocks(
         assert tuple(start) == place, f"windows out of order: {start} where {place} comes"
         if weights is None and blend == "gaussian":
             weights = blend_weights(lattice.window, blend).to(logits.device)
-        part = _inside(logits.detach(), place, lattice).to(torch.float32, copy=weights is None)
+        part = _inside(logits.detach().float(), place, lattice)
         if weights is not None:
-            part = part * _inside(weights[None], place, lattice)
+            part.mul_(_inside(weights[None], place, lattice))
         for axis in (inner, middle, outer):
             part = between[axis].through(part, place)
         yield place, part
