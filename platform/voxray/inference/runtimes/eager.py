@@ -1,0 +1,93 @@
+"""The ``torch`` and ``torch-compiled`` runtimes: the module itself, on any device that torch knows."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from voxray.errors import ConfigError, ResourceError, VoxrayError
+from voxray.inference.runtimes.network import Network
+from voxray.inference.runtimes.runtime import DTYPES, Precision
+from voxray.outputs import DetectionOutput, Output, SegmentationOutput
+from voxray.volume import Shape
+
+
+class TorchRuntime:
+    """The module in eval mode, under autocast where the precision is half."""
+
+    name = "torch"
+    window_vox: Shape | None = None
+    max_batch: int | None = None
+
+    def __init__(
+        self,
+        module: nn.Module,
+        device: torch.device | str = "cpu",
+        *,
+        precision: Precision = "fp32",
+        compiled: bool = False,
+    ) -> None:
+        self.device, self.precision = torch.device(device), precision
+        self.module = module.to(self.device)
+        self._forward: Any = self.module
+        if compiled:
+            self.name = "torch-compiled"
+            self._forward = torch.compile(self.module)
+
+    @torch.inference_mode()
+    def __call__(self, images: Float[Tensor, "b 1 x y z"]) -> Output:
+        """The network's output for normalised patches."""
+        images = images.to(self.device, torch.float32, non_blocking=True)
+        half = self.precision != "fp32"
+        with torch.autocast(self.device.type, dtype=DTYPES[self.precision], enabled=half):
+            output = self._forward(images)
+        return in_float32(output)
+
+
+def in_float32(output: Output) -> Output:
+    """The output with every tensor as float32."""
+    if isinstance(output, DetectionOutput):
+        return DetectionOutput(
+            class_logits=tuple(tensor.float() for tensor in output.class_logits),
+            box_deltas=tuple(tensor.float() for tensor in output.box_deltas),
+        )
+    return SegmentationOutput(output.logits.float())
+
+
+def open_torch(network: Network, device: torch.device, precision: Precision) -> TorchRuntime:
+    """The module as it is."""
+    return TorchRuntime(_module(network), device, precision=precision)
+
+
+def open_compiled(network: Network, device: torch.device, precision: Precision) -> TorchRuntime:
+    """The module compiled at its first patch of each shape, which takes up to minutes."""
+    return TorchRuntime(_module(network), device, precision=precision, compiled=True)
+
+
+def torch_obstacle(device: torch.device, precision: Precision) -> VoxrayError | None:
+    """Torch runs everywhere."""
+    del device, precision
+    return None
+
+
+def compiled_obstacle(device: torch.device, precision: Precision) -> VoxrayError | None:
+    """What keeps torch from compiling here."""
+    del precision
+    if device.type == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        return ResourceError(
+            "runtime torch-compiled: needs a C++ compiler to compile for the CPU, and there is none in PATH; "
+            "install g++ or use --runtime torch."
+        )
+    return None
+
+
+def _module(network: Network) -> nn.Module:
+    if network.module is None:
+        raise ConfigError(
+            "runtime torch: this package holds no weights that torch can load; use the runtime that it was made for."
+        )
+    return network.module

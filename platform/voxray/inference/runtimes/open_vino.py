@@ -1,0 +1,90 @@
+"""The ``openvino`` runtime: the fast one on CPUs.
+
+One compiled model serves every window and batch. OpenVINO would by default compute in bf16 where the processor can;
+here the precision is always said.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from voxray.errors import ConfigError, DataError, ResourceError, VoxrayError
+from voxray.inference.runtimes.network import Network
+from voxray.inference.runtimes.runtime import Precision
+from voxray.inference.runtimes.tensors import assemble
+from voxray.outputs import Output
+from voxray.volume import Shape
+
+_HINTS: dict[Precision, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
+
+
+class OpenVinoRuntime:
+    """A model that OpenVINO compiled for this CPU; how many threads it takes is left to it."""
+
+    name = "openvino"
+    window_vox: Shape | None = None
+    max_batch: int | None = None
+
+    def __init__(self, model: bytes | Path, *, precision: Precision = "fp32") -> None:
+        """`model` is ONNX, or the .xml of an intermediate representation."""
+        import openvino
+
+        self.device, self.precision = torch.device("cpu"), precision
+        core = openvino.Core()
+        try:
+            read = core.read_model(model)
+            options = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
+            self._model: Any = core.compile_model(read, "CPU", options)
+        except RuntimeError as error:
+            raise DataError(
+                "openvino.unusable",
+                f"OpenVINO {openvino.__version__} cannot open the network: {str(error).splitlines()[0][:300]}.",
+                remedy="Use --runtime torch, or another version of OpenVINO.",
+            ) from None
+        self._outputs = [output.get_any_name() for output in self._model.outputs]
+
+    def __call__(self, images: Float[Tensor, "b 1 x y z"]) -> Output:
+        """The network's output for normalised patches."""
+        array = images.to("cpu", torch.float32).contiguous().numpy()
+        found = self._model([array], share_inputs=True)
+        tensors = [torch.from_numpy(found[index]) for index in range(len(self._outputs))]
+        return assemble(dict(zip(self._outputs, tensors, strict=True)))
+
+
+def open_openvino(network: Network, device: torch.device, precision: Precision) -> OpenVinoRuntime:
+    """The package's model, or the network's ONNX, converted first where there is none."""
+    del device
+    brought = next((network.files[key] for key in network.files if key[0] == "openvino"), None)
+    return OpenVinoRuntime(brought or network.onnx("fp32"), precision=precision)
+
+
+def openvino_obstacle(device: torch.device, precision: Precision) -> VoxrayError | None:
+    """What keeps OpenVINO from answering here."""
+    if find_spec("openvino") is None:
+        return ResourceError("runtime openvino: not installed here; `pip install 'voxray[openvino]'` adds it.")
+    if device.type != "cpu":
+        return ConfigError(
+            f"runtime openvino: runs on the CPU, not on {device}; use --device cpu, or --runtime torch."
+        )
+    offered = offered_precisions()
+    if precision not in offered:
+        return ResourceError(
+            f"runtime openvino: this CPU computes in {' and '.join(offered)}, not in {precision}; "
+            f"use --precision {offered[-1]}."
+        )
+    return None
+
+
+def offered_precisions() -> tuple[Precision, ...]:
+    """What this CPU computes in, by OpenVINO's own account; fp32 first."""
+    import openvino
+
+    able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    halves: tuple[Precision, ...] = ("fp16", "bf16")
+    return ("fp32", *(half for half in halves if half.upper() in able))

@@ -1,0 +1,37 @@
+"""What every runtime is: a batch of patches in, the network's output out."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from voxray.outputs import Output
+from voxray.volume import Shape
+
+Precision = Literal["fp32", "fp16", "bf16"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@runtime_checkable
+class Runtime(Protocol):
+    """A network that is ready to answer. Whatever it computes in, patches and answers are float32."""
+
+    name: str
+    """Its line in `RUNTIMES`."""
+    precision: Precision
+    """What most of it computes in."""
+    device: torch.device
+    """Where it wants the patches; the answers come back there."""
+    window_vox: Shape | None
+    """The one window that it takes; None where every multiple of the network's stride goes."""
+    max_batch: int | None
+    """The most patches that it takes at once; None where only memory limits it."""
+
+    def __call__(self, images: Float[Tensor, "b 1 x y z"]) -> Output:
+        """The network's output for normalised patches; the tensors are the caller's own."""
+        ...
