@@ -96,6 +96,11 @@ class NetworkConfig(Config):
         raise AssertionError(f"{type(self).__name__} must define build")
 
     @property
+    def local(self) -> bool:
+        """Whether an answer depends on its surroundings alone, not on the whole window, which may then grow."""
+        return False
+
+    @property
     def stride_vox(self) -> tuple[int, int, int]:
         """Input sides, and places of windows, must be multiples of this."""
         raise AssertionError(f"{type(self).__name__} must define stride_vox")
@@ -216,6 +221,8 @@ class InferenceConfig(Config):
 
     window_vox: Sides
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    whole_windows: bool = False
+    """Windows keep their size where the scan is smaller; otherwise they shrink to it."""
     blend: Literal["constant", "gaussian"] = "constant"
     padding: Literal["constant", "replicate"] = "constant"
     """Beyond the end of a scan: `pad_hu` of the patch, or the border voxel again."""

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from voxray.recipe import Recipe
 from voxray.volume import Shape
 
 _SIGMA = 0.125
@@ -50,10 +51,16 @@ class Lattice:
         return (following[0] if following else self.shape[axis]) - start
 
 
-def lattice(shape: Sequence[int], *, window: Shape, overlap: float, stride: Shape) -> Lattice:
-    """The windows that cover a grid. On an axis shorter than the window, it shrinks to that length."""
+def windows_over(shape: Sequence[int], recipe: Recipe) -> Lattice:
+    """Where the recipe's windows lie over a grid."""
+    config, stride = recipe.inference, recipe.network.stride_vox
+    return lattice(shape, window=config.window_vox, overlap=config.overlap, stride=stride, whole=config.whole_windows)
+
+
+def lattice(shape: Sequence[int], *, window: Shape, overlap: float, stride: Shape, whole: bool = False) -> Lattice:
+    """The windows that cover a grid. On an axis shorter than the window it shrinks to that, if not `whole`."""
     x, y, z = shape
-    sides = window_for((x, y, z), window, stride)
+    sides = window if whole else window_for((x, y, z), window, stride)
     first, second, third = (
         tuple(starts(length, side, overlap, step)) for length, side, step in zip(shape, sides, stride, strict=True)
     )

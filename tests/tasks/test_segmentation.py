@@ -25,7 +25,7 @@ from voxray.tasks.mirror import swapped_sides
 from voxray.tasks.segmentation import SegmentationTask, without_small_components
 from voxray.tasks.stitch import blocks, labels_of
 from voxray.volume import Grid, Shape, Volume
-from voxray.windows import Lattice, blend_weights, lattice
+from voxray.windows import Lattice, blend_weights, lattice, windows_over
 
 PLAIN = SegmentationMerge()
 
@@ -118,7 +118,7 @@ def test_shares_are_the_probabilities_of_the_whole_scan(shape: Shape, overlap: f
         ["inference.blend=gaussian", f"inference.overlap={overlap}", "inference.window_vox=[16,16,16]"],
     )
     task = SegmentationTask(recipe, [str(index) for index in range(num_classes)])
-    places = task.lattice(shape)
+    places = windows_over(shape, task.recipe)
     windows = [
         (start, torch.randn((num_classes + 1, *places.window), generator=generator)) for start in places.places
     ]
@@ -136,7 +136,7 @@ def test_shares_are_the_probabilities_of_the_whole_scan(shape: Shape, overlap: f
 def test_one_answer_per_window_and_back() -> None:
     logits = torch.randn((3, 40, 20, 36), generator=torch.Generator().manual_seed(0))
     task = SegmentationTask(read_recipe("spleen", ["inference.window_vox=[32,32,32]"]), ["a", "b"])
-    places = task.lattice((40, 20, 36))
+    places = windows_over((40, 20, 36), task.recipe)
     batch = torch.stack([window for _, window in _windows(logits, places.places, places.window)])
     decoded = task.decode(SegmentationOutput(batch))
     answer = task.merge(zip(places.places, decoded, strict=True), _grid((40, 20, 36)), PLAIN)
@@ -250,7 +250,7 @@ def test_real_abdomen_comes_back_from_its_own_windows(shared_data: Path) -> None
     task = SegmentationTask(recipe, names)
 
     def windows() -> Iterator[tuple[Shape, Tensor]]:
-        for x, y, z in task.lattice(shape).places:
+        for x, y, z in windows_over(shape, task.recipe).places:
             part = np.zeros((32, 32, 32), np.int64)
             inside = labels[x : x + 32, y : y + 32, z : z + 32]
             part[tuple(slice(side) for side in inside.shape)] = inside

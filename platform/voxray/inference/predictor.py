@@ -17,14 +17,18 @@ from torch import nn
 
 from voxray.case import Case
 from voxray.detections import Detections
+from voxray.errors import ConfigError
+from voxray.inference.plan import half_on, planned
 from voxray.inference.restore import axis_map, detections_on, labels_on, shares_on
 from voxray.inference.sliding import Network, Precision, slide
 from voxray.preprocess import orient, resample
 from voxray.recipe import Merge, Recipe, SegmentationMerge
 from voxray.run import Run
-from voxray.tasks import build_task
+from voxray.tasks import Task, build_task
 from voxray.tasks.segmentation import SegmentationTask
 from voxray.volume import Grid, Shape, Volume
+
+Windows = Iterator[tuple[Shape, Any]]
 
 FEW_CLASSES = 7
 """Up to so many foreground classes, their probabilities go back to the scan's own grid, not their labels."""
@@ -65,16 +69,17 @@ class Predictor:
         assert self.how.kind == recipe.merge.kind, (self.how.kind, recipe.merge.kind)
         self.device = torch.device(device)
         members = list(model) if isinstance(model, Sequence) else [model]
+        self.recipe = _for_engines(self.recipe, members)
         self.members = [one.to(self.device) if isinstance(one, nn.Module) else one for one in members]
-        self.task = build_task(recipe, run.classes)
-        self.amp: Precision = amp or (recipe.optim.amp if self.device.type == "cuda" else "off")
+        self.amp: Precision = amp or self._precision()
 
     def predict(self, volume: Volume) -> Prediction:
         """The answer to a scan in HU as it was read, whatever its orientation and spacing."""
         image = resample(orient(volume, self.recipe.grid.orientation), self.recipe.grid.spacing_mm)
-        if isinstance(self.task, SegmentationTask) and self._interpolates(image.grid, volume.grid):
-            return Prediction(volume.grid, labels=self._interpolated(self.task, image, volume.grid))
-        answer = self.predict_grid(image)
+        task, windows = self._prepared(image)
+        if isinstance(task, SegmentationTask) and self._interpolates(image.grid, volume.grid):
+            return Prediction(volume.grid, labels=self._interpolated(task, windows, image.grid, volume.grid))
+        answer = self._merged(task, windows, image.grid)
         if isinstance(answer, Detections):
             return Prediction(volume.grid, detections=detections_on(answer, image.grid, volume.grid))
         return Prediction(volume.grid, labels=labels_on(answer, volume.grid))
@@ -82,9 +87,19 @@ class Predictor:
     def predict_grid(self, image: Volume | Case) -> Detections | Volume:
         """The answer to an image that lies on the recipe's grid already: edge voxels or labels of that grid."""
         volume = image.image if isinstance(image, Case) else image
+        return self._merged(*self._prepared(volume), volume.grid)
+
+    def _prepared(self, image: Volume) -> tuple[Task[Any, Any, Any], Windows]:
+        """The task and its windows over the image, with the recipe that is planned for it."""
+        recipe = planned(self.recipe, image.grid.shape, fixed=self.recipe.inference.whole_windows)
+        task = build_task(recipe, self.run.classes)
+        windows = slide(image.hounsfield, self.members, task, recipe=recipe, device=self.device, amp=self.amp)
+        return task, windows
+
+    def _merged(self, task: Task[Any, Any, Any], windows: Windows, grid: Grid) -> Detections | Volume:
         with self._answering():
-            answer: Any = self.task.merge(self._windows(volume), volume.grid, self.how)
-        return answer if isinstance(answer, Detections | Volume) else Volume(np.asarray(answer), volume.grid)
+            answer: Any = task.merge(windows, grid, self.how)
+        return answer if isinstance(answer, Detections | Volume) else Volume(np.asarray(answer), grid)
 
     def _interpolates(self, source: Grid, target: Grid) -> bool:
         """Whether classes' shares, not labels, go back to the scan's grid."""
@@ -92,15 +107,19 @@ class Predictor:
             return False
         return self.recipe.inference.restore == "shares" or len(self.run.classes) <= FEW_CLASSES
 
-    def _interpolated(self, task: SegmentationTask, image: Volume, target: Grid) -> Volume:
+    def _interpolated(self, task: SegmentationTask, windows: Windows, source: Grid, target: Grid) -> Volume:
         assert isinstance(self.how, SegmentationMerge)
         with self._answering():
-            shares = task.shares(self._windows(image), image.grid)
-            labels = shares_on(shares, image.grid, target, axis=int(np.argmax(image.grid.shape)))
+            labels = shares_on(task.shares(windows, source), source, target, axis=int(np.argmax(source.shape)))
         return task.finish(labels, self.how)
 
-    def _windows(self, volume: Volume) -> Iterator[tuple[Shape, Any]]:
-        return slide(volume.hounsfield, self.members, self.task, recipe=self.recipe, device=self.device, amp=self.amp)
+    def _precision(self) -> Precision:
+        """A module's; a runtime has its own."""
+        if not any(isinstance(one, nn.Module) for one in self.members):
+            return "off"
+        if self.recipe.inference.plan == "fast":
+            return half_on(self.device)
+        return self.recipe.optim.amp if self.device.type == "cuda" else "off"
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
@@ -114,3 +133,19 @@ class Predictor:
         finally:
             for one in training:
                 one.train()
+
+
+def _for_engines(recipe: Recipe, members: Sequence[Network]) -> Recipe:
+    """The recipe with the window and the batch that engines which take no others were built for."""
+    config = recipe.inference
+    fixed = {window for window in (getattr(one, "window_vox", None) for one in members) if window is not None}
+    if len(fixed) > 1:
+        raise ConfigError(
+            f"the engines were built for different windows, {sorted(fixed)}; use engines of one window."
+        )
+    for window in fixed:
+        config = config.model_copy(update={"window_vox": window, "whole_windows": True})
+    most = [batch for batch in (getattr(one, "max_batch", None) for one in members) if batch is not None]
+    if min(most, default=config.batch_size) < config.batch_size:
+        config = config.model_copy(update={"batch_size": min(most)})
+    return recipe if config is recipe.inference else recipe.model_copy(update={"inference": config})

@@ -22,7 +22,7 @@ from voxray.preprocess import normalise
 from voxray.recipe import Recipe
 from voxray.tasks import Task
 from voxray.volume import Shape
-from voxray.windows import Lattice, lattice
+from voxray.windows import windows_over
 
 Precision = Literal["off", "bf16", "fp16"]
 Network = Callable[[Tensor], Any]
@@ -77,12 +77,6 @@ def slide(
     streams = min(int(getattr(network, "streams", 1)) for network in members)
     for batch, found in zip(batches, in_turn(answers, batches, workers=streams), strict=True):
         yield from zip(batch, found, strict=True)
-
-
-def windows_over(shape: Sequence[int], recipe: Recipe) -> Lattice:
-    """Where the recipe's windows lie over a grid."""
-    config = recipe.inference
-    return lattice(shape, window=config.window_vox, overlap=config.overlap, stride=recipe.network.stride_vox)
 
 
 def in_turn(action: Callable[[T], R], items: Sequence[T], *, workers: int) -> Iterator[R]:

@@ -41,6 +41,11 @@ class UNetConfig(NetworkConfig):
         x, y, z = (math.prod(axis) for axis in zip(*steps, strict=True))
         return x, y, z
 
+    @property
+    def local(self) -> bool:
+        """Batch norm's statistics are fixed once trained; an instance norm's are the window's."""
+        return self.norm == "batch"
+
     def build(self, recipe: Recipe, num_classes: int) -> UNet:
         """The untrained network for `num_classes` foreground classes and background."""
         del recipe

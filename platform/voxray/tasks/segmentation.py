@@ -21,7 +21,7 @@ from voxray.recipe import Recipe, SegmentationLoss, SegmentationMerge
 from voxray.tasks.mirror import swapped_sides
 from voxray.tasks.stitch import Window, blocks, corner, labels_of, refuse_not_finite, slabs
 from voxray.volume import Grid, Shape, Volume
-from voxray.windows import Lattice, lattice
+from voxray.windows import Lattice, windows_over
 
 MAX_CLASSES = 255
 """A label map holds uint8, and 0 is background."""
@@ -67,7 +67,7 @@ class SegmentationTask:
     def merge(self, windows: Iterable[Window], grid: Grid, how: SegmentationMerge) -> Volume:
         """The label map on `grid`, from the windows of the recipe's lattice in its order."""
         labels = np.zeros(grid.shape, np.uint8)
-        for place, sums in self._blocks(windows, self.lattice(grid.shape)):
+        for place, sums in self._blocks(windows, windows_over(grid.shape, self.recipe)):
             labels[corner(place, sums)] = labels_of(sums).cpu().numpy()
         return self.finish(Volume(labels, grid), how)
 
@@ -77,7 +77,7 @@ class SegmentationTask:
         With one class that is its probability, as ``2 p - 1``, whose sign is exact where nothing is interpolated;
         with more, every class's probability, background first.
         """
-        places, two = self.lattice(grid.shape), len(self.classes) == 1
+        places, two = windows_over(grid.shape, self.recipe), len(self.classes) == 1
         summed = self._blocks(_with_ones(windows, two=two), places)
         return slabs(((place, _shares(sums, two=two)) for place, sums in summed), places)
 
@@ -87,11 +87,6 @@ class SegmentationTask:
             return labels
         smallest_vox = how.min_component_mm3 / float(np.prod(labels.grid.spacing_mm))
         return Volume(without_small_components(labels.voxels, smallest_vox=smallest_vox), labels.grid)
-
-    def lattice(self, shape: Shape) -> Lattice:
-        """Where the recipe's windows lie over a grid."""
-        config = self.recipe.inference
-        return lattice(shape, window=config.window_vox, overlap=config.overlap, stride=self.recipe.network.stride_vox)
 
     def _blocks(self, windows: Iterable[Window], places: Lattice) -> Iterator[tuple[Shape, Tensor]]:
         config = self.recipe.inference
