@@ -284,7 +284,19 @@ def demo(
         for name, trained, untrained in headline(outcome)
     ]
     _show(_table(("recipe", "metric", "untrained", "trained"), rows))
-    _say(f"took {report.seconds / 60:.1f} minutes; stores, runs, answers and pictures: {report.folder}")
+    steps = ("phantoms", "check", "ingest", "train", "evaluate")
+    costs = [
+        (
+            outcome.recipe,
+            f"{outcome.num_train} + {outcome.num_val}",
+            *(f"{outcome.seconds[step]:.0f} s" for step in steps),
+            f"{outcome.peak_memory_bytes / 2**30:.1f} GiB",
+        )
+        for outcome in report.outcomes
+    ]
+    _show(_table(("recipe", "cases (trained + held out)", *steps, "peak memory"), costs))
+    _say(f"took {report.seconds / 60:.1f} minutes; stores, runs, answers, pictures and summary.json: {report.folder}")
+    _say(f"curves and pictures: mlflow ui --backend-store-uri sqlite:///{folder / 'runs' / 'mlflow.db'}")
 
 
 @verb("doctor")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +19,7 @@ from voxray.errors import DataError, ResourceError
 from voxray.pipelines.cluster import connect
 from voxray.pipelines.train import train
 from voxray.store import Store
-from voxray.training.checkpoint import find_state
+from voxray.training.checkpoint import find_state, read_state
 
 pytestmark = [
     pytest.mark.ray,
@@ -51,7 +53,7 @@ def test_a_killed_worker_is_started_again_and_nothing_is_lost(store: Store, tmp_
     killed: list[int] = []
 
     def kill() -> None:
-        _wait(lambda: (find_state(tmp_path / "killed") or _NOTHING).epochs_done >= 1)
+        _wait(lambda: _epochs_done(tmp_path / "killed") >= 1)
         killed.append(max(_training_workers()))
         os.kill(killed[0], signal.SIGKILL)
 
@@ -95,6 +97,33 @@ def test_too_many_workers_for_the_cluster_are_refused_before_they_start(store: S
         train(store.uri, segmentation_recipe(), tmp_path / "run", workers=1, gpus=1)
 
 
+def test_ctrl_c_and_sigterm_keep_the_last_checkpoint_and_the_same_command_goes_on(
+    store: Store, tmp_path: Path
+) -> None:
+    run, uri = tmp_path / "run", f"sqlite:///{tmp_path / 'mlflow.db'}"
+    overrides = ("optim.epochs=40", "optim.steps_per_epoch=3", "optim.validate_every=40")
+    words = [sys.executable, "-m", "pipelines.tiny_training", store.uri, str(run), "1", *overrides]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "MLFLOW_TRACKING_URI": uri}
+    done = 0
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        process = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        _wait(lambda: _epochs_done(run) > done or process.poll() is not None)  # noqa: B023
+        process.send_signal(number)
+        _, complaints = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == code, complaints
+        assert done < _epochs_done(run) < 40
+        assert _mlflow_status(uri, run) == "KILLED"
+        done = _epochs_done(run)
+    words[-len(overrides)] = f"optim.epochs={done + 1}"
+    words[-1] = f"optim.validate_every={done + 1}"
+    process = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    said, complaints = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, complaints
+    assert f"went on after {done}" in said
+    assert read_state(run).finished
+    assert _mlflow_status(uri, run) == "FINISHED"
+
+
 class _Nothing:
     epochs_done = 0
 
@@ -126,3 +155,14 @@ def _wait(happened: Callable[[], bool]) -> None:
     while not happened():
         assert time.monotonic() < end, "it never happened"
         time.sleep(0.05)
+
+
+def _epochs_done(run: Path) -> int:
+    return (find_state(run) or _NOTHING).epochs_done
+
+
+def _mlflow_status(uri: str, run: Path) -> str:
+    from mlflow import MlflowClient
+
+    run_id = json.loads((run / "tracking.json").read_text())["run_id"]
+    return str(MlflowClient(tracking_uri=uri).get_run(run_id).info.status)

@@ -50,14 +50,14 @@ _LUNG_RIGHT, _LUNG_LEFT, _HEART, _TRACHEA, _SPINE, _RIBS, _LIVER = range(1, 8)
 _SIZE_MM = (350.0, 270.0, 216.0)
 _SPACING_MM = {"small": (2.1, 2.4), "large": (0.9, 1.1)}
 _LEAVES = {"small": 190, "large": 260}
-_DIAMETER_MM = {"small": (9.0, 24.0), "large": (5.0, 24.0)}
+_DIAMETER_MM = {"small": (12.0, 26.0), "large": (5.0, 24.0)}
 # A point and the normal of each fissure: oblique on both sides, and the horizontal one of the right lung.
 _FISSURES: tuple[tuple[tuple[Vector, Vector], ...], ...] = (
     (((-70.0, 0.0, 0.0), (0.0, 0.75, 0.66)), ((-70.0, -40.0, 12.0), (0.0, -0.1, 1.0))),
     (((70.0, 0.0, 4.0), (0.0, 0.72, 0.69)),),
 )
-# Of no nodule, one, two, three and four.
-_COUNT_P = (0.12, 0.18, 0.3, 0.25, 0.15)
+# Of no nodule, one, two, three, four and five.
+_COUNT_P = (0.1, 0.15, 0.2, 0.2, 0.2, 0.15)
 
 
 class Chest(NamedTuple):
