@@ -22,10 +22,11 @@ from scans import enlarged, with_noise
 from table import Row, options, show
 
 from voxray.case import Case
+from voxray.place import Place
 from voxray.preprocess import orient
 from voxray.recipe import Recipe
 from voxray.recipes import read_recipe
-from voxray.store import Place, write_case, write_manifest
+from voxray.store import write_case, write_manifest
 from voxray.volume import Shape, Volume
 
 QUICK = ("patch.size_vox=[96,96,48]", "patch.margin_vox=[16,16,16]", "patch.max_object_vox=[32,32,24]")

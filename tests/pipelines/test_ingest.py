@@ -181,7 +181,7 @@ def test_a_stopped_ingest_keeps_its_shards(made: Dataset, tmp_path: Path) -> Non
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ResourceError, match="cannot be written to"):
+    with pytest.raises(ResourceError, match="cannot be written"):
         ingest_module._writable(tmp_path / "file" / "store")
 
 

@@ -17,10 +17,11 @@ from voxray.errors import ConfigError, DataError, ResourceError
 from voxray.pipelines import stream
 from voxray.pipelines.cluster import connect
 from voxray.pipelines.stream import from_table, patch_stream, to_table
+from voxray.place import Place
 from voxray.recipe import Recipe
 from voxray.recipes import read_recipe
 from voxray.sampling import Schedule
-from voxray.store import PatchSource, Place, Store, read_batches, stretches, write_case, write_manifest
+from voxray.store import PatchSource, Store, read_batches, stretches, write_case, write_manifest
 from voxray.volume import Grid, Volume
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")

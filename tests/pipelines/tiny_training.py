@@ -10,8 +10,9 @@ import numpy as np
 
 from training.tiny import tiny_recipe
 from voxray.case import Case
+from voxray.place import Place
 from voxray.recipe import Recipe
-from voxray.store import Place, Store, write_case, write_manifest
+from voxray.store import Store, write_case, write_manifest
 from voxray.training.checkpoint import read_state
 from voxray.volume import Grid, Volume
 

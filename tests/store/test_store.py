@@ -13,11 +13,11 @@ import pytest
 
 from voxray.case import Case
 from voxray.errors import ConfigError, DataError
+from voxray.place import Place
 from voxray.recipes import read_recipe
 from voxray.sampling import Schedule, cut_patch, cut_tiles, epoch_plan
 from voxray.store import (
     FailedCase,
-    Place,
     Store,
     StoredCase,
     is_disk_full,
@@ -186,7 +186,7 @@ def test_damage_is_named(tmp_path: Path, damage: str) -> None:
 def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds no finished store .*voxray ingest"):
         Store.open(tmp_path)
-    with pytest.raises(ConfigError, match="cannot be opened as a store"):
+    with pytest.raises(ConfigError, match="cannot be opened"):
         Place.of("nosuch://bucket/store")
     made_store(tmp_path, [made_case("a")])
     (tmp_path / "tiles.parquet").write_bytes(b"?")

@@ -208,7 +208,7 @@ def test_waiting_for_patches_is_measured(make_recipe: MakeRecipe, make_patches: 
             yield patches
 
     (row,) = _fit(make_recipe("optim.epochs=1"), slow).history
-    assert row["wait_share"] * row["step_s"] == pytest.approx(0.15, abs=0.05)
+    assert 0.15 <= row["wait_share"] * row["step_s"] < row["step_s"]
 
 
 def test_a_stream_that_ends_early_is_our_mistake(make_recipe: MakeRecipe, make_patches: MakePatches) -> None:

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 from voxray.errors import ConfigError, DataError, ResourceError, VoxrayError
+from voxray.place import Location, Place
 from voxray.run import Run
 from voxray.training.checkpoint import Checkpoint, write_checkpoint
-from voxray.training.files import Folder, Location
 from voxray.training.loop import EpochRecord, Tick
 from voxray.training.state import Training
 
@@ -30,7 +30,7 @@ class Desk:
     """Rank 0's place for checkpoints and news; on other ranks nothing is written."""
 
     def __init__(self, location: Location, run: Run, *, metric: str, num_epochs: int, rank: int) -> None:
-        self._location, self._folder, self._run = location, Folder(location), run
+        self._location, self._folder, self._run = location, Place.of(location), run
         self._metric, self._num_epochs, self._writes = metric, num_epochs, rank == 0
         self._told_s = 0.0
         self.picture: Callable[[], bytes | None] = lambda: None
@@ -68,12 +68,12 @@ def write_failure(location: Location, error: VoxrayError) -> None:
     fields: dict[str, Any] = {"kind": type(error).__name__, "text": str(error)}
     if isinstance(error, DataError):
         fields |= {"code": error.code, "text": error.message, "remedy": error.remedy, "case_id": error.case_id}
-    Folder(location).write(FAILURE, json.dumps(fields).encode())
+    Place.of(location).write(FAILURE, json.dumps(fields).encode())
 
 
 def read_failure(location: Location) -> VoxrayError | None:
     """The error that workers left, if any."""
-    folder = Folder(location)
+    folder = Place.of(location)
     if not folder.exists(FAILURE):
         return None
     fields = json.loads(folder.read(FAILURE))
@@ -84,7 +84,7 @@ def read_failure(location: Location) -> VoxrayError | None:
 
 def clear_failure(location: Location) -> None:
     """Forgets it."""
-    folder = Folder(location)
+    folder = Place.of(location)
     if folder.exists(FAILURE):
         folder.remove(FAILURE)
 
@@ -92,6 +92,6 @@ def clear_failure(location: Location) -> None:
 def read_news(location: Location, name: str) -> Any:
     """`HISTORY` or `TICKER` as it is now; None where it has not been written."""
     try:
-        return json.loads(Folder(location).read(name))
+        return json.loads(Place.of(location).read(name))
     except FileNotFoundError:
         return None

@@ -31,9 +31,9 @@ from voxray.pipelines.progress import Progress
 from voxray.pipelines.scans import Scan
 from voxray.pipelines.spread import hire, spread
 from voxray.pipelines.tracking import REMEMBERED, open_tracking
+from voxray.place import Place
 from voxray.run import Run
 from voxray.training.checkpoint import read_state
-from voxray.training.files import Folder
 
 Which = Literal["val", "test", "all"]
 WHICH: tuple[Which, ...] = ("val", "test", "all")
@@ -202,7 +202,7 @@ def track(report: EvaluateReport, about: Run, run: str | Path, path: Path, *, pr
 
     A server that does not answer costs the entry, not the score.
     """
-    if not Folder(run).exists(REMEMBERED):
+    if not Place.of(run).exists(REMEMBERED):
         return
     place = f"evaluate/{report.dataset}/{report.which}"
     try:

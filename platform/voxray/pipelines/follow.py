@@ -12,7 +12,7 @@ from voxray.pictures import draw_curves
 from voxray.pipelines.desk import HISTORY, TICKER, read_news
 from voxray.pipelines.progress import Advance, Progress
 from voxray.pipelines.tracking import Tracking
-from voxray.training.files import Folder, Location
+from voxray.place import Location, Place
 
 POLL_S = 1.0
 
@@ -63,7 +63,7 @@ class Follower:
                 self.draw_curves()
 
     def _send_picture(self, epoch: int) -> None:
-        name, folder = f"pictures/epoch_{epoch:04d}.png", Folder(self._location)
+        name, folder = f"pictures/epoch_{epoch:04d}.png", Place.of(self._location)
         if folder.exists(name):
             self._tracking.log_file(name, folder.read(name))
 

@@ -27,12 +27,12 @@ from voxray.errors import DataError, ResourceError
 from voxray.loading import load_case, survey
 from voxray.pipelines.cluster import connect, require_cpus
 from voxray.pipelines.progress import Progress, SilentProgress
+from voxray.place import Place
 from voxray.preprocess import prepare_case
 from voxray.recipe import NetworkConfig, Recipe
 from voxray.store import (
     FailedCase,
     Manifest,
-    Place,
     StoredCase,
     find_stored_case,
     is_disk_full,
@@ -187,10 +187,8 @@ def _writable(store_uri: str | Path) -> Place:
         place.write(_PROBE, b"")
         place.remove(_PROBE)
         place.sweep("cases")
-    except OSError as error:
-        if is_disk_full(error):
-            raise _disk_full(place) from None
-        raise ResourceError(f"{store_uri}: cannot be written to ({error}); give a folder that can.") from None
+    except ResourceError as error:
+        raise (_disk_full(place) if is_disk_full(error) else error) from None
     return place
 
 

@@ -23,9 +23,9 @@ from typing import Any
 
 from voxray.config import to_json, to_toml
 from voxray.errors import ConfigError, ResourceError
+from voxray.place import Location, Place
 from voxray.run import Run
 from voxray.training.checkpoint import recipe_of
-from voxray.training.files import Folder, Location
 
 REMEMBERED = "tracking.json"
 """In the run's folder: where its MLflow run is."""
@@ -98,7 +98,7 @@ def open_tracking(run: Run, location: Location, *, say: Callable[[str], None]) -
     """
     uri = tracking_uri(location)
     _probe(uri)
-    folder = Folder(location)
+    folder = Place.of(location)
     try:
         client = _client(uri)
         run_id = _remembered(folder, client, uri) or _create(client, run, uri)
@@ -167,7 +167,7 @@ def _prepare_sqlite(path: Path) -> None:
         connection.close()
 
 
-def _remembered(folder: Folder, client: Any, uri: str) -> str | None:
+def _remembered(folder: Place, client: Any, uri: str) -> str | None:
     from mlflow.exceptions import MlflowException
 
     if not folder.exists(REMEMBERED):

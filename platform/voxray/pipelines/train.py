@@ -37,11 +37,11 @@ from voxray.pipelines.placement import Placement, place_workers
 from voxray.pipelines.progress import Progress, SilentProgress
 from voxray.pipelines.tracking import REMEMBERED, Tracking, open_tracking
 from voxray.pipelines.worker import Job, schedule_of, train_here, train_on_ray
+from voxray.place import Place
 from voxray.recipe import Recipe
 from voxray.run import Run
-from voxray.store import Place, Store
+from voxray.store import Store
 from voxray.training.checkpoint import RunState, claim_folder, find_state, read_state
-from voxray.training.files import Folder
 
 MAX_FAILURES = 3
 """Times that lost workers are started again without an epoch being finished in between."""
@@ -250,7 +250,7 @@ def _fit(job: Job, placement: Placement) -> str | None:
 
     api: Any = importlib.import_module("ray.train")
 
-    scratch = Folder(f"{job.location}/.ray")
+    scratch = Place.of(f"{job.location}/.ray")
     path, system = scratch.arrow()
     trainer = TorchTrainer(
         train_on_ray,

@@ -11,7 +11,6 @@ A shard describes itself in its footer, so the manifest and the two tables can b
 from __future__ import annotations
 
 from voxray.store.manifest import CaseEntry, CaseSummary, FailedCase, Fingerprint, Manifest, ShardFile, TileEntry
-from voxray.store.place import Place
 from voxray.store.reading import Store
 from voxray.store.rounds import PatchSource, Round, read_batches, stretches
 from voxray.store.shards import (
@@ -32,7 +31,6 @@ __all__ = [
     "Fingerprint",
     "Manifest",
     "PatchSource",
-    "Place",
     "Round",
     "ShardFile",
     "Store",

@@ -19,10 +19,10 @@ from jaxtyping import Int64
 from voxray.case import Case, Tile, row_to_tile
 from voxray.config import parse
 from voxray.errors import ConfigError, DataError
+from voxray.place import Place
 from voxray.recipe import Recipe
 from voxray.sampling import TileIndex
 from voxray.store.manifest import SCHEMA_VERSION, CaseEntry, Manifest
-from voxray.store.place import Place
 from voxray.store.shards import damaged, read_summary
 from voxray.store.tables import MANIFEST, OBJECTS, TILES, recipe_digest, recipe_fields
 from voxray.volume import Grid, Volume

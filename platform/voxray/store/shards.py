@@ -19,11 +19,11 @@ from pydantic import ValidationError
 
 from voxray.case import TILE_SCHEMA, Case, Tile, label_counts, tile_to_row
 from voxray.errors import DataError
+from voxray.place import Place
 from voxray.recipe import Recipe
 from voxray.sampling import cut_tiles, own_objects
 from voxray.store.histogram import foreground_histogram, to_text
 from voxray.store.manifest import Box, CaseEntry, CaseSummary, ShardFile, TileEntry
-from voxray.store.place import Place
 from voxray.volume import Grid
 
 FOLDER = "cases"

@@ -16,10 +16,10 @@ from jaxtyping import Float64
 
 from voxray import __version__
 from voxray.config import to_json
+from voxray.place import Place
 from voxray.recipe import Recipe
 from voxray.store import histogram
 from voxray.store.manifest import CaseEntry, FailedCase, Fingerprint, Manifest, ObjectSizes
-from voxray.store.place import Place
 from voxray.store.shards import StoredCase
 from voxray.volume import Grid, Shape, Vector
 

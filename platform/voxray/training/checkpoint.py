@@ -29,9 +29,9 @@ from torch import Tensor, nn
 from voxray.config import Config, to_json
 from voxray.errors import ConfigError, DataError
 from voxray.models import MODELS
+from voxray.place import Location, Place
 from voxray.recipe import Recipe, parse_recipe
 from voxray.run import Run
-from voxray.training.files import Folder, Location
 
 SCHEMA_VERSION = 1
 """Of `state.json` and `run.json`; a newer one is refused."""
@@ -71,7 +71,7 @@ class Checkpoint:
 
 def write_checkpoint(location: Location, checkpoint: Checkpoint) -> RunState:
     """Writes the checkpoint, points `state.json` at it, and removes those that are neither last nor best."""
-    folder, name = Folder(location), f"epoch_{checkpoint.epochs_done:04d}"
+    folder, name = Place.of(location), f"epoch_{checkpoint.epochs_done:04d}"
     before = read_state(location) if folder.exists("state.json") else None
     parts = {
         "weights.safetensors": _weights_bytes(checkpoint.weights),
@@ -91,19 +91,19 @@ def write_checkpoint(location: Location, checkpoint: Checkpoint) -> RunState:
 
 def read_state(location: Location) -> RunState:
     """The run's `state.json`; a ConfigError where the folder holds no run."""
-    folder = Folder(location)
+    folder = Place.of(location)
     try:
         data = folder.read("state.json")
     except FileNotFoundError:
         raise ConfigError(
-            f"{folder.location}: no run here (it has no state.json); give the folder that `voxray train -o` wrote."
+            f"{folder.uri}: no run here (it has no state.json); give the folder that `voxray train -o` wrote."
         ) from None
-    return _parsed(RunState, data, f"{folder.location}/state.json")
+    return _parsed(RunState, data, f"{folder.uri}/state.json")
 
 
 def find_state(location: Location) -> RunState | None:
     """The run's state, or None where no checkpoint has been written yet."""
-    return read_state(location) if Folder(location).exists("state.json") else None
+    return read_state(location) if Place.of(location).exists("state.json") else None
 
 
 def load_model(location: Location, which: Which = "best") -> tuple[Run, Recipe, nn.Module]:
@@ -119,7 +119,7 @@ def load_model(location: Location, which: Which = "best") -> tuple[Run, Recipe, 
 
 def read_run(location: Location, name: str = "run.json") -> Run:
     """A `run.json` of the run's folder."""
-    return _parsed(Run, _read(Folder(location), name), f"{location}/{name}")
+    return _parsed(Run, _read(Place.of(location), name), f"{location}/{name}")
 
 
 def recipe_of(run: Run, *, where: str = "run.json: recipe") -> Recipe:
@@ -130,7 +130,7 @@ def recipe_of(run: Run, *, where: str = "run.json: recipe") -> Recipe:
 def read_weights(location: Location, place: str) -> dict[str, Tensor]:
     """The weights of a checkpoint, by its place in the run's folder."""
     name = f"{place}/weights.safetensors"
-    data = _read(Folder(location), name)
+    data = _read(Place.of(location), name)
     try:
         return dict(safetensors.torch.load(data))
     except (SafetensorError, ValueError, KeyError) as error:
@@ -139,7 +139,7 @@ def read_weights(location: Location, place: str) -> dict[str, Tensor]:
 
 def read_trainer(location: Location) -> dict[str, Any] | None:
     """What training needs to go on from the last checkpoint; None where it holds weights alone."""
-    folder, state = Folder(location), read_state(location)
+    folder, state = Place.of(location), read_state(location)
     name = f"checkpoints/{state.last}/trainer.pt"
     if not folder.exists(name):
         return None
@@ -174,11 +174,11 @@ def claim_folder(location: Location, run: Run) -> Run:
 
     A ConfigError names the first field that differs: a run is never changed half-way.
     """
-    folder = Folder(location)
+    folder = Place.of(location)
     if not folder.exists("run.json"):
         if folder.exists("state.json"):
             raise ConfigError(
-                f"{folder.location}: holds weights that were not trained there; give another folder for this run."
+                f"{folder.uri}: holds weights that were not trained there; give another folder for this run."
             )
         folder.write("run.json", to_json(run).encode())
         return run
@@ -187,7 +187,7 @@ def claim_folder(location: Location, run: Run) -> Run:
     if difference:
         field, had, came = difference
         raise ConfigError(
-            f"{folder.location}: holds a run with {field} = {_short(had)}, but {_short(came)} was asked for; "
+            f"{folder.uri}: holds a run with {field} = {_short(had)}, but {_short(came)} was asked for; "
             f"give another folder, or {field} = {_short(had)} to go on with it."
         )
     return old
@@ -227,13 +227,13 @@ def _trainer_bytes(trainer: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _read(folder: Folder, name: str) -> bytes:
+def _read(folder: Place, name: str) -> bytes:
     try:
         return folder.read(name)
     except FileNotFoundError as error:
         raise DataError(
             "run.incomplete",
-            f"{folder.location}/{name}: is missing.",
+            f"{folder.uri}/{name}: is missing.",
             remedy="Copy the run again from where it was trained, or train it again.",
         ) from error
 

@@ -1,0 +1,168 @@
+"""Place: a folder or bucket with files, wherever fsspec reaches (a path, ``s3://``, ``memory://``).
+
+Every file appears whole or not at all, and what goes wrong is said in a sentence with the place's name.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+from uuid import uuid4
+
+import fsspec.core
+from fsspec.implementations.local import LocalFileSystem
+
+from voxray.errors import ConfigError, ResourceError
+
+Location = str | Path
+"""A path, or an address with a scheme that fsspec knows."""
+
+_UNFINISHED = ".unfinished"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A root and the names below it, which use ``/``; it can travel to workers. Make it with `Place.of`."""
+
+    uri: str
+
+    @staticmethod
+    def of(location: Location) -> Place:
+        """The place of a path or URI; a relative path becomes absolute, as workers have other working folders."""
+        text = str(location)
+        try:
+            files, root = fsspec.core.url_to_fs(text)
+        except (ValueError, ImportError) as error:
+            raise ConfigError(
+                f"{text}: cannot be opened ({error}); give a folder, or a URI of a file system that is installed, "
+                f"such as s3:// with voxray[s3]."
+            ) from None
+        return Place(str(root) if isinstance(files, LocalFileSystem) else text.rstrip("/"))
+
+    @cached_property
+    def is_local(self) -> bool:
+        """Whether it is a folder on this machine or mounted on it."""
+        return isinstance(self._files, LocalFileSystem)
+
+    def path(self, name: str) -> str:
+        """The name's full path within its file system."""
+        return f"{self._root}/{name}"
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file or folder."""
+        with self._explained("looked at"):
+            self._files.invalidate_cache()
+            return bool(self._files.exists(self.path(name)))
+
+    def size(self, name: str) -> int | None:
+        """Bytes of the file, or None where there is none."""
+        try:
+            return int(self._files.size(self.path(name)))
+        except FileNotFoundError:
+            return None
+
+    def names(self, folder: str) -> list[str]:
+        """The finished files in a folder, by name alone; none where it does not exist."""
+        found = self._listed(folder)
+        return [name for name, kind in found if kind == "file" and not name.endswith(_UNFINISHED)]
+
+    def folders(self, folder: str) -> list[str]:
+        """The folders in a folder, by name alone; none where it does not exist."""
+        return [name for name, kind in self._listed(folder) if kind == "directory"]
+
+    def open(self, name: str) -> IO[bytes]:
+        """The file, for reading."""
+        opened: IO[bytes] = self._files.open(self.path(name), "rb")
+        return opened
+
+    def read(self, name: str) -> bytes:
+        """The file's bytes; FileNotFoundError where there is none."""
+        with self._explained("read"), self.open(name) as file:
+            return file.read()
+
+    def write(self, name: str, data: bytes) -> None:
+        """The bytes under that name, all of them or nothing; on a disk they have reached it when this returns."""
+        with self._explained("written"), self.writing(name) as path, path.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """A local file to write to; when the block ends well it appears under `name`, whole."""
+        if self.is_local:
+            final = Path(self.path(name))
+            final.parent.mkdir(parents=True, exist_ok=True)
+            path = final.with_name(f".{final.name}.{uuid4().hex[:8]}{_UNFINISHED}")
+        else:
+            path = Path(tempfile.mkdtemp(prefix="voxray_")) / "file"
+        try:
+            yield path
+            if self.is_local:
+                path.replace(final)
+            else:
+                self._files.makedirs(self.path(name).rpartition("/")[0], exist_ok=True)
+                self._files.put_file(str(path), self.path(name))
+        finally:
+            path.unlink(missing_ok=True)
+            if not self.is_local:
+                path.parent.rmdir()
+
+    def remove(self, name: str) -> None:
+        """The file goes, or the folder with what it holds, if it is there."""
+        with self._explained("removed"):
+            if self.exists(name):
+                self._files.rm(self.path(name), recursive=True)
+
+    def clear(self) -> None:
+        """The place itself goes, with what it holds, if it is there."""
+        with self._explained("removed"):
+            self._files.invalidate_cache()
+            if self._files.exists(self._root):
+                self._files.rm(self._root, recursive=True)
+
+    def sweep(self, folder: str) -> None:
+        """Removes what a writer that was killed left unfinished."""
+        if self.is_local and Path(self.path(folder)).is_dir():
+            for path in Path(self.path(folder)).glob(f".*{_UNFINISHED}"):
+                path.unlink(missing_ok=True)
+
+    def arrow(self) -> tuple[str, Any]:
+        """The place as a path and a pyarrow file system."""
+        from pyarrow import fs
+
+        return self._root, fs.LocalFileSystem() if self.is_local else fs.PyFileSystem(fs.FSSpecHandler(self._files))
+
+    @property
+    def _files(self) -> Any:
+        return fsspec.core.url_to_fs(self.uri)[0]
+
+    @cached_property
+    def _root(self) -> str:
+        return str(fsspec.core.url_to_fs(self.uri)[1]).rstrip("/")
+
+    def _listed(self, folder: str) -> list[tuple[str, str]]:
+        """(name, type) of what a folder holds."""
+        with self._explained("listed"):
+            self._files.invalidate_cache()
+            try:
+                found = self._files.ls(self.path(folder), detail=True)
+            except FileNotFoundError:
+                return []
+        return sorted((str(item["name"]).rstrip("/").rpartition("/")[2], str(item["type"])) for item in found)
+
+    @contextmanager
+    def _explained(self, done: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            text = error.strerror or str(error)
+            raise ResourceError(f"{self.uri}: cannot be {done} ({text}); check access and free space.") from error
