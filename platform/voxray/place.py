@@ -83,7 +83,7 @@ class Place:
 
     def read(self, name: str) -> bytes:
         """The file's bytes; FileNotFoundError where there is none."""
-        with self._explained("read"), self.open(name) as file:
+        with self._explained("read", but=FileNotFoundError), self.open(name) as file:
             return file.read()
 
     def write(self, name: str, data: bytes) -> None:
@@ -158,10 +158,10 @@ class Place:
         return sorted((str(item["name"]).rstrip("/").rpartition("/")[2], str(item["type"])) for item in found)
 
     @contextmanager
-    def _explained(self, done: str) -> Iterator[None]:
+    def _explained(self, done: str, *, but: type[OSError] | tuple[()] = ()) -> Iterator[None]:
         try:
             yield
-        except FileNotFoundError:
+        except but:
             raise
         except OSError as error:
             text = error.strerror or str(error)
