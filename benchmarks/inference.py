@@ -1,0 +1,273 @@
+"""Whole scans from file to file, against the published bundles' own MONAI pipelines on the same weights and scan.
+
+The weights are seeded and random, of the published sizes, with the last bias set so that answers are neither empty
+nor full. The scan is a real abdomen enlarged to 448 x 372 x 200 (a generated one where the real data is absent), its
+voxels sized so that both sides' windows fall on the same places. Each side answers in a process of its own, so that
+the peak memory is that side's; "free" lets voxray choose windows and precision.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from inference_sides import Job, written
+from safetensors.torch import save_file
+from scans import enlarged, with_noise
+from table import Row, options, show
+
+from voxray.boxes.nms import nms
+from voxray.boxes.overlap import iou
+from voxray.case import VolumeStats
+from voxray.inference.runtimes import RUNTIMES, choose_runtime, network_of, open_runtime
+from voxray.preprocess import normalise, resample
+from voxray.readers import write_nifti
+from voxray.recipe import Recipe
+from voxray.recipes import read_recipe
+from voxray.volume import Shape, Volume
+
+PUBLISHED_GIB = 26.0
+"""What the whole-body bundle's page names for 287 x 287 x 397 voxels at 1.5 mm."""
+SCAN = (448, 372, 200)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recipe on a scan: `grid` is the scan's shape on the recipe's grid."""
+
+    name: str
+    recipe: str
+    num_classes: int
+    grid: Shape
+    aim: float
+    free_aim: float = 0.0
+    scan: Shape = SCAN
+    overrides: tuple[str, ...] = ()
+    share: float = 0.1
+    """Of voxels that are foreground, or of anchors that score above a half."""
+
+
+FULL = (
+    Case("spleen", "spleen", 1, (288, 240, 192), 6.0, 12.0),
+    Case("whole_body 3.0 mm", "whole_body", 104, (168, 144, 128), 2.0, 3.5, overrides=("grid.spacing_mm=[3,3,3]",)),
+    Case("whole_body 1.5 mm", "whole_body", 104, (240, 168, 168), 2.0, 3.5),
+    Case("lung_nodule", "lung_nodule", 1, (192, 192, 96), 2.0, scan=(256, 256, 120), share=1e-3),
+)
+QUICK = (
+    Case("spleen", "spleen", 1, (144, 144, 96), 6.0, 12.0, scan=(224, 224, 100)),
+    Case(
+        "whole_body 3.0 mm",
+        "whole_body",
+        104,
+        (64, 48, 48),
+        2.0,
+        3.5,
+        scan=(160, 120, 100),
+        overrides=("grid.spacing_mm=[3,3,3]", "inference.window_vox=[48,48,48]"),
+    ),
+    Case("lung_nodule", "lung_nodule", 1, (64, 64, 32), 2.0, scan=(90, 90, 40), share=1e-3),
+)
+LARGE = Case("whole_body 1.5 mm, 287x287x397", "whole_body", 104, (287, 287, 397), 2.5, scan=(512, 512, 397))
+
+
+def main() -> None:
+    """Measures every case and prints the table."""
+    asked = options(__doc__ or "")
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for case in QUICK if asked.quick else FULL:
+            rows += detection_rows(case, folder) if case.recipe == "lung_nodule" else segmentation_rows(case, folder)
+        if not asked.quick:
+            rows.append(memory_row(LARGE, folder))
+    rows.append(nms_row(10_000))
+    for recipe, sides in (("spleen", 96), ("whole_body", 64), ("lung_nodule", 64)):
+        rows += runtime_rows(recipe, 48 if asked.quick else sides)
+    show(rows, title="Inference: the bundles' pipelines and voxray", json_file=asked.json)
+
+
+def segmentation_rows(case: Case, folder: Path) -> Iterator[Row]:
+    """Time, memory and agreement at fp32 with the bundle's windows, then free."""
+    job = prepared(case, folder)
+    peer = measured("monai_segmentation", replace(job, answer=str(folder / "peer.nii.gz")), folder)
+    expected = answered(folder, "peer.nii.gz")
+    same = replace(job, overrides=(*job.overrides, "inference.accumulate=fp16")) if case.num_classes > 1 else job
+    voxray = measured("voxray", replace(same, answer=str(folder / "same.nii.gz")), folder)
+    free = replace(job, overrides=(*job.overrides, "inference.plan=fast"), runtime="module")
+    quick = measured("voxray", replace(free, answer=str(folder / "free.nii.gz")), folder)
+    yield Row(f"{case.name}, file to file, fp32", peer["seconds"], voxray["seconds"], "s", case.aim, True)
+    yield Row(f"{case.name}, file to file, free", peer["seconds"], quick["seconds"], "s", case.free_aim, True)
+    yield Row(f"{case.name}, peak memory, fp32", peer["peak_gib"], voxray["peak_gib"], "GiB", 2.0, True)
+    for kind, least in (("same", 0.999), ("free", 0.995)):
+        found = answered(folder, f"{kind}.nii.gz")
+        agreement, unit = (
+            (dice(found, expected), "Dice")
+            if case.num_classes == 1
+            else (float((found == expected).mean()), "voxels")
+        )
+        yield Row(f"{case.name}, masks agree, {kind}", 1.0, agreement, unit, least)
+
+
+def detection_rows(case: Case, folder: Path) -> Iterator[Row]:
+    """Time and boxes; on the recipe's grid for the peer, so the scan has the recipe's spacing."""
+    job = prepared(case, folder)
+    peer = measured("monai_detection", replace(job, answer=str(folder / "peer.npz")), folder)
+    voxray = measured("voxray", replace(job, answer=str(folder / "same.npz")), folder)
+    yield Row(f"{case.name}, file to file, fp32", peer["seconds"], voxray["seconds"], "s", case.aim, True)
+    yield Row(f"{case.name}, peak memory, fp32", peer["peak_gib"], voxray["peak_gib"], "GiB", 1.0, True)
+    expected, found = np.load(folder / "peer.npz"), np.load(folder / "same.npz")
+    ratio = np.divide(case.scan, case.grid)
+    boxes = expected["boxes"] * np.tile(ratio, 2)
+    overlap = iou(torch.from_numpy(boxes).float(), torch.from_numpy(found["boxes"]))
+    same = (
+        float((overlap.amax(dim=1) > 0.99).float().mean())
+        if overlap.numel()
+        else float(len(boxes) == len(found["boxes"]))
+    )
+    yield Row(f"{case.name}, {len(boxes)} boxes, found again", 1.0, same, "share", 0.99)
+
+
+def memory_row(case: Case, folder: Path) -> Row:
+    """The peak for a long scan of the whole body; the peer's is the published one, as it would not fit here."""
+    job = prepared(case, folder)
+    same = replace(job, overrides=(*job.overrides, "inference.accumulate=fp16"), answer=str(folder / "large.nii.gz"))
+    found = measured("voxray", same, folder)
+    return Row(
+        f"{case.name}, peak memory (peer: as published)",
+        PUBLISHED_GIB,
+        found["peak_gib"],
+        "GiB",
+        case.aim,
+        True,
+        "voxray",
+    )
+
+
+def nms_row(count: int) -> Row:
+    """Crowded boxes, as untrained and over-sensitive networks give them."""
+    from monai.data.box_utils import non_max_suppression
+
+    rng = torch.Generator().manual_seed(3)
+    centres = torch.rand((300, 3), generator=rng) * torch.tensor([500.0, 500.0, 180.0])
+    centre = centres[torch.randint(300, (count,), generator=rng)] + torch.randn((count, 3), generator=rng) * 2
+    half = 3 + torch.rand((count, 3), generator=rng) * 10
+    boxes, scores = torch.cat([centre - half, centre + half], dim=1), torch.rand(count, generator=rng)
+    classes = torch.zeros(count, dtype=torch.int64)
+    peer = best_of(lambda: non_max_suppression(boxes, scores, 0.22), turns=2)
+    voxray = best_of(lambda: nms(boxes, scores, classes, iou=0.22), turns=5)
+    return Row(f"NMS of {count} boxes", peer * 1000, voxray * 1000, "ms", 20.0, True)
+
+
+def runtime_rows(name: str, side: int) -> Iterator[Row]:
+    """Each runtime's time for one window beside torch's at fp32, and what ``auto`` takes beside the best."""
+    recipe = read_recipe(name)
+    torch.manual_seed(0)
+    network = recipe.network.build(recipe, 104 if name == "whole_body" else 1).eval()
+    images = torch.rand((1, 1, side, side, side), generator=torch.Generator().manual_seed(0))
+    taken: dict[str, float] = {}
+    for runtime, precision in [(runtime, "fp32") for runtime in RUNTIMES] + [("torch", "bf16"), ("openvino", "bf16")]:
+        if runtime == "torch-compiled" or RUNTIMES[runtime].obstacle(torch.device("cpu"), precision) is not None:  # type: ignore[arg-type]
+            continue
+        engine = open_runtime(runtime, network_of(recipe, network), precision=precision)  # type: ignore[arg-type]
+        with torch.inference_mode():
+            taken[f"{runtime} {precision}"] = best_of(lambda engine=engine: engine(images), turns=3) * 1000  # type: ignore[misc]
+    for label, milliseconds in taken.items():
+        if label != "torch fp32":
+            yield Row(f"{name} {side}^3, {label}", taken["torch fp32"], milliseconds, "ms", 1.0, True)
+    best = min(value for label, value in taken.items() if label.endswith("fp32"))
+    auto = taken[f"{choose_runtime('auto').runtime} fp32"]
+    yield Row(f"{name} {side}^3, auto beside the best at fp32", best, auto, "ms", 0.95, True)
+
+
+def prepared(case: Case, folder: Path) -> Job:
+    """The case's scan and weights as files."""
+    recipe = read_recipe(case.recipe, case.overrides)
+    sides = np.divide(np.multiply(case.grid, recipe.grid.spacing_mm), case.scan)
+    image = with_noise(enlarged(case.scan, (float(sides[0]), float(sides[1]), float(sides[2])))[0], 0)
+    write_nifti(image, folder / "scan.nii.gz")
+    network = seeded(recipe, case, image)
+    save_file(network.state_dict(), folder / "weights.safetensors")
+    return Job(
+        recipe=case.recipe,
+        num_classes=case.num_classes,
+        weights=str(folder / "weights.safetensors"),
+        scan=str(folder / "scan.nii.gz"),
+        answer="",
+        overrides=case.overrides,
+    )
+
+
+def seeded(recipe: Recipe, case: Case, image: Volume) -> torch.nn.Module:
+    """A random network whose last bias is such that about `share` of one window is foreground."""
+    torch.manual_seed(0)
+    network: torch.nn.Module = recipe.network.build(recipe, case.num_classes).eval()
+    middle = resample(image, recipe.grid.spacing_mm).hounsfield
+    side = min(48, *middle.shape) // 16 * 16
+    first = [(length - side) // 2 for length in middle.shape]
+    window = middle[tuple(slice(begin, begin + side) for begin in first)]
+    images = normalise(torch.from_numpy(np.ascontiguousarray(window)), VolumeStats.of(middle), recipe.intensity)
+    with torch.inference_mode():
+        output: Any = network(images[None, None])
+    layers = [layer for name, layer in network.named_modules() if isinstance(layer, torch.nn.Conv3d)]
+    with torch.no_grad():
+        if recipe.task == "detection":
+            layer: Any = network.get_submodule("classification_head.cls_logits")
+            layer.bias -= torch.quantile(output.class_logits[0], 1 - case.share)
+        elif case.num_classes == 1:
+            last: Any = layers[-1]
+            last.bias[0] += torch.quantile(output.logits[0, 1] - output.logits[0, 0], 1 - case.share)
+    return network
+
+
+def measured(side: str, job: Job, folder: Path) -> dict[str, float]:
+    """Seconds and GiB of one side, in a process of its own."""
+    path = written(job, folder / "job.json")
+    command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("inference_sides.py")), side, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{side} of {job.recipe} failed:\n{done.stderr[-3000:]}")
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    print(
+        f"{side} {job.recipe} {job.overrides}: {found['seconds']:.2f} s, {found['peak_gib']:.2f} GiB", file=sys.stderr
+    )
+    return found
+
+
+def answered(folder: Path, name: str) -> Any:
+    """A label map; MONAI's writer puts the scan's name before the one asked for."""
+    path = folder / name
+    if not path.exists():
+        path = next(folder.glob(f"*_{name}"))
+    loaded: Any = nib.load(path)
+    return np.asarray(loaded.dataobj).astype(np.uint8)
+
+
+def dice(found: Any, expected: Any) -> float:
+    """Of the foreground."""
+    both, either = int(((found > 0) & (expected > 0)).sum()), int((found > 0).sum() + (expected > 0).sum())
+    return 2 * both / max(1, either)
+
+
+def best_of(action: Callable[[], object], *, turns: int) -> float:
+    """The least of several turns, in seconds, after one to warm up."""
+    action()
+    taken = []
+    for _ in range(turns):
+        begin = time.perf_counter()
+        action()
+        taken.append(time.perf_counter() - begin)
+    return min(taken)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""The two sides of `inference.py`, each run in a process of its own: ``inference_sides.py SIDE JOB.json``.
+
+A job's scan is read, answered and written; what is said is the time between those files and the process's peak
+memory. Imports, weights and one window to warm up come before the clock starts.
+
+The peers are the published bundles' inference pipelines as their configurations have them: MONAI's dictionary
+transforms, its sliding windows, Invertd, SaveImaged; only `Spacingd` keeps edges (`scale_extent`), as voxray does, so
+that the two sides' voxels lie in the same places and masks can be compared.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from voxray.recipe import Recipe
+from voxray.recipes import read_recipe
+from voxray.run import Run
+
+
+@dataclass(frozen=True)
+class Job:
+    """One scan to answer with one network."""
+
+    recipe: str
+    num_classes: int
+    weights: str
+    scan: str
+    answer: str
+    """The file to write: a label map, or boxes in edge voxels of the scan as .npz."""
+    overrides: tuple[str, ...] = ()
+    runtime: str = "auto"
+    """``module``: the torch module itself, in the plan's precision."""
+
+    def network(self) -> tuple[Recipe, torch.nn.Module]:
+        """The recipe and the network with its weights."""
+        recipe = read_recipe(self.recipe, self.overrides)
+        network: torch.nn.Module = recipe.network.build(recipe, self.num_classes)
+        network.load_state_dict(load_file(self.weights))
+        return recipe, network.eval()
+
+
+def voxray_side(job: Job) -> Callable[[], None]:
+    """Ready to read, answer and write as `voxray predict` does."""
+    from voxray.inference.predictor import Predictor
+    from voxray.inference.runtimes import choose_runtime, network_of, open_runtime
+    from voxray.readers import read_volume, write_nifti
+
+    recipe, network = job.network()
+    classes = tuple(f"class_{index}" for index in range(job.num_classes))
+    run = Run(name="bench", dataset="none", licence="none", classes=classes, recipe={}, voxray_version="0")
+    engine: Any = network
+    if job.runtime != "module":
+        engine = open_runtime(choose_runtime(job.runtime).runtime, network_of(recipe, network))
+    predictor = Predictor(run, recipe, engine)
+    with torch.inference_mode():
+        engine(torch.zeros(1, 1, *recipe.inference.window_vox)[:, :, :64, :64, :64])
+
+    def answer() -> None:
+        found = predictor.predict(read_volume(Path(job.scan)))
+        if found.labels is not None:
+            write_nifti(found.labels, Path(job.answer))
+        elif found.detections is not None:
+            np.savez(job.answer, boxes=found.detections.boxes, scores=found.detections.scores)
+
+    return answer
+
+
+def monai_segmentation(job: Job) -> Callable[[], None]:
+    """The bundles' inference.json: spleen for a window intensity, wholeBody for the z-score."""
+    from monai.inferers.utils import sliding_window_inference
+
+    mt: Any = importlib.import_module("monai.transforms")
+    recipe, network = job.network()
+    config, spleen = recipe.inference, recipe.intensity.kind == "window"
+    intensity: list[Any] = (
+        [mt.ScaleIntensityRanged("image", recipe.intensity.low_hu, recipe.intensity.high_hu, 0, 1, clip=True)]
+        if recipe.intensity.kind == "window"
+        else [mt.NormalizeIntensityd("image", nonzero=True), mt.ScaleIntensityd("image", -1.0, 1.0)]
+    )
+    before = mt.Compose(
+        [
+            mt.LoadImaged("image"),
+            mt.EnsureChannelFirstd("image"),
+            mt.Orientationd("image", axcodes="RAS", labels=None),
+            mt.Spacingd(
+                "image", pixdim=recipe.grid.spacing_mm, mode="bilinear", scale_extent=True, align_corners=True
+            ),
+            *intensity,
+            mt.EnsureTyped("image"),
+        ]
+    )
+    invert = mt.Invertd(
+        "pred", transform=before, orig_keys="image", nearest_interp=not spleen, to_tensor=True, device="cpu"
+    )
+    argmax = mt.AsDiscreted("pred", argmax=True)
+    save = mt.SaveImaged(
+        "pred",
+        output_dir=str(Path(job.answer).parent),
+        output_postfix=Path(job.answer).name.removesuffix(".nii.gz"),
+        separate_folder=False,
+        print_log=False,
+    )
+    softmax = mt.Activationsd("pred", softmax=True)
+    after = mt.Compose([softmax, invert, argmax, save] if spleen else [softmax, argmax, invert, save])
+    with torch.inference_mode():
+        network(torch.zeros(1, 1, 64, 64, 64))
+
+    def answer() -> None:
+        data: Any = before({"image": job.scan})
+        with torch.inference_mode():
+            data["pred"] = sliding_window_inference(
+                data["image"][None],
+                config.window_vox,
+                config.batch_size,
+                lambda images: network(images).logits,
+                overlap=config.overlap,
+                mode=config.blend,
+                padding_mode=config.padding,
+            )[0]
+            after(data)
+
+    return answer
+
+
+def monai_detection(job: Job) -> Callable[[], None]:
+    """The lung bundle's inference.json: the whole image where it has no more voxels than the window, else windows."""
+    from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
+    from monai.apps.detection.utils.anchor_utils import AnchorGeneratorWithAnchorShape
+
+    mt: Any = importlib.import_module("monai.transforms")
+    recipe, network = job.network()
+    assert recipe.anchors is not None
+    assert recipe.intensity.kind == "window"
+
+    class Maps(torch.nn.Module):
+        """The network with the outputs that MONAI's detector asks for."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, images: torch.Tensor) -> dict[str, list[torch.Tensor]]:
+            """Maps by key, finest first."""
+            output = self.network(images)
+            return {"classification": list(output.class_logits), "box_regression": list(output.box_deltas)}
+
+    maps: Any = Maps()
+    maps.spatial_dims, maps.num_classes, maps.num_anchors = 3, job.num_classes, len(recipe.anchors.base_shapes_vox)
+    maps.size_divisible = recipe.network.stride_vox
+    anchors = AnchorGeneratorWithAnchorShape(
+        feature_map_scales=[int(scale) for scale in recipe.anchors.level_scales],
+        base_anchor_shapes=[list(shape) for shape in recipe.anchors.base_shapes_vox],
+    )
+    detector = RetinaNetDetector(maps, anchors, size_divisible=recipe.network.stride_vox).eval()
+    detector.set_box_selector_parameters(
+        score_thresh=recipe.inference.candidate_floor,
+        topk_candidates_per_level=recipe.inference.candidates_per_level,
+        nms_thresh=recipe.merge.tile_iou,  # type: ignore[union-attr]
+        detections_per_img=recipe.merge.max_detections,  # type: ignore[union-attr]
+    )
+    before = mt.Compose(
+        [
+            mt.LoadImaged("image"),
+            mt.EnsureChannelFirstd("image"),
+            mt.Orientationd("image", axcodes="RAS", labels=None),
+            mt.Spacingd(
+                "image", pixdim=recipe.grid.spacing_mm, mode="bilinear", scale_extent=True, align_corners=True
+            ),
+            mt.ScaleIntensityRanged("image", recipe.intensity.low_hu, recipe.intensity.high_hu, 0, 1, clip=True),
+            mt.EnsureTyped("image"),
+        ]
+    )
+    with torch.inference_mode():
+        network(torch.zeros(1, 1, 32, 32, 32))
+
+    def answer() -> None:
+        data: Any = before({"image": job.scan})
+        with torch.inference_mode():
+            found = detector([data["image"].as_tensor()], use_inferer=False)[0]
+        np.savez(job.answer, boxes=found["box"].numpy(), scores=found["label_scores"].numpy())
+
+    return answer
+
+
+def main() -> None:
+    """Runs one side of one job and prints seconds and GiB as JSON."""
+    side, path = sys.argv[1:]
+    data = json.loads(Path(path).read_text(encoding="utf-8"))
+    job = Job(**{**data, "overrides": tuple(data["overrides"])})
+    answer = SIDES[side](job)
+    begin = time.perf_counter()
+    answer()
+    print(json.dumps({"seconds": time.perf_counter() - begin, "peak_gib": peak_gib()}))
+
+
+def peak_gib() -> float:
+    """The most memory that this process has held. (The kernel's maxrss would count the parent's.)"""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 2**20
+
+
+def written(job: Job, path: Path) -> Path:
+    """The job as a file that `main` reads."""
+    path.write_text(json.dumps(asdict(job)), encoding="utf-8")
+    return path
+
+
+SIDES = {"voxray": voxray_side, "monai_segmentation": monai_segmentation, "monai_detection": monai_detection}
+
+if __name__ == "__main__":
+    main()
