@@ -25,10 +25,10 @@ def test_fewer_voxels_in_windows_that_may_be_larger(shape: Shape) -> None:
     assert len(after.places) * np.prod(after.window) <= len(before.places) * np.prod(before.window)
 
 
-def test_a_scan_of_the_abdomen_takes_a_fifth() -> None:
+def test_a_scan_of_the_abdomen_takes_less_than_a_quarter() -> None:
     before, after = (windows_over((244, 202, 168), recipe) for recipe in (SPLEEN, planned(SPLEEN, (244, 202, 168))))
     assert len(before.places) == 60
-    assert 5 * len(after.places) * np.prod(after.window) < 60 * 96**3
+    assert 4 * len(after.places) * np.prod(after.window) < 60 * 96**3
 
 
 def test_windows_that_must_not_grow_only_overlap_less() -> None:

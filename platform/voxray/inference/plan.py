@@ -48,10 +48,20 @@ def half_on(device: torch.device) -> Literal["off", "bf16"]:
 def _cheapest(shape: Shape, window: Shape, *, overlap: float, stride: Shape) -> Shape:
     """The window no smaller than the given one on any axis with which the fewest voxels are computed."""
     most = GROWTH * window[0] * window[1] * window[2]
-    axes = []
-    for length, side, step in zip(shape, window, stride, strict=True):
-        longest = max(side, -(-length // step) * step)
-        axes.append([(one, one * len(starts(length, one, overlap, step))) for one in range(side, longest + 1, step)])
+    axes = [
+        _worth_it(length, side, overlap=overlap, stride=step)
+        for length, side, step in zip(shape, window, stride, strict=True)
+    ]
     fitting = [sides for sides in itertools.product(*axes) if sides[0][0] * sides[1][0] * sides[2][0] <= most]
     best = min(fitting, key=lambda sides: (sides[0][1] * sides[1][1] * sides[2][1], [one for one, _ in sides]))
     return best[0][0], best[1][0], best[2][0]
+
+
+def _worth_it(length: int, side: int, *, overlap: float, stride: int) -> list[tuple[int, int]]:
+    """Sides from `side` up, with the voxels that their windows take along one axis: those that take fewer."""
+    found: list[tuple[int, int]] = []
+    for one in range(side, max(side, -(-length // stride) * stride) + 1, stride):
+        taken = one * len(starts(length, one, overlap, stride))
+        if not found or taken < found[-1][1]:
+            found.append((one, taken))
+    return found
