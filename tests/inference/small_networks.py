@@ -73,8 +73,13 @@ def exported(kind: str) -> Network:
 
 @functools.cache
 def exported_onnx(kind: str, precision: Precision = "fp32") -> bytes:
-    """Its ONNX; exporting takes seconds, so each is exported once in a test run."""
-    return exported(kind).onnx() if precision == "fp32" else typed(exported_onnx(kind), precision)
+    """Its ONNX; exporting takes seconds, so each network is exported once in a test run."""
+    return typed(_plain_onnx(kind), precision)
+
+
+@functools.cache
+def _plain_onnx(kind: str) -> bytes:
+    return exported(kind).onnx()
 
 
 def patches(kind: str, size: int = 2, factor: int = 1) -> Tensor:

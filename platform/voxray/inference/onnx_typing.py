@@ -16,6 +16,8 @@ IN_FLOAT32 = frozenset(
     {"InstanceNormalization", "GroupNormalization", "LayerNormalization", "BatchNormalization", "ReduceMean"}
 )
 """Operators that compute in float32 in the midst of half."""
+_IN_FLOAT32_FOR_BF16 = IN_FLOAT32 | {"ConvTranspose"}
+"""TensorRT-RTX 1.7 has no transposed convolution in bf16."""
 _DATA_ONLY = frozenset({"Resize"})
 """Operators of whose inputs only the first is data; scales stay float32."""
 
@@ -43,6 +45,7 @@ class _Typing:
 
         self._graph = graph
         self._float, self._half = TensorProto.FLOAT, _half_type(precision)
+        self._in_float32 = IN_FLOAT32 if precision == "fp16" else _IN_FLOAT32_FOR_BF16
         self._weights: dict[str, Any] = {weight.name: weight for weight in graph.initializer}
         values = (*graph.input, *graph.output, *graph.value_info)
         self._types: dict[str, int] = {value.name: value.type.tensor_type.elem_type for value in values}
@@ -57,7 +60,7 @@ class _Typing:
             self._in_half[given.name] = self._cast(given.name, f"{given.name}_half", self._half)
         for node in self._graph.node:
             assert node.op_type not in ("Cast", "Constant", "ConstantOfShape", "If", "Loop"), node.op_type
-            if node.op_type in IN_FLOAT32:
+            if node.op_type in self._in_float32:
                 self._keep(node)
             else:
                 self._turn(node)
@@ -99,9 +102,9 @@ class _Typing:
     def _needed_in_float32(self, name: str) -> bool:
         """Whether a norm, or another input than the data's, takes the weight as well."""
         return any(
-            name in (node.input if node.op_type in IN_FLOAT32 else node.input[1:])
+            name in (node.input if node.op_type in self._in_float32 else node.input[1:])
             for node in self._graph.node
-            if node.op_type in IN_FLOAT32 | _DATA_ONLY
+            if node.op_type in self._in_float32 | _DATA_ONLY
         )
 
     def _is_float(self, name: str) -> bool:

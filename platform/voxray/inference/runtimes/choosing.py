@@ -15,6 +15,7 @@ from voxray.inference.runtimes.network import Network
 from voxray.inference.runtimes.onnx_runtime import onnxruntime_obstacle, open_onnxruntime
 from voxray.inference.runtimes.open_vino import open_openvino, openvino_obstacle
 from voxray.inference.runtimes.runtime import PRECISIONS, Precision, Runtime
+from voxray.inference.runtimes.tensor_rt import open_tensorrt, tensorrt_obstacle
 
 
 class Backend(NamedTuple):
@@ -29,6 +30,7 @@ RUNTIMES: Mapping[str, Backend] = {
     "torch-compiled": Backend(open_compiled, compiled_obstacle),
     "onnxruntime": Backend(open_onnxruntime, onnxruntime_obstacle),
     "openvino": Backend(open_openvino, openvino_obstacle),
+    "tensorrt": Backend(open_tensorrt, tensorrt_obstacle),
 }
 
 _BEST = {"cpu": ("openvino", "onnxruntime", "torch"), "cuda": ("tensorrt", "torch")}
@@ -66,8 +68,6 @@ def choose_runtime(
         return Choice(name, chosen, f"{name} at {chosen} on {place}, as asked for.")
     passed_over: list[str] = []
     for candidate in _BEST.get(place.type, ("torch",)):
-        if candidate not in RUNTIMES:
-            continue
         obstacle = RUNTIMES[candidate].obstacle(place, chosen)
         if obstacle is None:
             because = "".join(f" ({reason})" for reason in passed_over)

@@ -15,6 +15,7 @@ from torch import nn
 from voxray.errors import ConfigError
 from voxray.inference.keeping import kept
 from voxray.inference.runtimes.runtime import Precision
+from voxray.inference.runtimes.tensor_rt_build import EngineKey
 from voxray.inference.runtimes.tensors import TaskName, output_names
 from voxray.recipe import Recipe
 from voxray.volume import Shape
@@ -38,6 +39,8 @@ class Network:
     """The SHA-256 of the weights; empty where nobody knows it, and then nothing is kept."""
     folder: Path | None = None
     """Where converted forms are kept."""
+    engine_key: EngineKey | None = None
+    """What the package's TensorRT engine was built by and for."""
     files: Mapping[tuple[str, Precision], Path] = field(default_factory=dict)
     """(``onnx``, ``openvino`` or ``tensorrt``, precision) -> file."""
 
