@@ -53,7 +53,7 @@ class Case:
     free_aim: float = 0.0
     scan: Shape = SCAN
     overrides: tuple[str, ...] = ()
-    share: float = 0.1
+    share: float = 0.5
     """Of voxels that are foreground, or of anchors that score above a half."""
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from voxray.case import Case
 from voxray.detections import Detections
 from voxray.errors import ConfigError
+from voxray.inference.modality import check_modality
 from voxray.inference.plan import half_on, planned
 from voxray.inference.restore import axis_map, detections_on, labels_on, shares_on
 from voxray.inference.sliding import Network, Precision, slide
@@ -41,6 +42,8 @@ class Prediction:
     grid: Grid
     detections: Detections | None = None
     labels: Volume | None = None
+    warnings: tuple[str, ...] = ()
+    """What is odd about the scan."""
 
     @property
     def world(self) -> Detections:
@@ -75,14 +78,17 @@ class Predictor:
 
     def predict(self, volume: Volume) -> Prediction:
         """The answer to a scan in HU as it was read, whatever its orientation and spacing."""
+        warnings = check_modality(volume)
         image = resample(orient(volume, self.recipe.grid.orientation), self.recipe.grid.spacing_mm)
         task, windows = self._prepared(image)
         if isinstance(task, SegmentationTask) and self._interpolates(image.grid, volume.grid):
-            return Prediction(volume.grid, labels=self._interpolated(task, windows, image.grid, volume.grid))
+            labels = self._interpolated(task, windows, image.grid, volume.grid)
+            return Prediction(volume.grid, labels=labels, warnings=warnings)
         answer = self._merged(task, windows, image.grid)
         if isinstance(answer, Detections):
-            return Prediction(volume.grid, detections=detections_on(answer, image.grid, volume.grid))
-        return Prediction(volume.grid, labels=labels_on(answer, volume.grid))
+            found = detections_on(answer, image.grid, volume.grid)
+            return Prediction(volume.grid, detections=found, warnings=warnings)
+        return Prediction(volume.grid, labels=labels_on(answer, volume.grid), warnings=warnings)
 
     def predict_grid(self, image: Volume | Case) -> Detections | Volume:
         """The answer to an image that lies on the recipe's grid already: edge voxels or labels of that grid."""
