@@ -213,6 +213,44 @@ def predict(
     _end(report.failed)
 
 
+@verb("export")
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="MODEL", help="The package's folder.")],
+    runtime: Annotated[str, typer.Option(help="onnx, openvino or tensorrt.")] = "onnx",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
+    batch: Annotated[str, typer.Option(help="One size, or the smallest, the usual and the largest.")] = "1,4,8",
+    window: Annotated[str | None, typer.Option(metavar="X,Y,Z", help="Voxels; default: the recipe's.")] = None,
+    scan: Annotated[Path | None, typer.Option(help="Whose patches the answers are compared on.")] = None,
+) -> None:
+    """Make a package of a run: engine, weights, checksums, model card; refused where its answers are not torch's."""
+    from voxray.pipelines.export import ExportOptions
+    from voxray.pipelines.export import export as run_export
+
+    options = ExportOptions(
+        runtime=runtime,
+        precision=precision,
+        batches=_numbers("--batch", batch),
+        window_vox=None if window is None else _numbers("--window", window),
+        scan=scan,
+    )
+    report = run_export(run, out, options, progress=_progress())
+    parity, speed = report.parity, report.speed
+    _say(
+        f"{out}: {parity.runtime} at {parity.precision}, compared on {parity.num_patches} patches of {parity.patches}"
+    )
+    rows = [(row.output, f"{row.max_difference:.3g}", f"{row.tolerance:.3g}") for row in parity.outputs]
+    _show(_table(("output", "largest difference from torch", "allowed"), rows))
+    times = (speed.torch_fp32, speed.torch_amp, speed.engine_fp32, speed.engine_half)
+    names = (
+        "ms for a patch: torch fp32",
+        f"torch amp {speed.half}",
+        f"{speed.runtime} fp32",
+        f"{speed.runtime} {speed.half}",
+    )
+    _show(_table(names, [tuple("-" if time is None else f"{time:g}" for time in times)]))
+
+
 @verb("evaluate", resume="Run the same command again: cases that are answered are not answered again.")
 def evaluate(
     run: Run,
@@ -330,6 +368,14 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         for inner in getattr(error, "worker_failures", {}).values():
             yield from _causes(inner)
         yield error
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    """Whole numbers with commas between them."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"{option} {text}: must be whole numbers with commas, such as 1,4,8.") from None
 
 
 def _complain(text: str) -> None:

@@ -22,7 +22,17 @@ from voxray.inference.findings import (
     stamp,
     to_text,
 )
+from voxray.inference.package import is_package, package_network, read_package
 from voxray.inference.predictor import Prediction, Predictor
+from voxray.inference.runtimes import (
+    Choice,
+    Network,
+    Precision,
+    choose_runtime,
+    network_of,
+    open_runtime,
+    prefer_runtime,
+)
 from voxray.models import MODELS
 from voxray.pipelines.scans import Scan
 from voxray.readers import read_label_map, write_nifti
@@ -37,32 +47,93 @@ ANSWERING_FIELDS = ("merge", "inference")
 
 @dataclass(frozen=True)
 class Engine:
-    """A run that is ready to answer on a device, and the stamp that its answers carry."""
+    """A run or a package that is ready to answer on a device, and the stamp that its answers carry."""
 
     run: Run
     recipe: Recipe
-    model: nn.Module
     stamp: ModelStamp
     device: str
+    network: Network
+    choice: Choice | None = None
+    """The runtime that answers, and why; None is torch in the precision that the recipe's plan says."""
 
     def predictor(self) -> Predictor:
         """The predictor of this process."""
-        return Predictor(self.run, self.recipe, self.model, self.device)
+        if self.choice is None:
+            assert self.network.module is not None
+            return Predictor(self.run, self.recipe, self.network.module, self.device)
+        name, precision = self.choice.runtime, self.choice.precision
+        runtime = open_runtime(name, self.network, device=self.device, precision=precision)
+        return Predictor(self.run, self.recipe, runtime, self.device)
 
 
-def open_engine(run: str | Path, *, overrides: Sequence[str] = (), device: str = "cpu") -> Engine:
-    """The run's best weights with its recipe, `merge.` and `inference.` overrides applied."""
+def open_engine(
+    run: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    device: str = "cpu",
+    runtime: str | None = None,
+    precision: str = "auto",
+) -> Engine:
+    """The run's best weights, or the package, with its recipe and `merge.` and `inference.` overrides applied.
+
+    Without a runtime a run answers with torch, and a package with the one that it was made for.
+    """
     for override in overrides:
         if override.split(".")[0] not in ANSWERING_FIELDS:
             raise ConfigError(
                 f"--set {override}: a trained run answers with its own recipe; "
                 f"only {' and '.join(f'{name}.*' for name in ANSWERING_FIELDS)} can be set."
             )
-    about, recipe, model = load_model(run)
+    if is_package(run):
+        return _open_package(Path(run), overrides, device=device, runtime=runtime, precision=precision)
+    about, recipe, module = load_model(run)
     if overrides:
         recipe = parse_recipe(about.recipe, MODELS, overrides=overrides, where=f"{run}: run.json")
-    mark = stamp(about, recipe, sha256=weights_digest(model))
-    return Engine(run=about, recipe=recipe, model=model, stamp=mark, device=device)
+    digest = weights_digest(module)
+    return Engine(
+        run=about,
+        recipe=recipe,
+        stamp=stamp(about, recipe, sha256=digest),
+        device=device,
+        network=network_of(recipe, module, digest=digest, folder=runtimes_folder(run)),
+        choice=_chosen(recipe, runtime, device=device, precision=precision),
+    )
+
+
+def _open_package(
+    folder: Path, overrides: Sequence[str], *, device: str, runtime: str | None, precision: str
+) -> Engine:
+    package, recipe = read_package(folder)
+    if overrides:
+        recipe = parse_recipe(package.recipe, MODELS, overrides=overrides, where=f"{folder}: package.json")
+    wanted = package.precision if precision == "auto" else precision
+    if runtime is not None:
+        choice = choose_runtime(runtime, device=device, precision=wanted)
+    else:
+        choice = prefer_runtime(package.runtime, device=device, precision=wanted)
+    with_module = choice.runtime.startswith("torch")
+    return Engine(
+        run=package.run,
+        recipe=recipe,
+        stamp=stamp(package.run, recipe, sha256=package.provenance.weights_sha256),
+        device=device,
+        network=package_network(folder, package, recipe, with_module=with_module),
+        choice=choice,
+    )
+
+
+def _chosen(recipe: Recipe, runtime: str | None, *, device: str, precision: str) -> Choice | None:
+    """The runtime that was asked for; None where nothing was."""
+    if runtime is None and precision == "auto":
+        return None
+    trained_in: Precision = "fp32" if recipe.optim.amp == "off" else recipe.optim.amp
+    return choose_runtime(runtime or "torch", device=device, precision=precision, trained_in=trained_in)
+
+
+def runtimes_folder(run: str | Path) -> Path | None:
+    """Where what is converted from a run is kept; a run on object storage has no such folder."""
+    return None if "://" in str(run) else Path(run) / "runtimes"
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -46,7 +46,9 @@ def test_engines_of_all_networks_are_built(kind: str, batches: tuple[int, int, i
     for precision in ("fp32", "fp16"):
         engine = build_engine(exported_onnx(kind, precision), key_of(kind, precision, batches), flavour())
         sizes[precision] = len(engine)
-    weights = sum(value.numel() for value in exported(kind).module.parameters())  # type: ignore[union-attr]
+    module = exported(kind).module
+    assert module is not None
+    weights = sum(value.numel() for value in module.parameters())
     assert sizes["fp32"] > 4 * weights
     assert sizes["fp32"] - sizes["fp16"] > weights, "half weights take two bytes less, less what stays in float32"
 
@@ -144,7 +146,7 @@ def test_engines_answer_as_torch_does(kind: str, precision: Precision, most: flo
     for size in (1, 3, 8):
         images = patches(kind, size)
         expected = TorchRuntime(module)(images)
-        found = type(expected)(*(_on_cpu(part) for part in runtime(images)))  # type: ignore[arg-type]
+        found = type(expected)(*(_on_cpu(part) for part in runtime(images)))
         assert furthest(found, expected) < most
 
 

@@ -3,7 +3,14 @@
 A new runtime is one module with a class that keeps to `Runtime`, and one line in `RUNTIMES`.
 """
 
-from voxray.inference.runtimes.choosing import RUNTIMES, Backend, Choice, choose_runtime, open_runtime
+from voxray.inference.runtimes.choosing import (
+    RUNTIMES,
+    Backend,
+    Choice,
+    choose_runtime,
+    open_runtime,
+    prefer_runtime,
+)
 from voxray.inference.runtimes.eager import TorchRuntime
 from voxray.inference.runtimes.network import Network, network_of
 from voxray.inference.runtimes.runtime import DTYPES, PRECISIONS, Precision, Runtime
@@ -21,4 +28,5 @@ __all__ = [
     "choose_runtime",
     "network_of",
     "open_runtime",
+    "prefer_runtime",
 ]

@@ -76,6 +76,19 @@ def choose_runtime(
     raise AssertionError("torch answers everywhere")
 
 
+def prefer_runtime(name: str, *, device: torch.device | str, precision: str) -> Choice:
+    """The runtime that a package was made for where it can answer here, else the best of this machine at fp32."""
+    place = torch.device(device)
+    chosen = _precision(precision, place, "fp32")
+    obstacle = _backend(name).obstacle(place, chosen)
+    if obstacle is None:
+        return Choice(name, chosen, f"{name} at {chosen} on {place}, which the package was made for.")
+    best = choose_runtime("auto", device=place, precision="fp32")
+    return Choice(
+        best.runtime, "fp32", f"{best.runtime} at fp32, as the package's own cannot answer here: {obstacle}"
+    )
+
+
 def open_runtime(
     name: str, network: Network, *, device: torch.device | str = "cpu", precision: Precision = "fp32"
 ) -> Runtime:

@@ -64,6 +64,13 @@ def open_openvino(network: Network, device: torch.device, precision: Precision) 
     return OpenVinoRuntime(brought or network.onnx("fp32"), precision=precision)
 
 
+def save_ir(onnx: bytes, path: Path) -> None:
+    """Writes the network in OpenVINO's own form, float32: the .xml, and the .bin beside it."""
+    import openvino
+
+    openvino.save_model(openvino.Core().read_model(onnx), path, compress_to_fp16=False)
+
+
 def openvino_obstacle(device: torch.device, precision: Precision) -> VoxrayError | None:
     """What keeps OpenVINO from answering here."""
     if find_spec("openvino") is None:

@@ -209,7 +209,7 @@ def _refused(key: EngineKey, parsed: Sequence[str], logged: Sequence[str]) -> Da
 def listen(trt: Any) -> Any:
     """A logger that keeps errors and prints nothing."""
 
-    class Listener(trt.ILogger):  # type: ignore[misc, name-defined]
+    class Listener(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []

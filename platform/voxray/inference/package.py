@@ -1,0 +1,315 @@
+"""A model package: a folder with a network in the forms that runtimes open, and everything from voxel to answer.
+
+    package.json          what it is, how to preprocess, decode and merge, where it comes from, SHA-256 of each file
+    model.onnx            the network in float32, every window; model-fp16.onnx: typed, where half was asked for
+    model.xml, model.bin  OpenVINO's form       model.engine     TensorRT's engine
+    weights.safetensors   what the torch runtime loads
+    parity.json           how far its answers are from torch's, on patches      speed.json    milliseconds
+    README.md             the model card
+
+Nothing in it is code, and no file is opened before its SHA-256 was found right. It is written beside its place and
+then renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import safetensors.torch
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt
+from safetensors import SafetensorError
+from torch import nn
+
+from voxray.config import Config, parse, read_mapping, to_json
+from voxray.errors import ConfigError, DataError, ResourceError
+from voxray.inference.runtimes.network import Form, Network, network_of
+from voxray.inference.runtimes.runtime import Precision
+from voxray.inference.runtimes.tensor_rt_build import EngineKey
+from voxray.inference.runtimes.tensors import TaskName
+from voxray.models import MODELS
+from voxray.recipe import AnchorConfig, GridConfig, Intensity, Merge, Recipe, Sides, parse_recipe
+from voxray.run import Run
+
+SCHEMA_VERSION = 1
+"""Of `package.json`; a newer one is refused."""
+MANIFEST = "package.json"
+WEIGHTS = "weights.safetensors"
+SUFFIXES = (".onnx", ".xml", ".bin", ".engine", ".safetensors", ".json", ".md")
+"""The kinds of file that a package holds; none of them can run code when it is opened."""
+_PICKLES = (".pt", ".pth", ".ts", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
+
+
+class FileEntry(Config):
+    """What a file of the package must be."""
+
+    sha256: str
+    size: NonNegativeInt
+    """Bytes."""
+
+
+class Preprocessing(Config):
+    """From a scan in HU to what the network sees."""
+
+    grid: GridConfig
+    intensity: Intensity
+    pad_hu: int
+    """What lies beyond the end of a scan, where `padding` is constant."""
+    padding: Literal["constant", "replicate"]
+
+
+class Windows(Config):
+    """How a scan is covered."""
+
+    window_vox: Sides
+    overlap: float
+    blend: Literal["constant", "gaussian"]
+    stride_vox: Sides
+    """Sides of windows and their places are multiples of this."""
+
+
+class Decode(Config):
+    """From the network's outputs to a window's candidates (detection); logits need no decoding."""
+
+    outputs: tuple[str, ...]
+    """The tensors' names, in order."""
+    anchors: AnchorConfig | None = None
+    level_strides_vox: tuple[Sides, ...] = ()
+    candidate_floor: float
+    candidates_per_level: int
+
+
+class Provenance(Config):
+    """Where the model comes from."""
+
+    run: str
+    commit: str
+    dataset: str
+    licence: str
+    """The dataset's licence: it binds the weights too."""
+    weights_sha256: str
+    """Over names and values of the weights: equal ones give equal answers."""
+    voxray_version: str
+
+
+class EngineEntry(Config):
+    """A file that a runtime opens."""
+
+    form: Form
+    precision: Precision
+    file: str
+    key: EngineKey | None = None
+    """What a TensorRT engine was built by and for."""
+
+
+class Package(Config):
+    """`package.json`. The groups say in plain words what the recipe, which answers, holds."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    schema_name: Literal["voxray-package"] = Field(
+        default="voxray-package", validation_alias="schema", serialization_alias="schema"
+    )
+    schema_version: int = SCHEMA_VERSION
+    task: TaskName
+    classes: tuple[str, ...]
+    runtime: Literal["onnxruntime", "openvino", "tensorrt"]
+    """What it was made for; other runtimes open it too where they can."""
+    precision: Precision
+    batches: tuple[PositiveInt, PositiveInt, PositiveInt]
+    preprocessing: Preprocessing
+    windows: Windows
+    decode: Decode
+    merge: Merge
+    provenance: Provenance
+    engines: tuple[EngineEntry, ...]
+    recipe: dict[str, Any]
+    files: dict[str, FileEntry]
+
+    @property
+    def run(self) -> Run:
+        """What a predictor wants to know of the run."""
+        source = self.provenance
+        return Run(
+            name=source.run,
+            dataset=source.dataset,
+            licence=source.licence,
+            classes=self.classes,
+            recipe=self.recipe,
+            commit=source.commit,
+            voxray_version=source.voxray_version,
+        )
+
+
+def groups_of(recipe: Recipe) -> dict[str, Any]:
+    """The groups of `package.json` that are drawn from the recipe."""
+    network, config = recipe.network, recipe.inference
+    levels = network.level_strides_vox if recipe.task == "detection" else ()
+    return {
+        "preprocessing": Preprocessing(
+            grid=recipe.grid, intensity=recipe.intensity, pad_hu=recipe.patch.pad_hu, padding=config.padding
+        ),
+        "windows": Windows(
+            window_vox=config.window_vox, overlap=config.overlap, blend=config.blend, stride_vox=network.stride_vox
+        ),
+        "decode": Decode(
+            outputs=network_of(recipe, None).outputs,
+            anchors=recipe.anchors,
+            level_strides_vox=levels,
+            candidate_floor=config.candidate_floor,
+            candidates_per_level=config.candidates_per_level,
+        ),
+        "merge": recipe.merge,
+    }
+
+
+def is_package(location: str | Path) -> bool:
+    """Whether the folder holds a package."""
+    return "://" not in str(location) and (Path(location) / MANIFEST).is_file()
+
+
+def read_package(folder: Path, *, task: TaskName | None = None) -> tuple[Package, Recipe]:
+    """The package and its recipe, after every file was found to be what `package.json` says."""
+    place = folder / MANIFEST
+    if not place.is_file():
+        raise ConfigError(
+            f"{folder}: no package here (it has no {MANIFEST}); give a folder that `voxray export` wrote."
+        )
+    data = read_mapping(place)
+    version = data.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise DataError(
+            "package.newer",
+            f"{place}: has schema version {version}, this voxray reads up to {SCHEMA_VERSION}.",
+            remedy="Install the voxray that wrote it, or a later one, or export the run again.",
+        )
+    package = parse(Package, data, where=str(place))
+    recipe = parse_recipe(package.recipe, MODELS, where=f"{place}: recipe")
+    _check_groups(package, recipe, place)
+    if task is not None and task != package.task:
+        raise ConfigError(f"{folder}: is a package for {package.task}, not for {task}; give one for {task}.")
+    _check_files(folder, package)
+    return package, recipe
+
+
+def package_network(folder: Path, package: Package, recipe: Recipe, *, with_module: bool) -> Network:
+    """The package's network for runtimes; with the module only where torch is to run it, as loading takes time."""
+    engine_key = next((entry.key for entry in package.engines if entry.key is not None), None)
+    network = network_of(
+        recipe,
+        load_module(folder, package, recipe) if with_module else None,
+        digest=package.provenance.weights_sha256,
+        batches=package.batches,
+    )
+    files = {(entry.form, entry.precision): folder / entry.file for entry in package.engines}
+    return network.with_files(files, engine_key)
+
+
+def load_module(folder: Path, package: Package, recipe: Recipe) -> nn.Module:
+    """The recipe's network with the package's weights, in eval mode."""
+    module: nn.Module = recipe.network.build(recipe, len(package.classes))
+    try:
+        module.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
+    except (SafetensorError, RuntimeError, OSError) as error:
+        text = str(error).strip().splitlines()[0][:200]
+        raise DataError(
+            "package.weights", f"{folder / WEIGHTS}: does not fit the recipe's network ({text}).", remedy=_AGAIN
+        ) from None
+    return module.eval()
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[Path]:
+    """A new folder beside the place, which takes its name at the end; after an error nothing is left behind."""
+    if folder.exists():
+        raise ConfigError(f"{folder}: is there already; give another folder, or remove it.")
+    part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.unfinished")
+    try:
+        part.mkdir(parents=True)
+    except OSError as error:
+        raise ResourceError(
+            f"{folder}: cannot be written ({error.strerror or error}); give another folder."
+        ) from None
+    try:
+        yield part
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def write_manifest(folder: Path, fields: Mapping[str, Any], recipe: Recipe) -> Package:
+    """Writes `package.json` over the files that the folder holds."""
+    names = sorted(path.name for path in folder.iterdir() if path.name != MANIFEST)
+    files = {name: FileEntry(sha256=sha256_of(folder / name), size=(folder / name).stat().st_size) for name in names}
+    package = Package(**fields, **groups_of(recipe), recipe=json.loads(to_json(recipe)), files=files)
+    (folder / MANIFEST).write_text(package.model_dump_json(indent=2, by_alias=True) + "\n", encoding="utf-8")
+    return package
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+_AGAIN = "Copy the package again from where it was written, or export the run again."
+
+
+def _check_groups(package: Package, recipe: Recipe, place: Path) -> None:
+    """What the groups say and what the recipe does must be one; neither is changed by hand."""
+    if package.task != recipe.task:
+        raise ConfigError(
+            f"{place}: task is {package.task}, but its recipe is for {recipe.task}; export the run again."
+        )
+    for name, group in groups_of(recipe).items():
+        if getattr(package, name) != group:
+            raise ConfigError(
+                f"{place}: {name} is not what its recipe says; leave the file as it was exported, "
+                f"and give --set merge.FIELD=VALUE or --set inference.FIELD=VALUE to answer otherwise."
+            )
+
+
+def _check_files(folder: Path, package: Package) -> None:
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in _PICKLES:
+            raise _pickled(folder, path.name)
+    named = [entry.file for entry in package.engines]
+    unlisted = next((name for name in named if name not in package.files), None)
+    if unlisted is not None:
+        raise DataError(
+            "package.unlisted", f"{folder}: {unlisted} is used but has no SHA-256 in {MANIFEST}.", remedy=_AGAIN
+        )
+    for name, entry in package.files.items():
+        _check_file(folder, name, entry)
+
+
+def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
+    pure = PurePosixPath(name)
+    path = folder / name
+    if pure.is_absolute() or len(pure.parts) != 1 or "\\" in name or pure.name in ("", "..") or path.is_symlink():
+        raise DataError(
+            "package.outside",
+            f"{folder}: {MANIFEST} names {name!r}, which is not a file in the package's own folder.",
+            remedy="Do not use this package; get it from where it was exported.",
+        )
+    if pure.suffix not in SUFFIXES:
+        raise _pickled(folder, name)
+    if not path.is_file():
+        raise DataError("package.missing", f"{path}: is missing.", remedy=_AGAIN)
+    if sha256_of(path) != entry.sha256:
+        raise DataError("package.hash", f"{path}: its SHA-256 is not the one in {MANIFEST}.", remedy=_AGAIN)
+
+
+def _pickled(folder: Path, name: str) -> DataError:
+    return DataError(
+        "package.pickle",
+        f"{folder}: holds {name}, a kind of file that can run code when it is opened; packages hold only "
+        f"{', '.join(SUFFIXES)}.",
+        remedy="Remove the file if it does not belong there, or get the package from where it was exported.",
+    )

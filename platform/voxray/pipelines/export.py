@@ -1,0 +1,312 @@
+"""Export: a run as a package that answers without its training, checked against torch before it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from voxray.case import VolumeStats
+from voxray.config import to_json
+from voxray.dataset import read_dataset
+from voxray.errors import ConfigError, VoxrayError
+from voxray.inference.card import model_card
+from voxray.inference.package import WEIGHTS, EngineEntry, Provenance, write_manifest, writing
+from voxray.inference.parity import Parity, compare, require
+from voxray.inference.runtimes import (
+    PRECISIONS,
+    RUNTIMES,
+    Network,
+    Precision,
+    Runtime,
+    TorchRuntime,
+    network_of,
+    open_runtime,
+)
+from voxray.inference.runtimes.network import Form
+from voxray.inference.runtimes.onnx_runtime import OnnxRuntime
+from voxray.inference.runtimes.open_vino import OpenVinoRuntime, save_ir
+from voxray.inference.runtimes.tensor_rt_build import EngineKey, build_engine, key_for, require_flavour
+from voxray.inference.sliding import cut
+from voxray.inference.speed import Speed, device_name, milliseconds, table
+from voxray.loading import list_cases, load_case
+from voxray.models import MODELS
+from voxray.phantoms import draw_phantom
+from voxray.pipelines.answers import runtimes_folder, weights_digest
+from voxray.pipelines.progress import Progress
+from voxray.preprocess import normalise, orient, resample
+from voxray.readers import read_volume
+from voxray.recipe import Recipe, parse_recipe
+from voxray.run import Run
+from voxray.training.checkpoint import load_model
+from voxray.volume import Shape, Volume
+from voxray.windows import place
+
+FORMS: dict[str, Form] = {"onnx": "onnx", "openvino": "openvino", "tensorrt": "tensorrt"}
+NUM_PATCHES = 3
+PATCH_LIMIT_VOX = 128**3
+"""On a CPU, larger windows are compared and timed on a part of them: one of 512 x 512 x 192 voxels takes minutes."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What is asked of an export."""
+
+    runtime: str = "onnx"
+    precision: str = "fp32"
+    batches: tuple[int, ...] = (1, 4, 8)
+    window_vox: tuple[int, ...] | None = None
+    """None: the recipe's."""
+    scan: Path | None = None
+    """Patches for the comparison come from here; None: from a validation case, or else from a phantom."""
+    device: str = "cpu"
+
+    def checked(self) -> tuple[Form, Precision, tuple[int, int, int]]:
+        """The form, the precision and the batches, or a ConfigError."""
+        if self.runtime not in FORMS:
+            raise ConfigError(f"--runtime {self.runtime}: no such form; allowed are {', '.join(FORMS)}.")
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"--precision {self.precision}: allowed are {', '.join(PRECISIONS)}.")
+        sizes = self.batches * 3 if len(self.batches) == 1 else self.batches
+        if len(sizes) != 3 or sizes[0] < 1 or list(sizes) != sorted(sizes):
+            raise ConfigError(
+                f"--batch {','.join(map(str, self.batches))}: give one size, or the smallest, the usual and the "
+                f"largest, such as 1,4,8."
+            )
+        return FORMS[self.runtime], self.precision, (sizes[0], sizes[1], sizes[2])
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """The package, and how near and fast it is."""
+
+    output: Path
+    parity: Parity
+    speed: Speed
+
+
+def export(
+    run: str | Path, output: Path, options: ExportOptions | None = None, *, progress: Progress
+) -> ExportReport:
+    """The run's best weights as a package; a ConfigError, or a DataError where its answers are not torch's."""
+    chosen = options or ExportOptions()
+    form, precision, batches = chosen.checked()
+    about, recipe, module = load_model(run)
+    recipe = _with_window(about, recipe, chosen.window_vox)
+    digest = weights_digest(module)
+    network = network_of(recipe, module, digest=digest, folder=runtimes_folder(run), batches=batches)
+    with writing(output) as folder, progress.track("export", total=5, unit="steps") as advance:
+        engines = write_engines(network, folder, form=form, precision=precision, device=torch.device(chosen.device))
+        advance(1)
+        safetensors.torch.save_file(
+            {name: value.contiguous() for name, value in module.state_dict().items()}, folder / WEIGHTS
+        )
+        brought = {(entry.form, entry.precision): folder / entry.file for entry in engines}
+        key = next((entry.key for entry in engines if entry.key is not None), None)
+        packed = replace(network, module=None).with_files(brought, key)
+        reference = TorchRuntime(module, chosen.device)
+        patches, source = real_patches(about, recipe, chosen)
+        advance(1)
+        parity = _parity(packed, reference, patches, form=form, precision=precision, source=source)
+        require(parity)
+        advance(1)
+        speed = _speed(packed, reference, patches[0], form=form, precision=precision)
+        advance(1)
+        (folder / "parity.json").write_text(to_json(parity) + "\n", encoding="utf-8")
+        (folder / "speed.json").write_text(to_json(speed) + "\n", encoding="utf-8")
+        card = model_card(about, recipe, engines, parity, speed, name=output.name)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        fields = {
+            "task": recipe.task,
+            "classes": about.classes,
+            "runtime": _runtime_of(form),
+            "precision": precision,
+            "batches": batches,
+            "provenance": _provenance(about, digest),
+            "engines": engines,
+        }
+        write_manifest(folder, fields, recipe)
+        advance(1)
+    return ExportReport(output, parity, speed)
+
+
+def write_engines(
+    network: Network, folder: Path, *, form: Form, precision: Precision, device: torch.device
+) -> tuple[EngineEntry, ...]:
+    """The files that runtimes open: ONNX always, and the form that was asked for."""
+    plain = network.onnx("fp32")
+    (folder / "model.onnx").write_bytes(plain)
+    entries = [EngineEntry(form="onnx", precision="fp32", file="model.onnx")]
+    if precision != "fp32" and form != "openvino":
+        name = f"model-{precision}.onnx"
+        (folder / name).write_bytes(network.onnx(precision))
+        entries.append(EngineEntry(form="onnx", precision=precision, file=name))
+    if form == "openvino":
+        obstacle = RUNTIMES["openvino"].obstacle(torch.device("cpu"), precision)
+        if obstacle is not None:
+            raise obstacle
+        save_ir(plain, folder / "model.xml")
+        entries.append(EngineEntry(form="openvino", precision=precision, file="model.xml"))
+    if form == "tensorrt":
+        flavour = require_flavour()
+        key: EngineKey = key_for(
+            flavour, window_vox=network.window_vox, batches=network.batches, precision=precision, device=device
+        )
+        engine = build_engine(network.onnx(precision), key, flavour)
+        (folder / "model.engine").write_bytes(engine)
+        entries.append(EngineEntry(form="tensorrt", precision=precision, file="model.engine", key=key))
+    return tuple(entries)
+
+
+def real_patches(run: Run, recipe: Recipe, options: ExportOptions) -> tuple[list[Float[Tensor, "1 1 x y z"]], str]:
+    """Normalised patches of a scan where it holds most, one to a batch, and the words for where they are from."""
+    volume, source = _scan(run, options)
+    image = resample(orient(volume, recipe.grid.orientation), recipe.grid.spacing_mm)
+    side = patch_for(recipe, limited=options.device == "cpu")
+    voxels = image.hounsfield
+    x, y, z = voxels.shape
+    starts = place((x, y, z), side, 0.0, recipe.network.stride_vox)
+    crops = [cut(voxels, start, side, recipe=recipe) for start in starts]
+    # The most varied: a patch of air alone compares little.
+    crops.sort(key=lambda crop: float(crop.std()), reverse=True)
+    stats = VolumeStats.of(voxels)
+    tensors = [torch.from_numpy(crop.copy())[None] for crop in crops[:NUM_PATCHES]]
+    return [normalise(tensor, stats, recipe.intensity)[:, None] for tensor in tensors], source
+
+
+def patch_for(recipe: Recipe, *, limited: bool) -> Shape:
+    """The recipe's window, or so much of it as `PATCH_LIMIT_VOX` allows: its longest sides are halved first."""
+    sides, stride = list(recipe.inference.window_vox), recipe.network.stride_vox
+    while limited and sides[0] * sides[1] * sides[2] > PATCH_LIMIT_VOX:
+        longest = max(range(3), key=lambda axis: sides[axis] / stride[axis])
+        steps = sides[longest] // stride[longest]
+        if steps == 1:
+            break
+        sides[longest] = max(1, steps // 2) * stride[longest]
+    return sides[0], sides[1], sides[2]
+
+
+def _with_window(run: Run, recipe: Recipe, window: Sequence[int] | None) -> Recipe:
+    if window is None:
+        return recipe
+    override = f"inference.window_vox={list(window)}"
+    return parse_recipe(run.recipe, MODELS, overrides=[override], where=f"--window {','.join(map(str, window))}")
+
+
+def _scan(run: Run, options: ExportOptions) -> tuple[Volume, str]:
+    """A scan for the comparison, and what it is."""
+    if options.scan is not None:
+        return read_volume(options.scan), f"the scan {options.scan.name}"
+    if run.dataset_file is not None and Path(run.dataset_file).exists():
+        try:
+            dataset = read_dataset(run.dataset_file)
+            sources = list_cases(dataset)
+            chosen = next((source for source in sources if source.case_id in run.val_cases), sources[0])
+            return load_case(dataset, chosen).image, f"case {chosen.case_id} of {run.dataset}"
+        except (VoxrayError, IndexError):
+            # The data may have moved since; the words in parity.json say that a phantom took its place.
+            pass
+    return draw_phantom(
+        "thorax", 0
+    ).image, "a generated thorax (no scan was given, and the run's dataset is not here)"
+
+
+def _parity(
+    network: Network,
+    reference: Runtime,
+    patches: Sequence[Float[Tensor, "1 1 x y z"]],
+    *,
+    form: Form,
+    precision: Precision,
+    source: str,
+) -> Parity:
+    runtime, how = _checker(network, reference.device, form=form, precision=precision)
+    x, y, z = patches[0].shape[2:]
+    return Parity(
+        runtime=_runtime_of(form),
+        precision=precision,
+        measured_with=how,
+        patches=source,
+        num_patches=len(patches),
+        patch_vox=(x, y, z),
+        outputs=compare(runtime, reference, patches, network.outputs),
+    )
+
+
+def _checker(network: Network, device: torch.device, *, form: Form, precision: Precision) -> tuple[Runtime, str]:
+    """The engine where this machine runs it; else the same graph on a runtime that it has."""
+    name = _runtime_of(form)
+    if RUNTIMES[name].obstacle(device, precision) is None:
+        return open_runtime(name, network, device=device, precision=precision), f"{name} on {device}"
+    graph = network.onnx(precision)
+    if precision == "bf16":
+        # onnxruntime has no bf16 on CPUs; OpenVINO reads the graph and computes what it says in float32 steps.
+        runtime: Runtime = OpenVinoRuntime(graph, precision="fp32")
+        return _As(runtime, precision), "openvino on cpu, with the weights of the bf16 graph"
+    return OnnxRuntime(graph, precision=precision), "onnxruntime on cpu, from the same graph"
+
+
+class _As:
+    """A runtime that stands in for one of another precision."""
+
+    window_vox: Shape | None = None
+    max_batch: int | None = None
+
+    def __init__(self, runtime: Runtime, precision: Precision) -> None:
+        self._runtime, self.name, self.device = runtime, runtime.name, runtime.device
+        self.precision = precision
+
+    def __call__(self, images: Float[Tensor, "b 1 x y z"]) -> Any:
+        """What the runtime answers."""
+        return self._runtime(images)
+
+
+def _speed(
+    network: Network,
+    reference: TorchRuntime,
+    patch: Float[Tensor, "1 1 x y z"],
+    *,
+    form: Form,
+    precision: Precision,
+) -> Speed:
+    """Torch beside the engine, at fp32 and at half."""
+    half: Precision = precision if precision != "fp32" else _half_of(form)
+    name, device = _runtime_of(form), reference.device
+
+    def engine(kind: Precision) -> float | None:
+        if RUNTIMES[name].obstacle(device, kind) is not None:
+            return None
+        return milliseconds(open_runtime(name, network, device=device, precision=kind), patch)
+
+    x, y, z = patch.shape[2:]
+    return table(
+        torch_fp32=milliseconds(reference, patch),
+        torch_amp=milliseconds(TorchRuntime(reference.module, device, precision=half), patch),
+        engines={"engine_fp32": engine("fp32"), "engine_half": engine(half)},
+        about={"device": device_name(device), "patch_vox": (x, y, z), "runtime": name, "half": half},
+    )
+
+
+def _half_of(form: Form) -> Precision:
+    return "bf16" if form == "openvino" else "fp16"
+
+
+def _runtime_of(form: Form) -> str:
+    return "onnxruntime" if form == "onnx" else form
+
+
+def _provenance(run: Run, digest: str) -> Provenance:
+    return Provenance(
+        run=run.name,
+        commit=run.commit,
+        dataset=run.dataset,
+        licence=run.licence,
+        weights_sha256=digest,
+        voxray_version=run.voxray_version,
+    )

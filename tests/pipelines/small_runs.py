@@ -1,0 +1,27 @@
+"""Runs of the small networks, as training would have left them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from inference.small_networks import CLASSES, small_network, small_recipe
+from voxray.config import to_json
+from voxray.run import Run
+from voxray.training.checkpoint import Checkpoint, write_checkpoint
+
+
+def write_small_run(folder: Path, kind: str) -> Path:
+    """A run folder with the small network's weights."""
+    recipe = small_recipe(kind)
+    run = Run(
+        name=f"small {kind}",
+        dataset="nothing",
+        licence="CC0-1.0",
+        classes=CLASSES,
+        recipe=json.loads(to_json(recipe)),
+        commit="0123456",
+        voxray_version="0",
+    )
+    write_checkpoint(folder, Checkpoint(run=run, weights=small_network(kind).state_dict(), epochs_done=0))
+    return folder
