@@ -214,7 +214,7 @@ def predict(
 
 
 @verb("export")
-def export(
+def export(  # noqa: PLR0913
     run: Run,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="MODEL", help="The package's folder.")],
     runtime: Annotated[str, typer.Option(help="onnx, openvino or tensorrt.")] = "onnx",
@@ -222,11 +222,14 @@ def export(
     batch: Annotated[str, typer.Option(help="One size, or the smallest, the usual and the largest.")] = "1,4,8",
     window: Annotated[str | None, typer.Option(metavar="X,Y,Z", help="Voxels; default: the recipe's.")] = None,
     scan: Annotated[Path | None, typer.Option(help="Whose patches the answers are compared on.")] = None,
+    as_: Annotated[str, typer.Option("--as", help="package, or monai-bundle for MONAI's tools.")] = "package",
 ) -> None:
     """Make a package of a run: engine, weights, checksums, model card; refused where its answers are not torch's."""
-    from voxray.pipelines.export import ExportOptions
+    from voxray.pipelines.export import ExportOptions, export_bundle
     from voxray.pipelines.export import export as run_export
 
+    if as_ not in ("package", "monai-bundle"):
+        raise ConfigError(f"--as {as_}: no such form; allowed are package, monai-bundle.")
     options = ExportOptions(
         runtime=runtime,
         precision=precision,
@@ -234,6 +237,10 @@ def export(
         window_vox=None if window is None else _numbers("--window", window),
         scan=scan,
     )
+    if as_ == "monai-bundle":
+        export_bundle(run, out, options, progress=_progress())
+        _say(f"{out}: a MONAI bundle; its docs/README.md says how to run it")
+        return
     report = run_export(run, out, options, progress=_progress())
     parity, speed = report.parity, report.speed
     _say(

@@ -16,6 +16,7 @@ from voxray.case import VolumeStats
 from voxray.config import to_json
 from voxray.dataset import read_dataset
 from voxray.errors import ConfigError, VoxrayError
+from voxray.inference.bundle import PACKAGE, write_detection_bundle, write_segmentation_bundle
 from voxray.inference.card import model_card
 from voxray.inference.package import WEIGHTS, EngineEntry, Provenance, write_manifest, writing
 from voxray.inference.parity import Parity, compare, require
@@ -134,6 +135,21 @@ def export(
         write_manifest(folder, fields, recipe)
         advance(1)
     return ExportReport(output, parity, speed)
+
+
+def export_bundle(run: str | Path, output: Path, options: ExportOptions | None = None, *, progress: Progress) -> None:
+    """The run's best weights as a MONAI bundle."""
+    chosen = options or ExportOptions()
+    chosen.checked()
+    about, recipe, module = load_model(run)
+    recipe = _with_window(about, recipe, chosen.window_vox)
+    with writing(output) as folder:
+        if recipe.task == "segmentation":
+            write_segmentation_bundle(folder, about, recipe, module)
+        else:
+            (folder / PACKAGE).parent.mkdir()
+            export(run, folder / PACKAGE, chosen, progress=progress)
+            write_detection_bundle(folder, about, recipe)
 
 
 def write_engines(
