@@ -54,7 +54,7 @@ class_column = "class"
 def main() -> None:
     """Measures both recipes and prints the table."""
     asked = options(__doc__ or "")
-    number, shape = (4, (256, 256, 80)) if asked.quick else (6, (512, 512, 150))
+    number, shape = (4, (256, 256, 80)) if asked.quick else (12, (512, 512, 150))
     cores = os.cpu_count() or 1
     rows = []
     with tempfile.TemporaryDirectory() as folder, connect(num_cpus=cores):

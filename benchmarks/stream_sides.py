@@ -10,7 +10,6 @@ import os
 import sys
 import time
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -185,8 +184,18 @@ def _on_ray(job: dict[str, Any]) -> float:
 
 
 def _in_processes(job: dict[str, Any]) -> float:
-    with ProcessPoolExecutor(job["workers"], mp_context=multiprocessing.get_context("spawn")) as pool:
-        return sum(pool.map(monai_worker, [job] * job["workers"], range(job["workers"])))
+    context = multiprocessing.get_context("spawn")
+    rates = context.SimpleQueue()
+    ranks = [context.Process(target=_put_rate, args=(job, rank, rates)) for rank in range(job["workers"])]
+    for process in ranks:
+        process.start()
+    return sum(rates.get() for _ in ranks)
+
+
+def _put_rate(job: dict[str, Any], rank: int, rates: Any) -> None:
+    """The rate, and out at once: loader processes that are asked to stop may abort, and take this one with them."""
+    rates.put(monai_worker(job, rank))
+    os._exit(0)
 
 
 if __name__ == "__main__":
