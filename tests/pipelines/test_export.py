@@ -134,8 +134,8 @@ def test_answers_that_are_not_torchs_are_not_exported(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(comparing.TOLERANCE, "fp32", 1e-12)
+    options = ExportOptions(scan=folder / "scan.nii.gz")
     with pytest.raises(DataError, match=r"differs from torch by .* in logits") as caught:
-        options = ExportOptions(scan=folder / "scan.nii.gz")
         export(folder / "unet", tmp_path / "model", options, progress=SilentProgress())
     assert caught.value.code == "export.parity"
     assert list(tmp_path.iterdir()) == []

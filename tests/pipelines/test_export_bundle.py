@@ -86,14 +86,14 @@ def test_monai_runs_a_segmentation_bundle_and_agrees(kind: str, scans: Path, tmp
     volume = read_volume(scans / "scan.nii.gz")
     run = write_small_run(tmp_path / "run", kind, module=taught(kind, volume))
     # One window for the whole scan, as it was taught on: group norm sees no other share of bright voxels.
-    options = ["--as", "monai-bundle", "--window", "64,64,64"]
+    options = ["--as", "monai-bundle", "--window", "40,32,40"]
     done = CliRunner().invoke(app, ["export", str(run), *options, "-o", str(tmp_path / "bundle")])
     assert done.exit_code == 0, done.output
     assert not list((tmp_path / "bundle").rglob("*.pt"))
     run_bundle(tmp_path / "bundle", scans, tmp_path / "out")
     (file,) = (tmp_path / "out").rglob("*.nii.gz")
     found = read_label_map(file)
-    overrides = ['inference.restore="labels"', "inference.window_vox=[64,64,64]"]
+    overrides = ['inference.restore="labels"', "inference.window_vox=[40,32,40]"]
     expected = open_engine(run, overrides=overrides).predictor().predict(volume).labels
     assert expected is not None
     assert found.grid.shape == expected.grid.shape

@@ -49,22 +49,12 @@ def write_detection_bundle(folder: Path, run: Run, recipe: Recipe) -> None:
 def segmentation_config(recipe: Recipe, num_classes: int) -> dict[str, Any]:
     """``inference.json`` of MONAI's own parts."""
     config = recipe.inference
-    spacing = list(recipe.grid.spacing_mm)
     return {
-        **_head("from safetensors.torch import load_file", "import torch"),
+        **_head("from safetensors.torch import load_file", "import numpy", "import torch"),
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
         "network_def": network_definition(recipe.network, num_classes + 1),
         "network": "$@network_def.to(@device)",
-        "preprocessing": {
-            "_target_": "Compose",
-            "transforms": [
-                {"_target_": "LoadImaged", "keys": "image"},
-                {"_target_": "EnsureChannelFirstd", "keys": "image"},
-                {"_target_": "Orientationd", "keys": "image", "axcodes": recipe.grid.orientation},
-                {"_target_": "Spacingd", "keys": "image", "pixdim": spacing, "mode": "bilinear"},
-                *_intensity(recipe),
-            ],
-        },
+        "preprocessing": {"_target_": "Compose", "transforms": _before(recipe)},
         "dataset": {
             "_target_": "Dataset",
             "data": "$[{'image': scan} for scan in @scans]",
@@ -79,29 +69,7 @@ def segmentation_config(recipe: Recipe, num_classes: int) -> dict[str, Any]:
             "mode": config.blend,
             "padding_mode": config.padding,
         },
-        "postprocessing": {
-            "_target_": "Compose",
-            "transforms": [
-                {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
-                {
-                    "_target_": "Invertd",
-                    "keys": "pred",
-                    "transform": "@preprocessing",
-                    "orig_keys": "image",
-                    "nearest_interp": True,
-                    "to_tensor": True,
-                },
-                {
-                    "_target_": "SaveImaged",
-                    "keys": "pred",
-                    "output_dir": "@output_dir",
-                    "output_postfix": "trans",
-                    "output_dtype": "$__import__('numpy').uint8",
-                    "resample": False,
-                    "separate_folder": False,
-                },
-            ],
-        },
+        "postprocessing": {"_target_": "Compose", "transforms": _after()},
         "evaluator": {
             "_target_": "SupervisedEvaluator",
             "device": "@device",
@@ -220,6 +188,41 @@ def _head(*imports: str) -> dict[str, Any]:
         "output_dir": "$@bundle_root + '/eval'",
         "scans": "$sorted(glob.glob(@dataset_dir + '/*.nii.gz'))",
     }
+
+
+def _before(recipe: Recipe) -> list[dict[str, Any]]:
+    """From a file to what the network sees."""
+    return [
+        {"_target_": "LoadImaged", "keys": "image"},
+        {"_target_": "EnsureChannelFirstd", "keys": "image"},
+        {"_target_": "Orientationd", "keys": "image", "axcodes": recipe.grid.orientation},
+        {"_target_": "Spacingd", "keys": "image", "pixdim": list(recipe.grid.spacing_mm), "mode": "bilinear"},
+        *_intensity(recipe),
+    ]
+
+
+def _after() -> list[dict[str, Any]]:
+    """From logits to a label map on the scan's own grid: labels go back, not classes."""
+    return [
+        {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
+        {
+            "_target_": "Invertd",
+            "keys": "pred",
+            "transform": "@preprocessing",
+            "orig_keys": "image",
+            "nearest_interp": True,
+            "to_tensor": True,
+        },
+        {
+            "_target_": "SaveImaged",
+            "keys": "pred",
+            "output_dir": "@output_dir",
+            "output_postfix": "trans",
+            "output_dtype": "$numpy.uint8",
+            "resample": False,
+            "separate_folder": False,
+        },
+    ]
 
 
 def _intensity(recipe: Recipe) -> list[dict[str, Any]]:
