@@ -189,7 +189,7 @@ def _in_processes(job: dict[str, Any]) -> float:
     ranks = [context.Process(target=_put_rate, args=(job, rank, rates)) for rank in range(job["workers"])]
     for process in ranks:
         process.start()
-    return sum(rates.get() for _ in ranks)
+    return float(sum(rates.get() for _ in ranks))
 
 
 def _put_rate(job: dict[str, Any], rank: int, rates: Any) -> None:
