@@ -251,7 +251,7 @@ def export(  # noqa: PLR0913
     times = (speed.torch_fp32, speed.torch_amp, speed.engine_fp32, speed.engine_half)
     names = (
         "ms for a patch: torch fp32",
-        f"torch amp {speed.half}",
+        f"torch amp {speed.amp}",
         f"{speed.runtime} fp32",
         f"{speed.runtime} {speed.half}",
     )

@@ -56,7 +56,7 @@ Largest and mean differences of the raw outputs from torch in float32, on {parit
 
 Milliseconds for a patch of {" x ".join(map(str, speed.patch_vox))} voxels on {speed.device}.
 
-| torch fp32 | torch amp ({speed.half}) | {speed.runtime} fp32 | {speed.runtime} {speed.half} |
+| torch fp32 | torch amp ({speed.amp}) | {speed.runtime} fp32 | {speed.runtime} {speed.half} |
 |---|---|---|---|
 | {speed.torch_fp32:g} | {speed.torch_amp:g} | {_cell(speed.engine_fp32)} | {_cell(speed.engine_half)} |
 """

@@ -25,8 +25,10 @@ class Speed(Config):
     device: str
     patch_vox: Shape
     runtime: str
+    amp: Precision
+    """What torch's amp computed in: bf16 on CPUs, whose fp16 takes a hundred times as long."""
     half: Precision
-    """What amp and the engine's half column computed in."""
+    """What the engine's half column computed in."""
     torch_fp32: float
     torch_amp: float
     engine_fp32: float | None = None

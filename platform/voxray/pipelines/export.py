@@ -294,6 +294,7 @@ def _speed(
     """Torch beside the engine, at fp32 and at half."""
     half: Precision = precision if precision != "fp32" else _half_of(form)
     name, device = _runtime_of(form), reference.device
+    amp: Precision = "bf16" if device.type == "cpu" else half
 
     def engine(kind: Precision) -> float | None:
         if RUNTIMES[name].obstacle(device, kind) is not None:
@@ -303,9 +304,9 @@ def _speed(
     x, y, z = patch.shape[2:]
     return table(
         torch_fp32=milliseconds(reference, patch),
-        torch_amp=milliseconds(TorchRuntime(reference.module, device, precision=half), patch),
+        torch_amp=milliseconds(TorchRuntime(reference.module, device, precision=amp), patch),
         engines={"engine_fp32": engine("fp32"), "engine_half": engine(half)},
-        about={"device": device_name(device), "patch_vox": (x, y, z), "runtime": name, "half": half},
+        about={"device": device_name(device), "patch_vox": (x, y, z), "runtime": name, "amp": amp, "half": half},
     )
 
 
