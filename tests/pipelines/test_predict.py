@@ -19,6 +19,7 @@ from voxray.pipelines.progress import SilentProgress
 from voxray.readers import read_label_map, read_volume, write_nifti
 from voxray.recipes import read_recipe
 from voxray.training.checkpoint import Checkpoint, write_checkpoint
+from voxray.volume import Volume
 
 
 @pytest.fixture(autouse=True)
@@ -160,3 +161,15 @@ def write_small_unet(folder: Path) -> None:
     torch.manual_seed(3)
     weights = recipe.network.build(recipe, 1).state_dict()
     write_checkpoint(folder, Checkpoint(run=bright_run(recipe), weights=weights, epochs_done=0))
+
+
+def test_what_is_odd_about_a_scan_stands_in_its_answer(tmp_path: Path, scans: Path) -> None:
+    write_run(tmp_path / "run", "detection")
+    volume = read_volume(scans / "a.nii.gz")
+    voxels = volume.voxels.copy()
+    voxels[0, 0, 0] = -3024
+    write_nifti(Volume(voxels, volume.grid), scans / "a.nii.gz")
+    answer(tmp_path, scans)
+    odd, plain = (read_file(FindingsFile, tmp_path / "out" / f"{name}.json").warnings for name in "ab")
+    assert len(odd) == len(plain) + 1
+    assert any("below -1100" in warning for warning in odd)

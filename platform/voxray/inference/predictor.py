@@ -18,11 +18,12 @@ from torch import nn
 from voxray.case import Case
 from voxray.detections import Detections
 from voxray.errors import ConfigError
+from voxray.inference.estimate import require_memory
 from voxray.inference.modality import check_modality
 from voxray.inference.plan import half_on, planned
 from voxray.inference.restore import axis_map, detections_on, labels_on, shares_on
 from voxray.inference.sliding import Network, Precision, slide
-from voxray.preprocess import orient, resample
+from voxray.preprocess import orient, resample, resampled_grid
 from voxray.recipe import Merge, Recipe, SegmentationMerge
 from voxray.run import Run
 from voxray.tasks import Task, build_task
@@ -79,7 +80,9 @@ class Predictor:
     def predict(self, volume: Volume) -> Prediction:
         """The answer to a scan in HU as it was read, whatever its orientation and spacing."""
         warnings = check_modality(volume)
-        image = resample(orient(volume, self.recipe.grid.orientation), self.recipe.grid.spacing_mm)
+        turned = orient(volume, self.recipe.grid.orientation)
+        self._require_memory(turned)
+        image = resample(turned, self.recipe.grid.spacing_mm)
         task, windows = self._prepared(image)
         if isinstance(task, SegmentationTask) and self._interpolates(image.grid, volume.grid):
             labels = self._interpolated(task, windows, image.grid, volume.grid)
@@ -94,6 +97,13 @@ class Predictor:
         """The answer to an image that lies on the recipe's grid already: edge voxels or labels of that grid."""
         volume = image.image if isinstance(image, Case) else image
         return self._merged(*self._prepared(volume), volume.grid)
+
+    def _require_memory(self, scan: Volume) -> None:
+        """Before any work: a ResourceError where the answer would not fit."""
+        shape = resampled_grid(scan.grid, self.recipe.grid.spacing_mm).shape
+        recipe = planned(self.recipe, shape, fixed=self.recipe.inference.whole_windows)
+        classes, half = len(self.run.classes), self.amp != "off"
+        require_memory(recipe, classes, scan=scan.grid.shape, image=shape, device=self.device, half=half)
 
     def _prepared(self, image: Volume) -> tuple[Task[Any, Any, Any], Windows]:
         """The task and its windows over the image, with the recipe that is planned for it."""

@@ -158,6 +158,7 @@ def write_answer(prediction: Prediction, output: Path, *, case: str, engine: Eng
     else:
         assert prediction.detections is not None
         file = findings_file(prediction.detections, prediction.grid, case=case, classes=classes, model=engine.stamp)
+    file = file.model_copy(update={"warnings": prediction.warnings})
     part = output / f".part.{case}.json"
     part.write_text(to_text(file), encoding="utf-8")
     return part.replace(output / f"{case}.json")
