@@ -167,7 +167,7 @@ def test_what_is_odd_about_a_scan_stands_in_its_answer(tmp_path: Path, scans: Pa
     write_run(tmp_path / "run", "detection")
     volume = read_volume(scans / "a.nii.gz")
     voxels = volume.voxels.copy()
-    voxels[0, 0, 0] = -3024
+    voxels[:2] = -3024
     write_nifti(Volume(voxels, volume.grid), scans / "a.nii.gz")
     answer(tmp_path, scans)
     odd, plain = (read_file(FindingsFile, tmp_path / "out" / f"{name}.json").warnings for name in "ab")
