@@ -197,18 +197,43 @@ def train(
 
 
 @verb("predict", resume="Run the same command again: scans that are answered are not answered again.")
-def predict(
+def predict(  # noqa: PLR0913
     run: Run,
     inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Scans, DICOM series, folders of them.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the answers are written.")],
     set_: Set = None,
     device: Device = "auto",
+    runtime: Annotated[
+        str | None,
+        typer.Option(help="torch, torch-compiled, onnxruntime, openvino, tensorrt or auto."),
+    ] = None,
+    precision: Annotated[str, typer.Option(help="auto, fp32, fp16 or bf16.")] = "auto",
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Fewer, larger windows, in half precision where that pays.")
+    ] = False,
+    mirrors: Annotated[
+        bool, typer.Option("--mirrors", help="Answer each window mirrored on x, y and z, too.")
+    ] = False,
+    save: Annotated[str, typer.Option(help="Also write: preview, csv-luna16, monai-json, separated by commas.")] = "",
     workers: Workers = 1,
 ) -> None:
-    """Answer scans: findings as JSON, label maps as NIfTI on each scan's own grid."""
+    """Answer scans with a run or a package: findings as JSON, label maps as NIfTI on each scan's own grid."""
+    from voxray.pipelines.predict import AnswerOptions
     from voxray.pipelines.predict import predict as run_predict
 
-    report = run_predict(run, inputs, out, overrides=set_ or (), device=device, workers=workers, progress=_progress())
+    shorthands = [
+        *(["inference.plan='fast'"] if fast else []),
+        *(["inference.mirrors=[[0],[1],[2]]"] if mirrors else []),
+    ]
+    options = AnswerOptions(
+        overrides=(*shorthands, *(set_ or ())),
+        device=device,
+        runtime=runtime,
+        precision=precision,
+        save=save,
+        workers=workers,
+    )
+    report = run_predict(run, inputs, out, options, progress=_progress())
     _say(f"{len(report.done)} answered, {len(report.skipped)} answered before, {len(report.failed)} failed: {out}")
     _end(report.failed)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from pathlib import Path
@@ -14,7 +15,7 @@ from inference.bright import bright_run, sphere_scan
 from pipelines.bright_runs import TURNS, register, write_run
 from voxray.errors import ConfigError
 from voxray.inference.findings import FindingsFile, LabelsFile, read_file
-from voxray.pipelines.predict import PredictReport, predict
+from voxray.pipelines.predict import AnswerOptions, PredictReport, predict
 from voxray.pipelines.progress import SilentProgress
 from voxray.readers import read_label_map, read_volume, write_nifti
 from voxray.recipes import read_recipe
@@ -40,7 +41,11 @@ def scans(tmp_path: Path) -> Path:
 
 def answer(tmp_path: Path, scans: Path, *overrides: str) -> PredictReport:
     return predict(
-        tmp_path / "run", [scans], tmp_path / "out", overrides=overrides, device="cpu", progress=SilentProgress()
+        tmp_path / "run",
+        [scans],
+        tmp_path / "out",
+        AnswerOptions(overrides=overrides, device="cpu"),
+        progress=SilentProgress(),
     )
 
 
@@ -89,7 +94,9 @@ def test_another_model_or_another_setting_answers_again(tmp_path: Path, scans: P
     assert strict.done == ("a", "b")
     assert json.loads((tmp_path / "out" / "a.json").read_text())["findings"] == []
     write_run(tmp_path / "other", "detection", threshold=0.1)
-    other = predict(tmp_path / "other", [scans], tmp_path / "out", device="cpu", progress=SilentProgress())
+    other = predict(
+        tmp_path / "other", [scans], tmp_path / "out", AnswerOptions(device="cpu"), progress=SilentProgress()
+    )
     assert other.done == ("a", "b")
 
 
@@ -135,8 +142,7 @@ def test_two_workers_give_what_one_gives(tmp_path: Path, scans: Path) -> None:
             tmp_path / "run",
             [scans],
             tmp_path / f"out{workers}",
-            workers=workers,
-            device="cpu",
+            AnswerOptions(workers=workers, device="cpu"),
             progress=SilentProgress(),
         )
         for workers in (1, 2)
@@ -147,6 +153,49 @@ def test_two_workers_give_what_one_gives(tmp_path: Path, scans: Path) -> None:
         one, two = (read_label_map(tmp_path / f"out{workers}" / f"{name}.nii.gz") for workers in (1, 2))
         np.testing.assert_array_equal(one.voxels, two.voxels)
         assert 0 < one.voxels.mean() < 1, "an untrained network's answer must be worth comparing"
+
+
+def test_forms_for_other_tools_gather_all_answers(tmp_path: Path, scans: Path) -> None:
+    write_run(tmp_path / "run", "detection")
+    answer(tmp_path, scans)
+    options = AnswerOptions(device="cpu", save="preview, csv-luna16,monai-json")
+    report = predict(tmp_path / "run", [scans], tmp_path / "out", options, progress=SilentProgress())
+    assert report.done == ("a", "b"), "pictures were missing"
+    again = predict(tmp_path / "run", [scans], tmp_path / "out", options, progress=SilentProgress())
+    assert again.skipped == ("a", "b")
+    found = {name: read_file(FindingsFile, tmp_path / "out" / f"{name}.json").findings[0] for name in "ab"}
+    rows = list(csv.DictReader((tmp_path / "out" / "luna16.csv").open()))
+    assert [row["seriesuid"] for row in rows] == ["a", "b"]
+    for row in rows:
+        centre = [float(row[f"coord{axis}"]) for axis in "XYZ"]
+        assert centre == list(found[row["seriesuid"]].center_mm)
+        assert float(row["probability"]) == found[row["seriesuid"]].score
+    for entry in json.loads((tmp_path / "out" / "monai.json").read_text()):
+        one = found[Path(entry["image"]).name[0]]
+        assert entry["box"] == [[*one.center_mm, *one.size_mm]]
+        assert (entry["label"], entry["label_scores"]) == ([0], [one.score])
+    for name in "ab":
+        assert (tmp_path / "out" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_forms_of_the_other_task_are_refused(tmp_path: Path, scans: Path) -> None:
+    write_run(tmp_path / "run", "segmentation")
+    options = AnswerOptions(device="cpu", save="csv-luna16")
+    with pytest.raises(ConfigError, match=r"--save csv-luna16: not a form .* allowed are json, nifti, preview"):
+        predict(tmp_path / "run", [scans], tmp_path / "out", options, progress=SilentProgress())
+
+
+def test_another_runtime_answers_alike_and_says_which_it_was(tmp_path: Path, scans: Path) -> None:
+    write_small_unet(tmp_path / "run")
+    for name in ("torch", "openvino"):
+        options = AnswerOptions(device="cpu", runtime=name, precision="fp32")
+        report = predict(tmp_path / "run", [scans], tmp_path / name, options, progress=SilentProgress())
+        assert report.done == ("a", "b")
+        assert read_file(LabelsFile, tmp_path / name / "a.json").model.engine == f"{name} fp32"
+    one, two = (read_label_map(tmp_path / name / "a.nii.gz").voxels for name in ("torch", "openvino"))
+    assert (one != two).mean() < 1e-3
+    with pytest.raises(ConfigError, match="abacus"):
+        predict(tmp_path / "run", [scans], tmp_path / "x", AnswerOptions(runtime="abacus"), progress=SilentProgress())
 
 
 def write_small_unet(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import signal
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,23 @@ def test_one_worker_is_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not crew.on_ray
         assert list(spread(doubling, [3, 1, 2], crew)) == [6, 2, 4]
         assert list(spread(doubling, [], crew)) == []
+
+
+def test_several_items_are_under_way_at_once_in_the_items_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    both = threading.Barrier(2, timeout=60)
+
+    def make() -> Callable[[int], int]:
+        def work(item: int) -> int:
+            both.wait()
+            return item * 10
+
+        return work
+
+    with hire(1) as crew:
+        assert list(spread(make, range(4), crew, at_once=2)) == [0, 10, 20, 30]
+    with pytest.raises(ConfigError, match="workers must be at least 1, got 0"), hire(0):
+        pass
 
 
 def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,8 @@ class ModelStamp(Config):
     licence: str
     sha256: str
     """Of the weights."""
+    engine: str = "torch"
+    """The runtime and its precision, where one was chosen: ``openvino fp32``."""
     inference: InferenceConfig
     merge: Merge
 
@@ -107,7 +109,7 @@ class LabelsFile(Config):
 F = TypeVar("F", FindingsFile, LabelsFile)
 
 
-def stamp(run: Run, recipe: Recipe, *, sha256: str) -> ModelStamp:
+def stamp(run: Run, recipe: Recipe, *, sha256: str, engine: str = "torch") -> ModelStamp:
     """The run's stamp in every file that it leaves; the recipe is the one that it answers with."""
     return ModelStamp(
         run=run.name,
@@ -116,6 +118,7 @@ def stamp(run: Run, recipe: Recipe, *, sha256: str) -> ModelStamp:
         dataset=run.dataset,
         licence=run.licence,
         sha256=sha256,
+        engine=engine,
         inference=recipe.inference,
         merge=recipe.merge,
     )

@@ -39,11 +39,14 @@ def draw_detections(
     found: Detections | None = None,
     *,
     classes: Sequence[str] = (),
+    with_truth: bool = True,
     min_score: float = 0.1,
     window: Window | str | None = None,
     height_px: int = 360,
 ) -> bytes:
     """A PNG of the case: truth green and solid, findings of at least `min_score` orange and dashed with their score.
+
+    `with_truth`: the case's objects are known, be they none.
 
     The planes go through the best finding, else through the first object, else through the middle. The fourth
     picture is the maximum over 40 mm from front to back. `window` is one of WINDOWS, or chosen by what lies around.
@@ -65,7 +68,8 @@ def draw_detections(
         show(place, np.take(image.voxels, at, axis=plane.through), plane, image.grid, shown, title=name)
         _outlines(place, (truth, boxes, texts), plane, image.grid, (at, at + 1))
     _project(axes[3], image, (truth, boxes, texts), focus[1], shown)
-    summary = f"{case.case_id}: {len(truth)} in truth, {len(boxes)} found with a score of at least {min_score:g}"
+    known = f"{len(truth)} in truth, " if with_truth else ""
+    summary = f"{case.case_id}: {known}{len(boxes)} found with a score of at least {min_score:g}"
     figure.text(6 / figure.bbox.width, 6 / figure.bbox.height, summary, color=INK, fontsize=8)
     return png(figure)
 

@@ -90,14 +90,14 @@ def open_engine(
     about, recipe, module = load_model(run)
     if overrides:
         recipe = parse_recipe(about.recipe, MODELS, overrides=overrides, where=f"{run}: run.json")
-    digest = weights_digest(module)
+    digest, choice = weights_digest(module), _chosen(recipe, runtime, device=device, precision=precision)
     return Engine(
         run=about,
         recipe=recipe,
-        stamp=stamp(about, recipe, sha256=digest),
+        stamp=stamp(about, recipe, sha256=digest, engine=_engine(choice)),
         device=device,
         network=network_of(recipe, module, digest=digest, folder=runtimes_folder(run)),
-        choice=_chosen(recipe, runtime, device=device, precision=precision),
+        choice=choice,
     )
 
 
@@ -116,7 +116,7 @@ def _open_package(
     return Engine(
         run=package.run,
         recipe=recipe,
-        stamp=stamp(package.run, recipe, sha256=package.provenance.weights_sha256),
+        stamp=stamp(package.run, recipe, sha256=package.provenance.weights_sha256, engine=_engine(choice)),
         device=device,
         network=package_network(folder, package, recipe, with_module=with_module),
         choice=choice,
@@ -129,6 +129,10 @@ def _chosen(recipe: Recipe, runtime: str | None, *, device: str, precision: str)
         return None
     trained_in: Precision = "fp32" if recipe.optim.amp == "off" else recipe.optim.amp
     return choose_runtime(runtime or "torch", device=device, precision=precision, trained_in=trained_in)
+
+
+def _engine(choice: Choice | None) -> str:
+    return "torch" if choice is None else f"{choice.runtime} {choice.precision}"
 
 
 def runtimes_folder(run: str | Path) -> Path | None:

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import importlib
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from voxray.errors import ResourceError, VoxrayError
+from voxray.errors import ConfigError, ResourceError, VoxrayError
 from voxray.inference.device import choose_device
+from voxray.inference.sliding import in_turn
 from voxray.pipelines.cluster import cluster_total, connect
 
 Item = TypeVar("Item")
@@ -43,6 +45,8 @@ def hire(workers: int, *, device: str = "cpu") -> Iterator[Crew]:
 
     The device ``auto`` is CUDA where every worker can have a GPU to itself, else the CPU.
     """
+    if workers < 1:
+        raise ConfigError(f"workers must be at least 1, got {workers}; 1 without a cluster is this process.")
     if workers == 1 and not os.environ.get("RAY_ADDRESS"):
         yield Crew(1, str(choose_device(device)), num_cpus=0.0, on_ray=False)
         return
@@ -56,15 +60,20 @@ def hire(workers: int, *, device: str = "cpu") -> Iterator[Crew]:
         yield Crew(workers, chosen, num_cpus=cpu_share(cluster_total("CPU"), workers), on_ray=True)
 
 
-def spread(make: Callable[[], Callable[[Item], Result]], items: Sequence[Item], crew: Crew) -> Iterator[Result]:
+def spread(
+    make: Callable[[], Callable[[Item], Result]], items: Sequence[Item], crew: Crew, *, at_once: int = 1
+) -> Iterator[Result]:
     """Each item's result as it is ready; `make` builds the work once per worker.
 
-    In this process the results come in the items' order.
+    Each worker has so many items under way `at_once`, in threads: the work must bear that. In this process the
+    results come in the items' order.
     """
-    if not crew.on_ray:
-        yield from map(make(), items)
-    elif items:
-        yield from _on_actors(make, items, crew)
+    if not items:
+        return
+    if crew.on_ray:
+        yield from _on_actors(make, items, crew, at_once)
+    else:
+        yield from in_turn(make(), items, workers=at_once)
 
 
 def cpu_share(total: float, workers: int) -> float:
@@ -73,7 +82,9 @@ def cpu_share(total: float, workers: int) -> float:
     return float(int(share)) if share >= 1 else round(share - 5e-5, 4)
 
 
-def _on_actors(make: Callable[[], Callable[[Item], Result]], items: Sequence[Item], crew: Crew) -> Iterator[Result]:
+def _on_actors(
+    make: Callable[[], Callable[[Item], Result]], items: Sequence[Item], crew: Crew, at_once: int
+) -> Iterator[Result]:
     from ray.util import ActorPool
 
     ray: Any = importlib.import_module("ray")
@@ -82,11 +93,12 @@ def _on_actors(make: Callable[[], Callable[[Item], Result]], items: Sequence[Ite
         num_gpus=1.0 if crew.device == "cuda" else 0.0,
         max_restarts=MAX_RESTARTS,
         max_task_retries=MAX_RESTARTS,
+        max_concurrency=at_once,
     )(_Holder)
     made = ray.put(make)
     actors = [kind.remote() for _ in range(min(crew.workers, len(items)))]
     try:
-        pool: Any = ActorPool(actors)
+        pool: Any = ActorPool(actors * at_once)
         yield from pool.map_unordered(lambda actor, item: actor.answer.remote([made], item), items)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, VoxrayError):
@@ -106,9 +118,11 @@ class _Holder:
 
     def __init__(self) -> None:
         self._work: Callable[[Any], Any] | None = None
+        self._making = threading.Lock()
 
     def answer(self, made: list[Any], item: Any) -> Any:
         """The result for one item."""
-        if self._work is None:
-            self._work = importlib.import_module("ray").get(made[0])()
+        with self._making:
+            if self._work is None:
+                self._work = importlib.import_module("ray").get(made[0])()
         return self._work(item)
