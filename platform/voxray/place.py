@@ -26,6 +26,17 @@ Location = str | Path
 _UNFINISHED = ".unfinished"
 
 
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to, which takes its place when the block ends well: never half a file."""
+    beside = path.with_name(f".{path.name}.{uuid4().hex[:8]}{_UNFINISHED}")
+    try:
+        yield beside
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 @dataclass(frozen=True)
 class Place:
     """A root and the names below it, which use ``/``; it can travel to workers. Make it with `Place.of`."""
@@ -97,22 +108,14 @@ class Place:
     def writing(self, name: str) -> Iterator[Path]:
         """A local file to write to; when the block ends well it appears under `name`, whole."""
         if self.is_local:
-            final = Path(self.path(name))
-            final.parent.mkdir(parents=True, exist_ok=True)
-            path = final.with_name(f".{final.name}.{uuid4().hex[:8]}{_UNFINISHED}")
-        else:
-            path = Path(tempfile.mkdtemp(prefix="voxray_")) / "file"
-        try:
-            yield path
-            if self.is_local:
-                path.replace(final)
-            else:
-                self._files.makedirs(self.path(name).rpartition("/")[0], exist_ok=True)
-                self._files.put_file(str(path), self.path(name))
-        finally:
-            path.unlink(missing_ok=True)
-            if not self.is_local:
-                path.parent.rmdir()
+            Path(self.path(name)).parent.mkdir(parents=True, exist_ok=True)
+            with whole(Path(self.path(name))) as path:
+                yield path
+            return
+        with tempfile.TemporaryDirectory(prefix="voxray_") as folder:
+            yield Path(folder) / "file"
+            self._files.makedirs(self.path(name).rpartition("/")[0], exist_ok=True)
+            self._files.put_file(f"{folder}/file", self.path(name))
 
     def remove(self, name: str) -> None:
         """The file goes, or the folder with what it holds, if it is there."""

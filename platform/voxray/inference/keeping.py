@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
+
+from voxray.place import whole
 
 
 def kept(name: str, make: Callable[[], bytes], *, folder: Path | None) -> bytes:
@@ -35,13 +35,10 @@ def cache_folder() -> Path:
 
 def write_whole(path: Path, data: bytes) -> bool:
     """Puts the file in place as a whole; False where it cannot be written."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
-        part.replace(path)
+        with whole(path) as beside:
+            beside.write_bytes(data)
     except OSError:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
         return False
     return True

@@ -12,7 +12,6 @@ The same words give the same bytes. Files are written beside their place and ren
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +25,7 @@ from jaxtyping import Shaped
 from voxray.errors import ConfigError
 from voxray.phantoms.kinds import KINDS, SIZES, Kind, draw_phantom
 from voxray.phantoms.phantom import Phantom
+from voxray.place import whole
 from voxray.volume import Grid
 
 _MARK = "toy.json"
@@ -177,9 +177,5 @@ def _json(content: Any) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with whole(path) as beside:
         beside.write_bytes(content)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

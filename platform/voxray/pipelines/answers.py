@@ -35,6 +35,7 @@ from voxray.inference.runtimes import (
 )
 from voxray.models import MODELS
 from voxray.pipelines.scans import Scan
+from voxray.place import whole
 from voxray.readers import read_label_map, write_nifti
 from voxray.recipe import Recipe, parse_recipe
 from voxray.run import Run
@@ -155,17 +156,15 @@ def write_answer(prediction: Prediction, output: Path, *, case: str, engine: Eng
     file: FindingsFile | LabelsFile
     if prediction.labels is not None:
         name = f"{case}.nii.gz"
-        part = output / f".part.{name}"
-        write_nifti(prediction.labels, part)
-        part.replace(output / name)
+        write_nifti(prediction.labels, output / name)
         file = labels_file(prediction.labels, case=case, file=name, classes=classes, model=engine.stamp)
     else:
         assert prediction.detections is not None
         file = findings_file(prediction.detections, prediction.grid, case=case, classes=classes, model=engine.stamp)
     file = file.model_copy(update={"warnings": prediction.warnings})
-    part = output / f".part.{case}.json"
-    part.write_text(to_text(file), encoding="utf-8")
-    return part.replace(output / f"{case}.json")
+    with whole(output / f"{case}.json") as path:
+        path.write_text(to_text(file), encoding="utf-8")
+    return output / f"{case}.json"
 
 
 def is_answered(scan: Scan, output: Path, mark: ModelStamp) -> bool:

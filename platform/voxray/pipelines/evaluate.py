@@ -31,7 +31,7 @@ from voxray.pipelines.progress import Progress
 from voxray.pipelines.scans import Scan
 from voxray.pipelines.spread import hire, spread
 from voxray.pipelines.tracking import REMEMBERED, open_tracking
-from voxray.place import Place
+from voxray.place import Place, whole
 from voxray.run import Run
 from voxray.training.checkpoint import read_state
 
@@ -191,10 +191,10 @@ def summarise(scores: Sequence[CaseScore], engine: Engine, *, dataset: str, whic
 
 def write_report(report: EvaluateReport, output: Path) -> Path:
     """The report as JSON beside the answers; what has no value is null."""
-    part = output / f".part.{REPORT}"
     text = json.dumps({"schema": "voxray-evaluation/1", **_finite(asdict(report))}, indent=2)
-    part.write_text(text + "\n", encoding="utf-8")
-    return part.replace(output / REPORT)
+    with whole(output / REPORT) as path:
+        path.write_text(text + "\n", encoding="utf-8")
+    return output / REPORT
 
 
 def track(report: EvaluateReport, about: Run, run: str | Path, path: Path, *, progress: Progress) -> None:

@@ -21,6 +21,7 @@ from voxray.inference.findings import FindingsFile, read_file
 from voxray.inference.predictor import Prediction
 from voxray.pictures import draw_detections, draw_labels
 from voxray.pipelines.scans import Scan
+from voxray.place import whole
 from voxray.volume import Volume
 
 Gather = Callable[[Sequence[tuple[Scan, FindingsFile]], Sequence[str]], str]
@@ -48,9 +49,8 @@ def write_preview(volume: Volume, prediction: Prediction, path: Path, *, case: s
         nothing = np.zeros((0, 6)), np.zeros(0, np.int64)
         shown = Case(case, case, volume, boxes=nothing[0], classes=nothing[1], labels=None)
         picture = draw_detections(shown, prediction.detections, classes=classes, with_truth=False)
-    part = path.with_name(f".part.{path.name}")
-    part.write_bytes(picture)
-    part.replace(path)
+    with whole(path) as beside:
+        beside.write_bytes(picture)
 
 
 def gather(forms: Sequence[str], scans: Sequence[Scan], output: Path, classes: Sequence[str]) -> list[Path]:
@@ -63,9 +63,9 @@ def gather(forms: Sequence[str], scans: Sequence[Scan], output: Path, classes: S
     written = []
     for name in wanted:
         file, make = GATHERED[name]
-        part = output / f".part.{file}"
-        part.write_text(make(answers, classes), encoding="utf-8")
-        written.append(part.replace(output / file))
+        with whole(output / file) as path:
+            path.write_text(make(answers, classes), encoding="utf-8")
+        written.append(output / file)
     return written
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import nibabel as nib
 import numpy as np
 
 from voxray.errors import ConfigError
+from voxray.place import whole
 from voxray.volume import Volume
 
 _HEADER: Any = nib.Nifti1Header
@@ -28,14 +28,9 @@ def write_nifti(volume: Volume, path: Path) -> None:
     name = path.name.lower()
     if not name.endswith((".nii", ".nii.gz")):
         raise ConfigError(f"{path}: a NIfTI file's name must end in .nii or .nii.gz; choose such a name.")
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with beside.open("wb") as file:
-            for piece in _packed(_pieces(volume)) if name.endswith(".gz") else _pieces(volume):
-                file.write(piece)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with whole(path) as beside, beside.open("wb") as file:
+        for piece in _packed(_pieces(volume)) if name.endswith(".gz") else _pieces(volume):
+            file.write(piece)
 
 
 def _pieces(volume: Volume) -> Iterator[bytes]:
