@@ -358,13 +358,13 @@ def demo(
     costs = [
         (
             outcome.recipe,
-            f"{outcome.num_train} + {outcome.num_val}",
+            f"{outcome.num_train}+{outcome.num_val}",
             *(f"{outcome.seconds[step]:.0f} s" for step in steps),
             f"{outcome.peak_memory_bytes / 2**30:.1f} GiB",
         )
         for outcome in report.outcomes
     ]
-    _show(_table(("recipe", "cases (trained + held out)", *steps, "peak memory"), costs))
+    _show(_table(("recipe", "cases", *steps, "peak"), costs))
     _say(f"took {report.seconds / 60:.1f} minutes; stores, runs, answers, pictures and summary.json: {report.folder}")
     _say(f"curves and pictures: mlflow ui --backend-store-uri sqlite:///{folder / 'runs' / 'mlflow.db'}")
 
