@@ -87,7 +87,7 @@ def test_packages_answer_as_their_run_does(folder: Path) -> None:
     for runtime in (None, "torch", "openvino"):
         engine = open_engine(folder / "package", runtime=runtime)
         found = engine.predictor().predict(volume).labels
-        assert engine.stamp == open_engine(folder / "unet").stamp
+        assert engine.stamp.model_copy(update={"engine": "torch"}) == open_engine(folder / "unet").stamp
         assert found is not None
         assert (found.voxels != expected.voxels).mean() < 1e-4
 
