@@ -185,3 +185,19 @@ def test_members_answer_with_their_mean(rng: np.random.Generator) -> None:
     expected = list(slide(image, Constant(2.0), task, recipe=recipe, device=CPU))
     for (_, logits), (_, mean) in zip(found, expected, strict=True):
         torch.testing.assert_close(logits, mean)
+
+
+def test_what_is_left_when_the_answers_are_no_longer_wanted_is_not_begun() -> None:
+    begun: list[int] = []
+
+    def slow(number: int) -> int:
+        begun.append(number)
+        time.sleep(0.2)
+        return number
+
+    answers = in_turn(slow, range(50), workers=2)
+    assert next(answers) == 0
+    answers.close()  # type: ignore[attr-defined]
+    count = len(begun)
+    time.sleep(0.5)
+    assert len(begun) == count <= 5

@@ -84,14 +84,17 @@ def in_turn(action: Callable[[T], R], items: Sequence[T], *, workers: int) -> It
     if workers <= 1:
         yield from map(action, items)
         return
-    with ThreadPoolExecutor(workers) as pool:
-        coming: deque[Future[R]] = deque()
+    pool = ThreadPoolExecutor(workers)
+    coming: deque[Future[R]] = deque()
+    try:
         for item in items:
             coming.append(pool.submit(action, item))
             if len(coming) > workers:
                 yield coming.popleft().result()
         while coming:
             yield coming.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # an interrupt waits for what is under way, and starts no more
 
 
 def cut(
