@@ -24,7 +24,8 @@ from voxray.outputs import DetectionOutput
 from voxray.recipe import DetectionMerge, Recipe, parse_recipe
 from voxray.recipes import published, read_recipe
 from voxray.tasks import build_task
-from voxray.tasks.detection import Candidates, DetectionTask
+from voxray.tasks.candidates import Candidates
+from voxray.tasks.detection import DetectionTask
 from voxray.volume import Grid, Shape, Volume
 
 WINDOW = (32, 32, 16)

@@ -21,8 +21,9 @@ from voxray.outputs import SegmentationOutput
 from voxray.recipe import Recipe, SegmentationMerge
 from voxray.recipes import read_recipe
 from voxray.tasks import build_task
+from voxray.tasks.components import tidy
 from voxray.tasks.mirror import swapped_sides
-from voxray.tasks.segmentation import SegmentationTask, without_small_components
+from voxray.tasks.segmentation import SegmentationTask
 from voxray.tasks.stitch import blocks, labels_of
 from voxray.volume import Grid, Shape, Volume
 from voxray.windows import Lattice, blend_weights, lattice, windows_over
@@ -199,9 +200,9 @@ def test_small_components_become_background() -> None:
     labels[5, 5, 5] = 1
     labels[3, 3, 3] = 2  # touches the cube's corner, but is another class
     labels[6, 6, 6] = 1  # touches [5, 5, 5] by a corner: one component of two voxels
-    kept = without_small_components(labels, smallest_vox=2.5)
+    kept = tidy(labels, smallest_vox=2.5)
     assert np.count_nonzero(kept) == 27
-    np.testing.assert_array_equal(without_small_components(labels, smallest_vox=2.0) == 1, labels == 1)
+    np.testing.assert_array_equal(tidy(labels, smallest_vox=2.0) == 1, labels == 1)
     task = SegmentationTask(_recipe(), ["a", "b"])
     logits = torch.nn.functional.one_hot(torch.from_numpy(labels).long(), 3).movedim(-1, 0).float()
     how = SegmentationMerge(min_component_mm3=2.5 * 8)

@@ -11,9 +11,15 @@ from torch import Tensor
 from voxray.boxes.overlap import paired_iou
 
 BLOCK = 1024
-"""Boxes settled at once."""
+"""Boxes settled at once, to begin with; after a block of which most stay, twice as many."""
+MOST = 4
+"""Times `BLOCK`: the largest block."""
 PAIRS_AT_ONCE = 1 << 20
 """Pairs compared at once, which bounds the memory."""
+
+_SLABS_PER_REACH = 3
+_MOST_SLABS = 4096
+_ROUNDING = 1 - 1e-5
 
 Pairs = tuple[Int64[Tensor, " p"], Int64[Tensor, " p"]]
 
@@ -28,29 +34,54 @@ def nms(
 ) -> Int64[Tensor, " k"]:
     """Indices of the boxes that stay, highest score first (of equal ones the earlier), at most `max_kept`.
 
-    Going down the scores, a box stays unless its IoU with a box of its class that has stayed exceeds `iou`. The best
-    `BLOCK` boxes are settled together and drop all that they suppress, then the best of what remains; so boxes that
-    crowd around one object cost little, and nothing beyond `max_kept` is looked at.
+    Going down the scores, a box stays unless its IoU with a box of its class that has stayed exceeds `iou`. A
+    block of the best is settled together and drops all that it suppresses, then the best of what remains; so boxes
+    that crowd around one object cost little, and little beyond `max_kept` is looked at.
     """
     rest = scores.argsort(descending=True, stable=True)
     boxes, wanted = boxes.float(), len(rest) if max_kept is None else max_kept
     kept: list[Tensor] = []
+    size = BLOCK
     while len(rest) > 0 and sum(map(len, kept)) < wanted:
-        block, rest = rest[:BLOCK], rest[BLOCK:]
-        stays = block[_settled(boxes[block], classes[block], iou)]
+        block, rest = rest[:size], rest[size:]
+        stays = block[settled(boxes[block], classes[block], iou)[0]]
         kept.append(stays)
+        size = next_size(size, len(stays))
         if len(rest) > 0:
             rest = rest[~_suppressed(boxes[rest], classes[rest], boxes[stays], classes[stays], iou)]
     return torch.cat(kept)[:wanted] if kept else rest
 
 
-def _settled(boxes: Float[Tensor, "n 6"], classes: Int64[Tensor, " n"], iou: float) -> Bool[Tensor, " n"]:
-    """Which boxes stay among themselves; they come highest score first.
+def weighted_nms(
+    boxes: Float[Tensor, "n 6"],
+    scores: Float[Tensor, " n"],
+    classes: Int64[Tensor, " n"],
+    *,
+    weights: Float[Tensor, " n"],
+    iou: float,
+    max_kept: int | None = None,
+) -> Int64[Tensor, " k"]:
+    """`nms` in the order of score times weight (nnDetection, Baumgartner 2021), which is the order of the result.
+
+    The weight says how far a box is to be trusted, as by its place in its window; it does not change the score.
+    """
+    return nms(boxes, scores * weights, classes, iou=iou, max_kept=max_kept)
+
+
+def next_size(size: int, num_stay: int) -> int:
+    """How many boxes to settle at once after a block of `size` of which so many stay."""
+    return min(2 * size, MOST * BLOCK) if 2 * num_stay > size else size
+
+
+def settled(
+    boxes: Float[Tensor, "n 6"], classes: Int64[Tensor, " n"], iou: float
+) -> tuple[Bool[Tensor, " n"], Pairs]:
+    """Which boxes stay among themselves, and all pairs (better, worse) that overlap; they come highest score first.
 
     A box stays exactly when no better one that stays suppresses it. Applying this rule to all boxes at once, again
     and again, makes at least one more box right each time, and only the greedy result does it leave as it is.
     """
-    found = list(_overlapping(boxes, classes, boxes, classes, iou))
+    found = list(overlapping(boxes, classes, boxes, classes, iou))
     first, second = (torch.cat([pair[side] for pair in found]) for side in (0, 1))
     better, worse = torch.minimum(first, second), torch.maximum(first, second)
     better, worse = better[better < worse], worse[better < worse]
@@ -59,7 +90,7 @@ def _settled(boxes: Float[Tensor, "n 6"], classes: Int64[Tensor, " n"], iou: flo
         after = torch.ones_like(stays)
         after[worse[stays[better]]] = False
         if torch.equal(after, stays):
-            return stays
+            return stays, (better, worse)
         stays = after
 
 
@@ -72,41 +103,61 @@ def _suppressed(
 ) -> Bool[Tensor, " n"]:
     """Which boxes overlap one of `by` too much."""
     gone = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
-    for _, loser in _overlapping(by, by_classes, boxes, classes, iou):
+    for _, loser in overlapping(by, by_classes, boxes, classes, iou):
         gone[loser] = True
-    for loser, _ in _overlapping(boxes, classes, by, by_classes, iou):
+    for loser, _ in overlapping(boxes, classes, by, by_classes, iou):
         gone[loser] = True
     return gone
 
 
-def _overlapping(
+def overlapping(
     first: Float[Tensor, "n 6"],
     first_classes: Int64[Tensor, " n"],
     second: Float[Tensor, "m 6"],
     second_classes: Int64[Tensor, " m"],
     iou: float,
 ) -> Iterator[Pairs]:
-    """Pairs of one class with a larger IoU of which the second starts within the first on the x axis.
+    """Pairs of one class with a larger IoU of which the second starts within the first on the y axis.
 
-    On one line, class after class, the boxes that start within another are a run of the sorted starts.
+    On one line, class after class and slab after slab across the x axis, each second box lies in the slab in which it
+    starts; there the boxes that start within another are a run of the sorted starts. A box meets the slabs that it
+    reaches itself, and those from which the longest of the others reach it.
     """
-    low = torch.minimum(first[:, 0].min(), second[:, 0].min()).double()
-    length = torch.maximum(first[:, 3].max(), second[:, 3].max()) - low + 1
-    begin, end = (first[:, column] - low + first_classes * length for column in (0, 3))
-    starts, order = (second[:, 0] - low + second_classes * length).sort()
-    run = torch.searchsorted(starts, begin)
-    count = (torch.searchsorted(starts, end) - run).clamp_min(0)
+    low_x, reach = second[:, 0].min().double(), (second[:, 3] - second[:, 0]).max().clamp_min(0).double()
+    width = torch.maximum(reach / _SLABS_PER_REACH, (second[:, 0].max() - low_x) / _MOST_SLABS).clamp_min(1e-6)
+    slab, start, stop = (
+        torch.floor((edge - low_x) / width).long()
+        for edge in (second[:, 0].double(), first[:, 0].double() - reach, first[:, 3].double())
+    )
+    num_slabs = slab.max() + 1
+    start, stop = start.clamp_min(0), torch.minimum(stop, num_slabs - 1)
+    row, index = _repeated((stop - start + 1).clamp_min(0))
+    low_y = torch.minimum(first[:, 1].min(), second[:, 1].min()).double()
+    length = torch.maximum(first[:, 4].max(), second[:, 4].max()).double() - low_y + 1
+    line = (first_classes[row] * num_slabs + start[row] + index).double() * length
+    # Of boxes with an IoU above a share, the intervals on each axis share more than that of the first.
+    begin, end = first[:, 1].double() - low_y, first[:, 4].double() - low_y
+    end = end - (end - begin) * iou * _ROUNDING
+    starts, order = ((second_classes * num_slabs + slab).double() * length + second[:, 1].double() - low_y).sort()
+    run = torch.searchsorted(starts, line + begin[row])
+    count = (torch.searchsorted(starts, line + end[row]) - run).clamp_min(0)
     sides, other_sides = first.T.contiguous(), second.T.contiguous()
     for rows in _portions(count):
-        index = rows.repeat_interleave(count[rows])
-        within = torch.arange(len(index), device=index.device)
-        within = within - (count[rows].cumsum(0) - count[rows]).repeat_interleave(count[rows])
-        other = order.index_select(0, run.index_select(0, index) + within)
-        for axis in (1, 2):
+        entry, within = _repeated(count[rows])
+        entry = rows[entry]
+        index, other = row[entry], order.index_select(0, run.index_select(0, entry) + within)
+        for axis in (2, 0):
             touching = _touching(sides[axis::3].index_select(1, index), other_sides[axis::3].index_select(1, other))
             index, other = index.index_select(0, touching), other.index_select(0, touching)
         much = paired_iou(first.index_select(0, index), second.index_select(0, other)) > iou
         yield index[much], other[much]
+
+
+def _repeated(count: Int64[Tensor, " n"]) -> Pairs:
+    """Each index as often as its count says, and which time it is."""
+    index = torch.arange(len(count), device=count.device).repeat_interleave(count)
+    first = count.cumsum(0) - count
+    return index, torch.arange(len(index), device=count.device) - first.index_select(0, index)
 
 
 def _touching(first: Float[Tensor, "2 p"], second: Float[Tensor, "2 p"]) -> Int64[Tensor, " t"]:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from voxray.batch import Batch
 from voxray.boxes.anchors import AnchorLevel, anchor_levels
 from voxray.boxes.coding import decode
-from voxray.boxes.nms import nms
 from voxray.case import Case
 from voxray.detections import Detections
 from voxray.errors import DataError
@@ -22,16 +20,11 @@ from voxray.losses.detection import assign_batch, detection_loss, draw
 from voxray.metrics import coco
 from voxray.outputs import DetectionOutput
 from voxray.recipe import DetectionLoss, DetectionMerge, Recipe
+from voxray.tasks.candidates import Candidates, Placed, clipped, has_volume, place
+from voxray.tasks.merging import merge_placed
 from voxray.tasks.mirror import swapped_sides
 from voxray.volume import Grid, Shape
-
-
-class Candidates(NamedTuple):
-    """A window's boxes before any suppression, in edge voxels of the window, level by level, best first."""
-
-    boxes: Float[Tensor, "n 6"]
-    scores: Float[Tensor, " n"]
-    classes: Int64[Tensor, " n"]
+from voxray.windows import windows_over
 
 
 class DetectionTask:
@@ -43,6 +36,7 @@ class DetectionTask:
         assert recipe.anchors is not None
         assert isinstance(recipe.loss, DetectionLoss)
         self.classes = tuple(classes)
+        self.recipe = recipe
         self._anchors, self._loss, self._inference = recipe.anchors, recipe.loss, recipe.inference
         self._strides = recipe.network.level_strides_vox
 
@@ -69,23 +63,27 @@ class DetectionTask:
             )
         sides = torch.tensor(swapped_sides(self.classes), device=decoded.classes.device)
         classes = sides[decoded.classes] if 0 in axes else decoded.classes
-        return Candidates(torch.cat([low, high], dim=1), decoded.scores, classes)
+        return decoded._replace(boxes=torch.cat([low, high], dim=1), classes=classes)
 
     def combine(self, so_far: Candidates, other: Candidates, *, number: int) -> Candidates:
-        """All candidates of both: the merge suppresses across views as it does across windows."""
-        del number
-        return Candidates(*(torch.cat(pair) for pair in zip(so_far, other, strict=True)))
+        """All candidates of both, each with its view: the merge joins them over views as it does over windows."""
+        return Candidates(
+            boxes=torch.cat([so_far.boxes, other.boxes]),
+            scores=torch.cat([so_far.scores, other.scores]),
+            classes=torch.cat([so_far.classes, other.classes]),
+            views=torch.cat([so_far.view_of_each(), torch.full_like(other.classes, number - 1)]),
+            num_views=number,
+        )
 
     def merge(self, windows: Iterable[tuple[Shape, Candidates]], grid: Grid, how: DetectionMerge) -> Detections:
-        """The scan's findings in edge voxels of `grid`, highest score first: one suppression over all windows."""
-        parts = [_placed(start, found, grid, how) for start, found in windows]
-        if not parts:
-            return Detections.empty()
-        boxes, scores, classes = (torch.cat(column) for column in zip(*parts, strict=True))
-        kept = nms(boxes, scores, classes, iou=how.tile_iou, max_kept=how.max_detections)
-        return Detections(
-            boxes=boxes[kept].cpu().numpy(), scores=scores[kept].cpu().numpy(), classes=classes[kept].cpu().numpy()
-        )
+        """The scan's findings in edge voxels of `grid`, highest score first."""
+        return merge_placed(self.place(windows, grid, how), how)
+
+    def place(
+        self, windows: Iterable[tuple[Shape, Candidates]], grid: Grid, how: DetectionMerge | None = None
+    ) -> Placed:
+        """The scan's candidates on `grid`, all of them or those that `how` allows."""
+        return place(windows, grid, windows_over(grid.shape, self.recipe).window, how=how)
 
     def score(self, found: Sequence[Detections], truth: Sequence[Case]) -> dict[str, float]:
         """COCO's mAP and mAR over IoU 0.10 to 0.50, and AP and AR at single thresholds, also for each class."""
@@ -108,9 +106,10 @@ class DetectionTask:
             _level_candidates(*maps, floor=config.candidate_floor, most=config.candidates_per_level)
             for maps in zip(levels, logits, deltas, strict=True)
         ]
-        boxes, scores, classes = (torch.cat(column) for column in zip(*parts, strict=True))
-        boxes = _clipped(boxes, window)
-        solid = _has_volume(boxes)
+        columns = zip(*((part.boxes, part.scores, part.classes) for part in parts), strict=True)
+        boxes, scores, classes = (torch.cat(column) for column in columns)
+        boxes = clipped(boxes, window)
+        solid = has_volume(boxes)
         return Candidates(boxes[solid], scores[solid], classes[solid])
 
 
@@ -142,24 +141,6 @@ def _finite(values: Tensor) -> Tensor:
         "The network's answer is not finite.",
         remedy="Predict in float32 or bf16; if that does not help, the weights are broken: use an earlier epoch.",
     )
-
-
-def _placed(start: Shape, found: Candidates, grid: Grid, how: DetectionMerge) -> Candidates:
-    """A window's candidates on the scan's grid, without what `how` drops before the suppression."""
-    offset = torch.tensor([*start, *start], dtype=torch.float32, device=found.boxes.device)
-    boxes = _clipped(found.boxes + offset, grid.shape)
-    sides_mm = (boxes[:, 3:] - boxes[:, :3]) * torch.tensor(grid.spacing_mm, device=boxes.device)
-    kept = (found.scores > how.score_floor) & _has_volume(boxes) & (sides_mm >= how.min_size_mm).all(dim=1)
-    return Candidates(boxes[kept], found.scores[kept], found.classes[kept])
-
-
-def _clipped(boxes: Float[Tensor, "n 6"], shape: Sequence[int]) -> Float[Tensor, "n 6"]:
-    limit = torch.tensor([*shape, *shape], dtype=torch.float32, device=boxes.device)
-    return boxes.clamp_min(0).minimum(limit)
-
-
-def _has_volume(boxes: Float[Tensor, "n 6"]) -> Bool[Tensor, " n"]:
-    return (boxes[:, 3:] > boxes[:, :3]).all(dim=1)
 
 
 def _logit(share: float) -> float:

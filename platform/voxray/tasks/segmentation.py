@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from scipy import ndimage
 from torch import Tensor
 
 from voxray.batch import Batch
@@ -18,18 +17,20 @@ from voxray.losses.segmentation import segmentation_loss
 from voxray.metrics.dice import confusion, dice
 from voxray.outputs import SegmentationOutput
 from voxray.recipe import Recipe, SegmentationLoss, SegmentationMerge
+from voxray.tasks.components import tidy
 from voxray.tasks.mirror import swapped_sides
 from voxray.tasks.stitch import Window, blocks, corner, labels_of, refuse_not_finite, slabs
+from voxray.tasks.thresholds import labels_above, selected, thresholds_of
 from voxray.volume import Grid, Shape, Volume
 from voxray.windows import Lattice, windows_over
 
 MAX_CLASSES = 255
 """A label map holds uint8, and 0 is background."""
 
-_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+KeepShares = Callable[[Shape, Float[Tensor, "c x y z"]], None]
+"""Takes the first voxel and all classes' probabilities, background first, of each finished block."""
 
-_TOUCHING = np.ones((3, 3, 3))
-"""Voxels that share a corner belong to one component."""
+_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class SegmentationTask:
@@ -44,6 +45,8 @@ class SegmentationTask:
         self.recipe, self.classes, self._loss = recipe, tuple(classes), recipe.loss
         swapped = [0, *(index + 1 for index in swapped_sides(self.classes))]
         self._sides = None if swapped == sorted(swapped) else swapped
+        if isinstance(recipe.merge, SegmentationMerge):
+            self._require_classes(recipe.merge)
 
     def loss(self, output: SegmentationOutput, batch: Batch, reduce: Reduce) -> dict[str, Tensor]:
         """The ``dice`` and ``ce`` parts, already weighted."""
@@ -66,10 +69,30 @@ class SegmentationTask:
 
     def merge(self, windows: Iterable[Window], grid: Grid, how: SegmentationMerge) -> Volume:
         """The label map on `grid`, from the windows of the recipe's lattice in its order."""
-        labels = np.zeros(grid.shape, np.uint8)
-        for place, sums in self._blocks(windows, windows_over(grid.shape, self.recipe)):
-            labels[corner(place, sums)] = labels_of(sums).cpu().numpy()
-        return self.finish(Volume(labels, grid), how)
+        return self.finish(self.blend(windows, grid, how), how)
+
+    def blend(
+        self, windows: Iterable[Window], grid: Grid, how: SegmentationMerge, *, keep: KeepShares | None = None
+    ) -> Volume:
+        """`merge` without its last step, `finish`, which may wait for another grid; `keep` sees all shares."""
+        places, labels = windows_over(grid.shape, self.recipe), np.zeros(grid.shape, np.uint8)
+        thresholds = thresholds_of(how, self.classes)
+        if thresholds is None and keep is None:
+            for place, sums in self._blocks(windows, places):
+                labels[corner(place, sums)] = labels_of(sums).cpu().numpy()
+                del sums
+            return Volume(labels, grid)
+        for place, sums in self._blocks(_with_ones(windows, two=False), places):
+            found = labels_of(sums[:-1]) if thresholds is None else None
+            shares = _shares(sums, two=False)
+            if keep is not None:
+                keep(place, shares)
+            if thresholds is not None:
+                found = labels_above(shares, thresholds)
+            assert found is not None
+            labels[corner(place, shares)] = found.cpu().numpy()
+            del sums, shares, found
+        return Volume(labels, grid)
 
     def shares(self, windows: Iterable[Window], grid: Grid) -> Iterator[tuple[int, Float[Tensor, "k x y z"]]]:
         """First plane and what may be interpolated of each finished slab across the grid's longest axis.
@@ -81,12 +104,29 @@ class SegmentationTask:
         summed = self._blocks(_with_ones(windows, two=two), places)
         return slabs(((place, _shares(sums, two=two)) for place, sums in summed), places)
 
+    def labels_from(self, shares: Float[Tensor, "k x y z"], how: SegmentationMerge) -> UInt8[Tensor, "x y z"]:
+        """The labels of what `shares` gives, interpolated or not."""
+        thresholds = thresholds_of(how, self.classes)
+        if len(shares) == 1:
+            least = 0.5 if thresholds is None or thresholds[0] is None else thresholds[0]
+            return (shares[0] > 2 * least - 1).to(torch.uint8)
+        return labels_of(shares) if thresholds is None else labels_above(shares, thresholds)
+
     def finish(self, labels: Volume, how: SegmentationMerge) -> Volume:
-        """The label map without the components that `how` calls too small."""
-        if how.min_component_mm3 <= 0:
+        """The label map with its holes filled and without the components that `how` does not want."""
+        largest = selected(how.largest_only, self.classes, field="merge.largest_only")
+        filled = selected(how.fill_holes, self.classes, field="merge.fill_holes")
+        if how.min_component_mm3 <= 0 and not largest and not filled:
             return labels
         smallest_vox = how.min_component_mm3 / float(np.prod(labels.grid.spacing_mm))
-        return Volume(without_small_components(labels.voxels, smallest_vox=smallest_vox), labels.grid)
+        voxels = tidy(labels.voxels, smallest_vox=smallest_vox, largest_only=largest, fill_holes=filled)
+        return Volume(voxels, labels.grid)
+
+    def _require_classes(self, how: SegmentationMerge) -> None:
+        """A ConfigError where `how` names a class that is none of the task's."""
+        thresholds_of(how, self.classes)
+        selected(how.largest_only, self.classes, field="merge.largest_only")
+        selected(how.fill_holes, self.classes, field="merge.fill_holes")
 
     def _blocks(self, windows: Iterable[Window], places: Lattice) -> Iterator[tuple[Shape, Tensor]]:
         config = self.recipe.inference
@@ -107,26 +147,18 @@ class SegmentationTask:
         return {"dice": float(np.mean(list(means.values()))) if means else float("nan")} | means
 
 
-def without_small_components(
-    labels: UInt8[np.ndarray, "x y z"], *, smallest_vox: float
-) -> UInt8[np.ndarray, "x y z"]:
-    """The label map with every connected component of a class below so many voxels as background."""
-    result = labels.copy()
-    for label, place in enumerate(ndimage.find_objects(labels), start=1):
-        if place is None:
-            continue
-        components, _ = ndimage.label(labels[place] == label, structure=_TOUCHING)
-        small = np.bincount(components.ravel()) < smallest_vox
-        small[0] = False
-        result[place][small[components]] = 0
-    return result
-
-
 def _with_ones(windows: Iterable[Window], *, two: bool) -> Iterator[Window]:
     """The logits (of two classes: how much the second has more) with a channel of ones, which sums the weights."""
     for place, logits in windows:
-        values = logits[1:2] - logits[:1] if two else logits
-        yield place, torch.cat([values, torch.ones_like(values[:1])])
+        values = logits.new_empty((2 if two else len(logits) + 1, *logits.shape[1:]))
+        if two:
+            torch.sub(logits[1], logits[0], out=values[0])
+        else:
+            values[:-1] = logits
+        values[-1] = 1.0
+        del logits
+        yield place, values
+        del values
 
 
 def _shares(sums: Float[Tensor, "c x y z"], *, two: bool) -> Float[Tensor, "k x y z"]:

@@ -37,7 +37,9 @@ def blocks(
     outer, middle, inner = lattice.axes
     weights: Tensor | None = None
     between = {axis: _Carry(lattice, axis, accumulate) for axis in (inner, middle, outer)}
-    for (start, logits), place in zip(windows, lattice.places, strict=True):
+    places = iter(lattice.places)
+    for start, logits in windows:
+        place = next(places)
         assert tuple(start) == place, f"windows out of order: {start} where {place} comes"
         if weights is None and blend == "gaussian":
             weights = blend_weights(lattice.window, blend).to(logits.device)
@@ -47,6 +49,8 @@ def blocks(
         for axis in (inner, middle, outer):
             part = between[axis].through(part, place)
         yield place, part
+        del logits, part  # before the next window comes: of 105 classes, one takes 350 MiB
+    assert next(places, None) is None, "windows are missing"
 
 
 def slabs(

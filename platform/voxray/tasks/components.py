@@ -1,0 +1,137 @@
+"""Label maps tidied up, class by class: holes filled, small components or all but the largest removed.
+
+Connected components are found in slabs that are joined where they touch, so that beside the label map only a slab of
+one class is in memory, however large the scan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int64, UInt8
+from numpy.typing import NDArray
+from scipy import ndimage, sparse
+
+SLAB_VOXELS = 1 << 24
+
+CORNERS = np.ones((3, 3, 3), bool)
+"""Voxels that share a corner touch."""
+FACES = ndimage.generate_binary_structure(3, 1)
+"""Only voxels that share a face touch."""
+
+Mask = Bool[np.ndarray, "x y z"]
+
+
+def tidy(
+    labels: UInt8[np.ndarray, "x y z"],
+    *,
+    smallest_vox: float = 0.0,
+    largest_only: Sequence[int] = (),
+    fill_holes: Sequence[int] = (),
+) -> UInt8[np.ndarray, "x y z"]:
+    """The label map with holes filled in the labels of `fill_holes`, and then without the components that are too
+    small, or not the largest of the labels in `largest_only` (of equal ones the first)."""
+    result = labels.copy()
+    places = ndimage.find_objects(result)
+    for label, place in enumerate(places, start=1):
+        if place is not None and label in fill_holes:
+            _fill(result[place], label)
+    for label, place in enumerate(places, start=1):
+        if place is not None:
+            _remove(result[place], label, smallest_vox=smallest_vox, largest_only=label in largest_only)
+    return result
+
+
+class Components:
+    """The connected components of a mask that is given slab by slab, numbered from 1 over all slabs."""
+
+    def __init__(self, mask: Callable[[slice], Mask], shape: Sequence[int], touching: Mask) -> None:
+        self._mask, self._touching = mask, touching
+        thickness = max(1, SLAB_VOXELS // max(1, shape[1] * shape[2]))
+        self._slabs = [slice(first, min(first + thickness, shape[0])) for first in range(0, shape[0], thickness)]
+        self._only: NDArray[np.int64] | None = None
+        sizes, borders, pairs, before, total = [], [], [], None, 0
+        for slab in self._slabs:
+            found, count = self._label(slab)
+            sizes.append(np.bincount(found.ravel(), minlength=count + 1)[1:])
+            borders.append(_on_border(found, count, ends=(slab.start == 0, slab.stop == shape[0])))
+            if before is not None:
+                pairs.append(_meeting(before, found[0], total, touching))
+            before = np.where(found[-1] > 0, found[-1] + total, 0)
+            total += count
+        self._of_part = _joined(pairs, total)
+        self._counts = [len(part) for part in sizes]
+        weights = np.concatenate([np.zeros(0), *sizes])
+        self.sizes: Int64[np.ndarray, " c"] = np.bincount(self._of_part, weights=weights).astype(np.int64)
+        """Voxels of each component."""
+        self.on_border: Bool[np.ndarray, " c"] = (
+            np.bincount(self._of_part, weights=np.concatenate([[], *borders])) > 0
+        )
+        """Whether it reaches the border of the whole."""
+
+    def chosen(self, wanted: Bool[np.ndarray, " c"]) -> Iterator[tuple[slice, Mask]]:
+        """Slab by slab where the wanted components are."""
+        total = 0
+        for slab, count in zip(self._slabs, self._counts, strict=True):
+            table = np.concatenate([[False], wanted[self._of_part[total : total + count]]])
+            if table.any():
+                yield slab, table[self._label(slab)[0]]
+            total += count
+
+    def _label(self, slab: slice) -> tuple[Any, int]:
+        """A slab's components among themselves: found twice, which takes less than keeping them all."""
+        if self._only is not None:
+            return self._only, int(self._only.max(initial=0))
+        found, count = ndimage.label(self._mask(slab), structure=self._touching)
+        if len(self._slabs) == 1:
+            self._only = found
+        return found, int(count)
+
+
+def _fill(crop: UInt8[np.ndarray, "x y z"], label: int) -> None:
+    """In place; `crop` is the smallest that holds all of the label, so what reaches its border is outside."""
+    holes = Components(lambda slab: crop[slab] != label, crop.shape, FACES)
+    for slab, inside in holes.chosen(~holes.on_border):
+        crop[slab][inside & (crop[slab] == 0)] = label
+
+
+def _remove(crop: UInt8[np.ndarray, "x y z"], label: int, *, smallest_vox: float, largest_only: bool) -> None:
+    if smallest_vox <= 1 and not largest_only:
+        return
+    parts = Components(lambda slab: crop[slab] == label, crop.shape, CORNERS)
+    unwanted = parts.sizes < smallest_vox
+    if largest_only and len(unwanted):
+        unwanted |= np.arange(len(unwanted)) != int(np.argmax(parts.sizes))
+    for slab, inside in parts.chosen(unwanted):
+        crop[slab][inside] = 0
+
+
+def _on_border(found: Any, count: int, *, ends: tuple[bool, bool]) -> Bool[np.ndarray, " c"]:
+    """Which of a slab's components reach the border of the whole; `ends`: the slab is its first, its last."""
+    reached = np.zeros(count + 1, bool)
+    sides = [found[:, 0], found[:, -1], found[:, :, 0], found[:, :, -1]]
+    for side in [*sides, *([found[0]] if ends[0] else []), *([found[-1]] if ends[1] else [])]:
+        reached[np.unique(side)] = True
+    return reached[1:]
+
+
+def _meeting(before: Any, after: Any, offset: int, touching: Mask) -> Int64[np.ndarray, "p 2"]:
+    """Pairs of part numbers from 0 that touch across two neighbouring planes; `after` is counted from `offset`."""
+    padded = np.pad(before, 1)
+    pairs = []
+    for y, z in np.argwhere(touching[0]):
+        shifted = padded[y : y + before.shape[0], z : z + before.shape[1]]
+        both = (shifted > 0) & (after > 0)
+        pairs.append(np.unique(np.stack([shifted[both] - 1, after[both] - 1 + offset], axis=1), axis=0))
+    return np.concatenate(pairs)
+
+
+def _joined(pairs: Sequence[Int64[np.ndarray, "p 2"]], total: int) -> Int64[np.ndarray, " n"]:
+    """The component of each part."""
+    if not pairs or total == 0:
+        return np.arange(total)
+    edges = np.concatenate(pairs)
+    graph = sparse.coo_array((np.ones(len(edges), bool), (edges[:, 0], edges[:, 1])), shape=(total, total))
+    return np.asarray(sparse.csgraph.connected_components(graph, directed=False)[1], np.int64)
