@@ -1,45 +1,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
+from metrics.scans import Scans, detections, random_scans, repeated
 from voxray.detections import Detections
-from voxray.metrics.coco import IOUS, classes_without_truth, evaluate
-
-Scans = tuple[list[Detections], list[NDArray[np.float64]], list[NDArray[np.int64]]]
-
-
-def _detections(boxes: Any, scores: Any, classes: Any = None) -> Detections:
-    boxes = np.asarray(boxes, np.float32).reshape(-1, 6)
-    classes = np.zeros(len(boxes), np.int64) if classes is None else np.asarray(classes, np.int64)
-    return Detections(boxes, np.asarray(scores, np.float32), classes)
-
-
-def _random_scans(rng: np.random.Generator, *, scans: int, found: int, truth: int, num_classes: int) -> Scans:
-    """Objects on a coarse lattice, detections near them and elsewhere; scores on a coarse scale, so ties occur."""
-    result: Scans = ([], [], [])
-    for _ in range(scans):
-        centres = rng.integers(0, 12, (rng.integers(0, truth + 1), 3)) * 5.0
-        true_boxes = np.concatenate([centres, centres + rng.uniform(5, 15, centres.shape)], axis=1)
-        true_classes = rng.integers(0, num_classes, len(centres))
-        many = int(rng.integers(0, found + 1))
-        corners = rng.integers(0, 12, (many, 3)) * 5.0
-        boxes = np.concatenate([corners, corners + rng.uniform(5, 15, corners.shape)], axis=1)
-        classes = rng.integers(0, num_classes, many)
-        if len(true_boxes) and many:
-            near = rng.integers(0, len(true_boxes), many // 2)
-            boxes[: many // 2] = true_boxes[near] + rng.normal(0, 1.0, (many // 2, 6))
-            classes[: many // 2] = true_classes[near]
-        result[0].append(_detections(boxes, rng.integers(0, 50, many) / 50, classes))
-        result[1].append(true_boxes)
-        result[2].append(true_classes)
-    return result
+from voxray.metrics.bootstrap import draw_weights
+from voxray.metrics.coco import IOUS, classes_without_truth, evaluate, precision_and_recall
+from voxray.metrics.pool import pool_of
 
 
 def _iou(a: Sequence[float], b: Sequence[float]) -> float:
@@ -96,9 +68,9 @@ def test_golden_values_of_nndetection_box_evaluator() -> None:
     shifted = [2, 2, 2, 12, 12, 12]  # IoU 512 / 1488 = .344086
     far = [40, 40, 40, 50, 50, 50]
     found = [
-        _detections([*true, far], [0.9, 0.5]),
-        _detections([far, shifted], [0.8, 0.7]),
-        _detections([far, *true], [0.4, 0.3]),
+        detections([*true, far], [0.9, 0.5]),
+        detections([far, shifted], [0.8, 0.7]),
+        detections([far, *true], [0.4, 0.3]),
     ]
     truth = [np.asarray(true, np.float64)] * 3
     result = evaluate(found, truth, [np.zeros(1, np.int64)] * 3, ["nodule"])
@@ -114,7 +86,7 @@ def test_golden_values_of_nndetection_box_evaluator() -> None:
 @given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.sampled_from([3, 100]))
 def test_equals_the_plain_reference(seed: int, num_classes: int, limit: int) -> None:
     rng = np.random.default_rng(seed)
-    scans = _random_scans(rng, scans=5, found=12, truth=5, num_classes=num_classes)
+    scans = random_scans(rng, scans=5, found=12, truth=5, num_classes=num_classes)
     names = [f"class {index}" for index in range(num_classes)]
     result = evaluate(*scans, names, max_detections=limit)
     absent = classes_without_truth(scans[2], names)
@@ -130,11 +102,36 @@ def test_equals_the_plain_reference(seed: int, num_classes: int, limit: int) -> 
         assert result["mAR"] == pytest.approx(np.mean([recall for _, recall in expected.values()]), abs=1e-12)
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_a_replicate_is_the_score_of_the_drawn_scans(seed: int) -> None:
+    """Scores differ everywhere: among equal ones the order of scans decides, which a repeated scan changes."""
+    rng = np.random.default_rng(seed)
+    scans = random_scans(rng, scans=6, found=10, truth=4, num_classes=2)
+    scans = ([Detections(one.boxes, rng.random(len(one), np.float32), one.classes) for one in scans[0]], *scans[1:])
+    weights = draw_weights(6, rng=rng, num=5)
+    pool = pool_of(*scans, num_classes=2, ious=IOUS)
+    values = precision_and_recall(pool, weights, ["a", "b"], IOUS)
+    for column, drawn in enumerate(weights.T.astype(int)):
+        expected = evaluate(*repeated(scans, drawn), ["a", "b"])
+        for name, value in expected.items():
+            assert values[name][column] == pytest.approx(value, abs=1e-12, nan_ok=True), name
+
+
+@pytest.mark.parametrize("ious", [(0.5,), (0.5, 0.75), tuple(np.linspace(0.3, 0.9, 13))])
+def test_any_range_of_thresholds(ious: tuple[float, ...]) -> None:
+    scans = random_scans(np.random.default_rng(5), scans=8, found=12, truth=5, num_classes=1)
+    result = evaluate(*scans, ["a"], ious=ious)
+    expected = [_reference(scans, 0, threshold, 100) for threshold in ious]
+    assert result["mAP"] == pytest.approx(np.mean([average for average, _ in expected]), abs=1e-12)
+    assert result[f"AR@{ious[-1]:.2f}"] == pytest.approx(expected[-1][1], abs=1e-12)
+
+
 def test_differs_from_monai_by_no_more_than_its_float32_recall() -> None:
     coco = pytest.importorskip("monai.apps.detection.metrics.coco")
     matching = pytest.importorskip("monai.apps.detection.metrics.matching")
     overlap = pytest.importorskip("monai.data.box_utils").box_iou
-    scans = _random_scans(np.random.default_rng(7), scans=40, found=20, truth=4, num_classes=2)
+    scans = random_scans(np.random.default_rng(7), scans=40, found=20, truth=4, num_classes=2)
     metric = coco.COCOMetric(classes=["a", "b"], iou_list=[0.1], max_detection=[100], verbose=False)
     matched = matching.matching_batch(
         overlap,
@@ -154,7 +151,7 @@ def test_differs_from_monai_by_no_more_than_its_float32_recall() -> None:
 
 def test_class_without_truth_is_left_out_and_listed() -> None:
     box = [[0, 0, 0, 4, 4, 4]]
-    found = [_detections([*box, *box], [0.9, 0.8], [0, 1])]
+    found = [detections([*box, *box], [0.9, 0.8], [0, 1])]
     truth, kinds = [np.asarray(box, np.float64)], [np.zeros(1, np.int64)]
     result = evaluate(found, truth, kinds, ["present", "absent"])
     assert result["mAP"] == 1.0
@@ -163,7 +160,7 @@ def test_class_without_truth_is_left_out_and_listed() -> None:
 
 
 def test_without_any_truth_the_means_are_nan() -> None:
-    result = evaluate([_detections([[0, 0, 0, 1, 1, 1]], [0.5])], [np.zeros((0, 6))], [np.zeros(0, np.int64)], ["a"])
+    result = evaluate([detections([[0, 0, 0, 1, 1, 1]], [0.5])], [np.zeros((0, 6))], [np.zeros(0, np.int64)], ["a"])
     assert set(result) == {"mAP", "mAR", "AP@0.10", "AR@0.10", "AP@0.50", "AR@0.50"}
     assert all(np.isnan(value) for value in result.values())
 
@@ -176,6 +173,6 @@ def test_nothing_found_scores_zero() -> None:
 def test_recall_that_lands_on_a_recall_point_counts_there() -> None:
     """Nine of ten found: recall 0.9 is the 91st recall point, which a float32 recall (0.89999998) would miss."""
     boxes = [[20.0 * i, 0, 0, 20.0 * i + 10, 10, 10] for i in range(10)]
-    found = [_detections(boxes[:9], np.linspace(0.9, 0.1, 9))]
+    found = [detections(boxes[:9], np.linspace(0.9, 0.1, 9))]
     result = evaluate(found, [np.asarray(boxes)], [np.zeros(10, np.int64)], ["a"])
     assert result["AP@0.10"] == pytest.approx(91 / 101, abs=1e-12)

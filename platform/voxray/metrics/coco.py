@@ -5,14 +5,16 @@ All arithmetic is float64: a float32 recall falls on the wrong side of a recall 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 from numpy.typing import NDArray
 
 from voxray.detections import Detections
-from voxray.metrics.matching import match
+from voxray.metrics.bootstrap import ones
+from voxray.metrics.curves import share, tally
+from voxray.metrics.pool import Pool, pool_of
 
 IOUS = (0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40, 0.45, 0.50)
 RECALL_POINTS = np.linspace(0.0, 1.0, 101)
@@ -34,18 +36,39 @@ def evaluate(
     threshold) over classes; each also per class, as ``mAP/nodule``. A class without truth has no key and does not
     count in the means; without any truth the means are nan.
     """
-    assert len(found) == len(truth_boxes) == len(truth_classes)
-    pooled = _pool(found, max_detections=max_detections)
-    truth = _pool_truth(truth_boxes, truth_classes)
-    hit = _hits(pooled, truth, len(classes), np.asarray(ious, np.float64))
-    counts = np.bincount(truth[2], minlength=len(classes))
-    result: dict[str, float] = {}
-    for index in np.flatnonzero(counts).tolist():
-        precision, recall = average_precision(hit[:, pooled[3] == index], int(counts[index]))
-        for name, value in _named(precision, recall, ious).items():
-            result[f"{name}/{classes[index]}"] = value
-    names = _named(np.zeros(len(ious)), np.zeros(len(ious)), ious)
-    return {name: _mean([v for key, v in result.items() if key.startswith(f"{name}/")]) for name in names} | result
+    size = len(classes)
+    pool = pool_of(found, truth_boxes, truth_classes, num_classes=size, ious=ious, max_detections=max_detections)
+    return {
+        name: float(value[0])
+        for name, value in precision_and_recall(pool, ones(pool.num_scans), classes, ious).items()
+    }
+
+
+def precision_and_recall(
+    pool: Pool, weights: Float64[np.ndarray, "s b"], classes: Sequence[str], ious: Sequence[float]
+) -> dict[str, Float64[np.ndarray, " b"]]:
+    """What `evaluate` gives, in each replicate; the mean over classes is over those that the replicate drew."""
+    nothing = np.full((len(ious), weights.shape[1]), np.nan)
+    return with_means(
+        {
+            name: _named(*average_precision(pool.of_class(index), weights), ious)
+            for index, name in enumerate(classes)
+            if pool.objects[:, index].any()
+        },
+        empty=_named(nothing, nothing, ious),
+    )
+
+
+def with_means(
+    per_class: Mapping[str, Mapping[str, Float64[np.ndarray, " b"]]],
+    *,
+    empty: Mapping[str, Float64[np.ndarray, " b"]],
+) -> dict[str, Float64[np.ndarray, " b"]]:
+    """``{"mAP": mean over classes, "mAP/nodule": ...}``; without any class the values of `empty`."""
+    result = (
+        {name: _mean([values[name] for values in per_class.values()]) for name in empty} if per_class else {**empty}
+    )
+    return result | {f"{name}/{kind}": value for kind, values in per_class.items() for name, value in values.items()}
 
 
 def classes_without_truth(
@@ -56,77 +79,53 @@ def classes_without_truth(
     return tuple(name for index, name in enumerate(classes) if index not in present)
 
 
-def average_precision(
-    hit: NDArray[np.bool_], num_truth: int
-) -> tuple[Float64[np.ndarray, " t"], Float64[np.ndarray, " t"]]:
-    """Average precision and final recall per threshold; columns of `hit` come highest score first."""
-    true_positives = np.cumsum(hit, axis=1, dtype=np.float64)
-    recall = true_positives / num_truth
-    precision = true_positives / np.arange(1, hit.shape[1] + 1)
-    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    envelope = np.concatenate([envelope, np.zeros((len(hit), 1))], axis=1)
-    at = [np.searchsorted(row, RECALL_POINTS, side="left") for row in recall]
-    average = np.array([row[index].mean() for row, index in zip(envelope, at, strict=True)])
-    return average, recall.max(axis=1, initial=0.0)
+Precision = Float64[np.ndarray, "t b"]
 
 
-Pooled = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]
-"""Boxes, scan, score and class of all scans' detections, highest score first (equal ones in the scans' order)."""
+def average_precision(pool: Pool, weights: Float64[np.ndarray, "s b"]) -> tuple[Precision, Precision]:
+    """Average precision and final recall of a pool of one class, per threshold and replicate.
+
+    nan where a replicate draws no object. Only hits raise recall, so precision is looked at there alone.
+    """
+    num_objects = pool.objects[:, 0] @ weights
+    place = np.flatnonzero(pool.hits.any(axis=0))
+    column = np.searchsorted(place, np.arange(len(pool.scores)))
+    within = column < len(place)
+    above = tally(column[within], pool.scans[within], len(place), weights)
+    gained = weights[pool.scans[place]]
+    results = [_one_threshold(hit, above, gained, num_objects) for hit in pool.hits[:, place]]
+    average, recall = (np.stack(part) for part in zip(*results, strict=True))
+    return average, recall
 
 
-def _pool(found: Sequence[Detections], *, max_detections: int) -> Pooled:
-    boxes = np.concatenate([np.zeros((0, 6)), *(scan.boxes for scan in found)])
-    scores = np.concatenate([np.zeros(0), *(scan.scores for scan in found)])
-    classes = np.concatenate([np.zeros(0, np.int64), *(scan.classes for scan in found)])
-    scans = np.repeat(np.arange(len(found)), [len(scan) for scan in found])
-    order = np.argsort(-scores, kind="stable")
-    if max((len(scan) for scan in found), default=0) > max_detections:
-        order = order[_rank_in_group(scans[order], classes[order]) < max_detections]
-    return boxes[order], scans[order], scores[order], classes[order]
+def _one_threshold(
+    hit: NDArray[np.bool_], above: NDArray[np.float64], gained: NDArray[np.float64], num_objects: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """From the candidates for a hit: which are one, findings up to each, what each weighs, and how many to find."""
+    hits = np.cumsum(gained[hit], axis=0)
+    nothing = np.where(num_objects > 0, 0.0, np.nan)
+    if len(hits) == 0:
+        return nothing, nothing
+    precision = np.divide(hits, above[hit], out=np.zeros_like(hits), where=above[hit] > 0)
+    envelope = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
+    recall = hits / np.where(num_objects > 0, num_objects, np.nan)
+    reached = np.searchsorted(RECALL_POINTS, np.nan_to_num(recall), side="right")
+    points = np.diff(reached, axis=0, prepend=0)
+    return (points * envelope).sum(axis=0) / len(RECALL_POINTS) + nothing, recall[-1] + nothing
 
 
-def _rank_in_group(scans: NDArray[np.int64], classes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each entry how many of the same scan and class come before it."""
-    order = np.lexsort((classes, scans))
-    place = np.arange(len(order))
-    is_first = np.ones(len(order), bool)
-    is_first[1:] = (np.diff(scans[order]) != 0) | (np.diff(classes[order]) != 0)
-    rank = np.empty(len(order), np.int64)
-    rank[order] = place - np.maximum.accumulate(np.where(is_first, place, 0))
-    return rank
-
-
-def _pool_truth(
-    boxes: Sequence[Float[np.ndarray, "n 6"]], classes: Sequence[Int64[np.ndarray, " n"]]
-) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
-    """Boxes, scan and class of all scans' objects."""
-    return (
-        np.concatenate([np.zeros((0, 6)), *(np.reshape(scan, (-1, 6)) for scan in boxes)]),
-        np.repeat(np.arange(len(classes)), [len(scan) for scan in classes]),
-        np.concatenate([np.zeros(0, np.int64), *classes]),
-    )
-
-
-def _hits(
-    found: Pooled,
-    truth: tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]],
-    num_classes: int,
-    ious: NDArray[np.float64],
-) -> NDArray[np.bool_]:
-    """For each threshold and detection whether it hits an object of its scan and class."""
-    boxes, scans, _, classes = found
-    truth_boxes, truth_scans, truth_classes = truth
-    groups, truth_groups = scans * num_classes + classes, truth_scans * num_classes + truth_classes
-    return match(boxes, groups, truth_boxes, truth_groups, ious=ious) >= 0
-
-
-def _named(precision: NDArray[np.float64], recall: NDArray[np.float64], ious: Sequence[float]) -> dict[str, float]:
-    result = {"mAP": float(precision.mean()), "mAR": float(recall.mean())}
+def _named(precision: Precision, recall: Precision, ious: Sequence[float]) -> dict[str, NDArray[np.float64]]:
+    result = {"mAP": precision.mean(axis=0), "mAR": recall.mean(axis=0)}
     for index in (0, len(ious) - 1):
-        result[f"AP@{ious[index]:.2f}"] = float(precision[index])
-        result[f"AR@{ious[index]:.2f}"] = float(recall[index])
+        result[f"AP@{ious[index]:.2f}"] = precision[index]
+        result[f"AR@{ious[index]:.2f}"] = recall[index]
     return result
 
 
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else float("nan")
+def _mean(values: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """The mean of what there is, replicate by replicate."""
+    stacked = np.stack(values)
+    there = np.isfinite(stacked)
+    count = there.sum(axis=0)
+    total = np.where(there, stacked, 0.0).sum(axis=0)
+    return share(total, count.astype(np.float64))
