@@ -13,6 +13,8 @@ from voxray.readers import read_label_map, read_volume, write_nifti
 from voxray.volume import Grid, Shape, Vector, Volume
 
 NOISE_HU = 12.0
+ORIGIN_MM = (-180.0, -160.0, -640.0)
+"""Of a patient on a table. At 0 the extent-keeping Spacingd of MONAI 1.6.1 mistakes an offset's sign."""
 
 
 def write_scans(folder: Path, number: int, shape: Shape, spacing_mm: Vector) -> list[str]:
@@ -36,7 +38,7 @@ def enlarged(shape: Shape, spacing_mm: Vector) -> tuple[Volume, Volume]:
     image, labels = _abdomen()
     finer = np.divide(np.multiply(image.grid.shape, image.grid.spacing_mm), shape)
     fine = (float(finer[0]), float(finer[1]), float(finer[2]))
-    grid = Grid(shape, spacing_mm, (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
+    grid = Grid(shape, spacing_mm, ORIGIN_MM, (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
     region = tuple(slice(0, side) for side in shape)
     return (
         Volume(np.ascontiguousarray(resample(image, fine).voxels[region]), grid),

@@ -35,6 +35,19 @@ def orient(volume: Volume, axes: str) -> Volume:
     return Volume(np.ascontiguousarray(turned.voxels), turned.grid)
 
 
+def oriented_grid(grid: Grid, axes: str) -> Grid:
+    """The grid of a volume that `orient` has turned."""
+    order, flips = _turn(grid.orientation, axes)
+    x, y, z = (grid.shape[axis] for axis in order)
+    sx, sy, sz = (grid.spacing_mm[axis] for axis in order)
+    rotation = grid.rotation[:, order] * np.where(flips, -1.0, 1.0)
+    corner = np.zeros(3)
+    for axis, flip in zip(order, flips, strict=True):
+        corner[axis] = grid.shape[axis] - 1 if flip else 0
+    ox, oy, oz = (float(value) for value in grid.to_world(corner[None] + 0.5)[0])
+    return Grid((x, y, z), (sx, sy, sz), (ox, oy, oz), tuple(rotation.ravel().tolist()))
+
+
 def resample(volume: Volume, spacing_mm: Vector) -> Volume:
     """The image at another spacing, by linear interpolation along its own axes, rounded to whole HU."""
     grid = resampled_grid(volume.grid, spacing_mm)
@@ -109,17 +122,8 @@ def _stats_tensors(stats: VolumeStats | Tensor, like: Tensor) -> tuple[Tensor, .
 def _turned(volume: Volume, axes: str) -> Volume:
     """`orient` as a view of the same memory."""
     order, flips = _turn(volume.grid.orientation, axes)
-    grid = volume.grid
     voxels = volume.voxels.transpose(order)[tuple(slice(None, None, -1 if flip else None) for flip in flips)]
-    x, y, z = (grid.shape[axis] for axis in order)
-    sx, sy, sz = (grid.spacing_mm[axis] for axis in order)
-    signs = np.where(flips, -1.0, 1.0)
-    rotation = grid.rotation[:, order] * signs
-    corner = np.zeros(3)
-    for axis, flip in zip(order, flips, strict=True):
-        corner[axis] = grid.shape[axis] - 1 if flip else 0
-    ox, oy, oz = (float(value) for value in grid.to_world(corner[None] + 0.5)[0])
-    return Volume(voxels, Grid((x, y, z), (sx, sy, sz), (ox, oy, oz), tuple(rotation.ravel().tolist())))
+    return Volume(voxels, oriented_grid(volume.grid, axes))
 
 
 def _turn(now: str, wanted: str) -> tuple[list[int], list[bool]]:

@@ -55,6 +55,25 @@ def test_a_sphere_is_found_where_it_is(turn: Any, angles: tuple[float, float, fl
     np.testing.assert_allclose(sides, ball_sides_mm(RADIUS_MM), atol=BLUR_MM)
 
 
+@pytest.mark.parametrize("restore", ["labels", "shares"])
+def test_label_maps_are_tidied_on_the_scans_own_grid(restore: str) -> None:
+    """A ball is judged by the volume that it has as it is shown, not on the recipe's grid."""
+    scan, _ = sphere_scan(np.eye(3), angles_deg=(0, 0, 0), radius_mm=RADIUS_MM)
+    recipe = bright_recipe("segmentation", restore=restore)
+    model = BrightConfig().build(recipe, 1)
+
+    def voxels(**how: Any) -> int:
+        chosen = SegmentationMerge(**how)
+        labels = Predictor(bright_run(recipe), recipe, model, how=chosen).predict(scan).labels
+        assert labels is not None
+        return int(np.count_nonzero(labels.voxels))
+
+    plain, voxel_mm3 = voxels(), float(np.prod(scan.grid.spacing_mm))
+    assert voxels(min_component_mm3=(plain - 0.5) * voxel_mm3) == plain
+    assert voxels(min_component_mm3=(plain + 0.5) * voxel_mm3) == 0
+    assert voxels(threshold=0.01) > plain > voxels(thresholds={"bright": 0.99}) > 0
+
+
 @pytest.mark.parametrize("turn", TURNS[1::7])
 @pytest.mark.parametrize("angles", ANGLES)
 def test_labels_come_back_on_the_scans_own_grid(turn: Any, angles: tuple[float, float, float]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from voxray.inference.package import EngineEntry
+import math
+
+from voxray.evaluation import Evaluation
+from voxray.inference.package import EngineEntry, Ensemble
 from voxray.inference.parity import Parity
 from voxray.inference.speed import Speed
 from voxray.recipe import Recipe
@@ -10,33 +13,24 @@ from voxray.run import Run
 
 
 def model_card(
-    run: Run, recipe: Recipe, engines: tuple[EngineEntry, ...], parity: Parity, speed: Speed, *, name: str
+    run: Run,
+    recipe: Recipe,
+    engines: tuple[EngineEntry, ...],
+    parity: Parity,
+    speed: Speed,
+    *,
+    name: str,
+    ensemble: Ensemble | None = None,
 ) -> str:
-    """The card as Markdown."""
-    classes = ", ".join(run.classes[:20]) + (f" and {len(run.classes) - 20} more" if len(run.classes) > 20 else "")
-    spacing = " x ".join(f"{side:g}" for side in recipe.grid.spacing_mm)
-    window = " x ".join(map(str, recipe.inference.window_vox))
+    """The card as Markdown; `ensemble` are the networks where there are several."""
     files = "\n".join(f"| {entry.form} | {entry.precision} | `{entry.file}` |" for entry in engines)
     rows = "\n".join(
         f"| {row.output} | {row.max_difference:.3g} | {row.mean_difference:.3g} | {row.tolerance:.3g} |"
         for row in parity.outputs
     )
-    return f"""# {run.name}
-
-A 3D CT {recipe.task} model, packaged by voxray. It answers: {classes}.
-
-    voxray predict {name} SCAN... -o ANSWERS
-
-| | |
-|---|---|
-| recipe | {recipe.name}: {recipe.about or "no description"} |
-| input | CT in Hounsfield units, resampled to {spacing} mm, windows of {window} voxels |
-| trained on | {run.dataset}, licence {run.licence}, which binds these weights too |
-| code | voxray {run.voxray_version}, commit {run.commit} |
-
-For research. It is no medical device: nobody has shown that it is safe or of use for any patient. It knows only what
-its training data showed, and answers confidently on scans unlike them.
-
+    kind = "model" if ensemble is None else _kind_of(ensemble)
+    each = "" if ensemble is None else " for each of the networks"
+    return f"""{_head(run, recipe, name, kind)}{"" if ensemble is None else _members(ensemble)}
 ## Files
 
 | form | precision | file |
@@ -54,12 +48,99 @@ Largest and mean differences of the raw outputs from torch in float32, on {parit
 
 ## How fast
 
-Milliseconds for a patch of {" x ".join(map(str, speed.patch_vox))} voxels on {speed.device}.
+Milliseconds for a patch of {" x ".join(map(str, speed.patch_vox))} voxels on {speed.device}{each}.
 
 | torch fp32 | torch amp ({speed.amp}) | {speed.runtime} fp32 | {speed.runtime} {speed.half} |
 |---|---|---|---|
 | {speed.torch_fp32:g} | {speed.torch_amp:g} | {_cell(speed.engine_fp32)} | {_cell(speed.engine_half)} |
 """
+
+
+def ensemble_card(run: Run, recipe: Recipe, ensemble: Ensemble, *, name: str, score: Evaluation | None = None) -> str:
+    """The card of several networks that answer together, as Markdown; `score` is what each had on held-out cases."""
+    return f"{_head(run, recipe, name, _kind_of(ensemble))}{_members(ensemble)}{_scored(score)}"
+
+
+def _kind_of(ensemble: Ensemble) -> str:
+    return f"model of {len(ensemble.members)} networks that answer together"
+
+
+def _members(ensemble: Ensemble) -> str:
+    """The networks, and the setting with which they answer."""
+    rows = "\n".join(
+        f"| `{member.weights}` | {member.provenance.run} | {'all' if member.fold is None else member.fold} | "
+        f"{member.checkpoint} | {member.provenance.commit} | `{member.provenance.weights_sha256[:16]}` |"
+        for member in ensemble.members
+    )
+    setting = "\n".join(f"| `{field}` | {value} |" for field, value in ensemble.setting.items())
+    chosen = (
+        f"""
+## Setting
+
+What a sweep chose, in place of the recipe's own.
+
+| field | value |
+|---|---|
+{setting}
+"""
+        if setting
+        else ""
+    )
+    return f"""
+## Networks
+
+| file | run | fold | checkpoint | commit | SHA-256 of the weights |
+|---|---|---|---|---|---|
+{rows}
+{chosen}"""
+
+
+def _head(run: Run, recipe: Recipe, name: str, kind: str) -> str:
+    """What every card begins with."""
+    classes = ", ".join(run.classes[:20]) + (f" and {len(run.classes) - 20} more" if len(run.classes) > 20 else "")
+    spacing = " x ".join(f"{side:g}" for side in recipe.grid.spacing_mm)
+    window = " x ".join(map(str, recipe.inference.window_vox))
+    return f"""# {run.name}
+
+A 3D CT {recipe.task} {kind}, packaged by voxray. It answers: {classes}.
+
+    voxray predict {name} SCAN... -o ANSWERS
+
+| | |
+|---|---|
+| recipe | {recipe.name}: {recipe.about or "no description"} |
+| input | CT in Hounsfield units, resampled to {spacing} mm, windows of {window} voxels |
+| trained on | {run.dataset}, licence {run.licence}, which binds these weights too |
+| code | voxray {run.voxray_version}, commit {run.commit} |
+
+For research. It is no medical device: nobody has shown that it is safe or of use for any patient. It knows only what
+its training data showed, and answers confidently on scans unlike them.
+"""
+
+
+def _scored(score: Evaluation | None) -> str:
+    """The metrics over all classes of single networks on cases that they were not trained on."""
+    if score is None:
+        return ""
+    rows = "\n".join(
+        f"| {name} | {value:.3f} | {_interval(score.intervals.get(name))} |"
+        for name, value in score.metrics.items()
+        if "/" not in name and math.isfinite(value)
+    )
+    return f"""
+## Out of fold
+
+Each of {len(score.cases)} cases of {score.dataset}, answered by the one network that was not trained on it, with the
+recipe's own setting. All of them together have not been measured by this.
+
+| metric | value | 95 % interval |
+|---|---|---|
+{rows}
+"""
+
+
+def _interval(ends: tuple[float, float] | None) -> str:
+    return "" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
 
 
 def _cell(value: float | None) -> str:

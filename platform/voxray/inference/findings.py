@@ -58,6 +58,8 @@ class Finding(Config):
     """``x1 y1 z1 x2 y2 z2``."""
     diameter_mm: float
     """The mean of the three sides."""
+    volume_mm3: float | None = None
+    """Of the ellipsoid that the box encloses; files of earlier versions lack it."""
     box_vox: Box
     """Edge coordinates: voxel i covers [i, i + 1)."""
 
@@ -190,6 +192,7 @@ def _finding(number: int, name: str, score: float, *, box_mm: Any, box_vox: Any)
         size_mm=_rounded(high - low),
         box_mm=_rounded(box_mm),
         diameter_mm=_short(float((high - low).mean())),
+        volume_mm3=_short(float((high - low).prod()) * np.pi / 6),
         box_vox=_rounded(box_vox),
     )
 

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, nn
 
-from voxray.errors import ResourceError
+from voxray.errors import ConfigError, ResourceError
 from voxray.inference.runtimes.tensors import INPUT, flatten
 from voxray.volume import Shape
 
@@ -38,16 +38,23 @@ def export_onnx(module: nn.Module, *, outputs: Sequence[str], stride_vox: Shape)
     images = torch.zeros(2, 1, 2 * x, 3 * y, 4 * z, device=place)
     free = torch.export.Dim.DYNAMIC
     with torch.no_grad(), _predicting(module), _quietly():
-        program = torch.onnx.export(
-            _Flat(module).eval(),
-            (images,),
-            dynamo=True,
-            opset_version=OPSET,
-            dynamic_shapes={INPUT: {0: free, 2: free, 3: free, 4: free}},
-            input_names=[INPUT],
-            output_names=list(outputs),
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                _Flat(module).eval(),
+                (images,),
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes={INPUT: {0: free, 2: free, 3: free, 4: free}},
+                input_names=[INPUT],
+                output_names=list(outputs),
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            cause = error.__cause__ or error
+            raise ConfigError(
+                f"export to ONNX: {type(module).__name__} cannot be converted for patches of every size "
+                f"({type(cause).__name__}); use --runtime torch, or write it without steps that depend on values."
+            ) from error
     assert program is not None
     return bytes(program.model_proto.SerializeToString())
 

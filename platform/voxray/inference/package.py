@@ -7,6 +7,10 @@
     parity.json           how far its answers are from torch's, on patches      speed.json    milliseconds
     README.md             the model card
 
+An ensemble has several networks of one recipe, which answer together: `weights-1.safetensors`, `weights-2...`; where
+it was exported, `model-1.onnx` and so on lie beside them, and otherwise runtimes convert the weights when they first
+open it. Its `package.json` has schema version 2 and names every member.
+
 Nothing in it is code, and no file is opened before its SHA-256 was found right. It is written beside its place and
 then renamed.
 """
@@ -20,7 +24,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import safetensors.torch
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt
@@ -37,8 +41,8 @@ from voxray.models import MODELS
 from voxray.recipe import AnchorConfig, GridConfig, Intensity, Merge, Recipe, Sides, parse_recipe
 from voxray.run import Run
 
-SCHEMA_VERSION = 1
-"""Of `package.json`; a newer one is refused."""
+SCHEMA_VERSION = 2
+"""The newest of `package.json` that is read; a newer one is refused. Packages of one network are of version 1."""
 MANIFEST = "package.json"
 WEIGHTS = "weights.safetensors"
 SUFFIXES = (".onnx", ".xml", ".bin", ".engine", ".safetensors", ".json", ".md")
@@ -106,6 +110,28 @@ class EngineEntry(Config):
     file: str
     key: EngineKey | None = None
     """What a TensorRT engine was built by and for."""
+    member: PositiveInt | None = None
+    """Which network of an ensemble it holds, from 1; None, and not in the file, where there is one network."""
+
+
+class Member(Config):
+    """One network of an ensemble."""
+
+    weights: str
+    """Its file."""
+    checkpoint: str
+    """Which of the run's, as ``epoch_0120``."""
+    fold: NonNegativeInt | None
+    """The fold that validated it."""
+    provenance: Provenance
+
+
+class Ensemble(Config):
+    """The networks that answer together."""
+
+    members: Annotated[tuple[Member, ...], Field(min_length=1)]
+    setting: dict[str, Any] = Field(default_factory=dict)
+    """What a sweep chose, field by field, in place of what the runs' recipe says."""
 
 
 class Package(Config):
@@ -116,11 +142,11 @@ class Package(Config):
     schema_name: Literal["voxray-package"] = Field(
         default="voxray-package", validation_alias="schema", serialization_alias="schema"
     )
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = 1
     task: TaskName
     classes: tuple[str, ...]
-    runtime: Literal["onnxruntime", "openvino", "tensorrt"]
-    """What it was made for; other runtimes open it too where they can."""
+    runtime: Literal["onnxruntime", "openvino", "tensorrt", "torch"]
+    """What it was made for; other runtimes open it too where they can. Runs that were consolidated: torch."""
     precision: Precision
     batches: tuple[PositiveInt, PositiveInt, PositiveInt]
     preprocessing: Preprocessing
@@ -129,6 +155,8 @@ class Package(Config):
     merge: Merge
     provenance: Provenance
     engines: tuple[EngineEntry, ...]
+    ensemble: Ensemble | None = None
+    """None, and not in the file, where there is one network."""
     recipe: dict[str, Any]
     files: dict[str, FileEntry]
 
@@ -198,28 +226,49 @@ def read_package(folder: Path, *, task: TaskName | None = None) -> tuple[Package
     return package, recipe
 
 
-def package_network(folder: Path, package: Package, recipe: Recipe, *, with_module: bool) -> Network:
-    """The package's network for runtimes; with the module only where torch is to run it, as loading takes time."""
-    engine_key = next((entry.key for entry in package.engines if entry.key is not None), None)
-    network = network_of(
-        recipe,
-        load_module(folder, package, recipe) if with_module else None,
-        digest=package.provenance.weights_sha256,
-        batches=package.batches,
+def package_networks(folder: Path, package: Package, recipe: Recipe, *, with_module: bool) -> tuple[Network, ...]:
+    """The package's networks for runtimes; they have modules only where torch is to run them, as loading takes time.
+
+    Those of an ensemble without engines always have theirs: other runtimes convert it, and that is kept in the user's
+    cache.
+    """
+    loads = with_module or not package.engines
+    if package.ensemble is None:
+        digest = package.provenance.weights_sha256
+        return (_network(folder, package, recipe, weights=WEIGHTS if loads else None, digest=digest),)
+    return tuple(
+        _network(
+            folder,
+            package,
+            recipe,
+            weights=member.weights if loads else None,
+            digest=member.provenance.weights_sha256,
+            number=number,
+        )
+        for number, member in enumerate(package.ensemble.members, start=1)
     )
-    files = {(entry.form, entry.precision): folder / entry.file for entry in package.engines}
-    return network.with_files(files, engine_key)
 
 
-def load_module(folder: Path, package: Package, recipe: Recipe) -> nn.Module:
-    """The recipe's network with the package's weights, in eval mode."""
+def _network(
+    folder: Path, package: Package, recipe: Recipe, *, weights: str | None, digest: str, number: int | None = None
+) -> Network:
+    """One network with its engines; `number` is its place in an ensemble."""
+    module = None if weights is None else load_module(folder, package, recipe, weights=weights)
+    engines = [entry for entry in package.engines if entry.member == number]
+    engine_key = next((entry.key for entry in engines if entry.key is not None), None)
+    network = network_of(recipe, module, digest=digest, batches=package.batches)
+    return network.with_files({(entry.form, entry.precision): folder / entry.file for entry in engines}, engine_key)
+
+
+def load_module(folder: Path, package: Package, recipe: Recipe, *, weights: str = WEIGHTS) -> nn.Module:
+    """The recipe's network with the weights of that file, in eval mode."""
     module: nn.Module = recipe.network.build(recipe, len(package.classes))
     try:
-        module.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
+        module.load_state_dict(safetensors.torch.load_file(folder / weights))
     except (SafetensorError, RuntimeError, OSError) as error:
         text = str(error).strip().splitlines()[0][:200]
         raise DataError(
-            "package.weights", f"{folder / WEIGHTS}: does not fit the recipe's network ({text}).", remedy=_AGAIN
+            "package.weights", f"{folder / weights}: does not fit the recipe's network ({text}).", remedy=_AGAIN
         ) from None
     return module.eval()
 
@@ -247,8 +296,14 @@ def write_manifest(folder: Path, fields: Mapping[str, Any], recipe: Recipe) -> P
     """Writes `package.json` over the files that the folder holds."""
     names = sorted(path.name for path in folder.iterdir() if path.name != MANIFEST)
     files = {name: FileEntry(sha256=sha256_of(folder / name), size=(folder / name).stat().st_size) for name in names}
-    package = Package(**fields, **groups_of(recipe), recipe=json.loads(to_json(recipe)), files=files)
-    (folder / MANIFEST).write_text(package.model_dump_json(indent=2, by_alias=True) + "\n", encoding="utf-8")
+    version = 1 if fields.get("ensemble") is None else 2
+    package = Package(
+        **fields, **groups_of(recipe), schema_version=version, recipe=json.loads(to_json(recipe)), files=files
+    )
+    # What one network has no need of is left out, so that a voxray that knows of no ensembles reads its package.
+    new: Any = {"ensemble": True, "engines": {"__all__": {"member"}}} if version == 1 else None
+    text = package.model_dump_json(indent=2, by_alias=True, exclude=new)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
     return package
 
 
@@ -280,6 +335,8 @@ def _check_files(folder: Path, package: Package) -> None:
         if path.suffix in _PICKLES:
             raise _pickled(folder, path.name)
     named = [entry.file for entry in package.engines]
+    if package.ensemble is not None:
+        named += [member.weights for member in package.ensemble.members]
     unlisted = next((name for name in named if name not in package.files), None)
     if unlisted is not None:
         raise DataError(

@@ -74,6 +74,13 @@ def compare(
     return tuple(rows)
 
 
+def worst(parities: Sequence[Parity]) -> Parity:
+    """Of several networks on the same patches, by output, that which is furthest from torch for what it may be."""
+    rows = zip(*(parity.outputs for parity in parities), strict=True)
+    outputs = tuple(max(row, key=lambda one: one.max_difference / one.tolerance) for row in rows)
+    return parities[0].model_copy(update={"outputs": outputs})
+
+
 def require(parity: Parity) -> None:
     """A DataError where an output is beyond its tolerance."""
     for row in parity.outputs:

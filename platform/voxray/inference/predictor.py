@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,15 +19,18 @@ from torch import nn
 from voxray.case import Case
 from voxray.detections import Detections
 from voxray.errors import ConfigError
+from voxray.inference.candidates import merge_candidates
 from voxray.inference.estimate import require_memory
+from voxray.inference.keeper import Keeper
 from voxray.inference.modality import check_modality
 from voxray.inference.plan import half_on, planned
 from voxray.inference.restore import axis_map, detections_on, labels_on, shares_on
-from voxray.inference.sliding import Network, Precision, slide
-from voxray.preprocess import orient, resample, resampled_grid
-from voxray.recipe import Merge, Recipe, SegmentationMerge
+from voxray.inference.sliding import Network, Precision, Watch, slide
+from voxray.preprocess import orient, oriented_grid, resample, resampled_grid
+from voxray.recipe import DetectionMerge, GridConfig, Merge, Recipe, SegmentationMerge
 from voxray.run import Run
 from voxray.tasks import Task, build_task
+from voxray.tasks.detection import DetectionTask
 from voxray.tasks.segmentation import SegmentationTask
 from voxray.volume import Grid, Shape, Volume
 
@@ -53,6 +57,23 @@ class Prediction:
         return self.detections.to_world(self.grid)
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A scan on a recipe's grid, which a network can answer, and where it came from."""
+
+    image: Volume
+    grid: Grid
+    """The scan's own, as its file stores it."""
+    warnings: tuple[str, ...] = ()
+
+
+def prepare_scan(volume: Volume, grid: GridConfig) -> Prepared:
+    """The scan turned and resampled for a recipe; a DataError where it can be no CT volume."""
+    warnings = check_modality(volume)
+    turned = orient(volume, grid.orientation)
+    return Prepared(resample(turned, grid.spacing_mm), volume.grid, warnings)
+
+
 class Predictor:
     """A run's network, or several that answer together, ready for scans on one device; `how` replaces the merge.
 
@@ -77,44 +98,61 @@ class Predictor:
         self.members = [one.to(self.device) if isinstance(one, nn.Module) else one for one in members]
         self.amp: Precision = amp or self._precision()
 
-    def predict(self, volume: Volume) -> Prediction:
-        """The answer to a scan in HU as it was read, whatever its orientation and spacing."""
-        warnings = check_modality(volume)
-        turned = orient(volume, self.recipe.grid.orientation)
-        self._require_memory(turned)
-        image = resample(turned, self.recipe.grid.spacing_mm)
-        task, windows = self._prepared(image)
-        if isinstance(task, SegmentationTask) and self._interpolates(image.grid, volume.grid):
-            labels = self._interpolated(task, windows, image.grid, volume.grid)
-            return Prediction(volume.grid, labels=labels, warnings=warnings)
-        answer = self._merged(task, windows, image.grid)
-        if isinstance(answer, Detections):
-            found = detections_on(answer, image.grid, volume.grid)
-            return Prediction(volume.grid, detections=found, warnings=warnings)
-        return Prediction(volume.grid, labels=labels_on(answer, volume.grid), warnings=warnings)
+    def predict(self, volume: Volume, *, keep: Keeper | None = None) -> Prediction:
+        """The answer to a scan in HU as it was read, whatever its orientation and spacing; `keep` takes notes."""
+        self.require_memory(volume.grid)
+        return self.answer(prepare_scan(volume, self.recipe.grid), keep=keep)
 
-    def predict_grid(self, image: Volume | Case) -> Detections | Volume:
+    def answer(self, scan: Prepared, *, keep: Keeper | None = None, watch: Watch | None = None) -> Prediction:
+        """The answer to a prepared scan, on the scan's own grid; `watch` is told how far it is."""
+        task, windows = self._prepared(scan.image, watch)
+        if isinstance(task, SegmentationTask):
+            labels = self._segmented(task, windows, scan.image.grid, scan.grid, keep)
+            return Prediction(scan.grid, labels=labels, warnings=scan.warnings)
+        answer = self._merged(task, windows, scan.image.grid, keep)
+        assert isinstance(answer, Detections)
+        found = detections_on(answer, scan.image.grid, scan.grid)
+        return Prediction(scan.grid, detections=found, warnings=scan.warnings)
+
+    def predict_grid(self, image: Volume | Case, *, keep: Keeper | None = None) -> Detections | Volume:
         """The answer to an image that lies on the recipe's grid already: edge voxels or labels of that grid."""
         volume = image.image if isinstance(image, Case) else image
-        return self._merged(*self._prepared(volume), volume.grid)
+        return self._merged(*self._prepared(volume), volume.grid, keep)
 
-    def _require_memory(self, scan: Volume) -> None:
-        """Before any work: a ResourceError where the answer would not fit."""
-        shape = resampled_grid(scan.grid, self.recipe.grid.spacing_mm).shape
+    def require_memory(self, scan: Grid) -> None:
+        """Before any work: a ResourceError where the answer to such a scan would not fit."""
+        turned = oriented_grid(scan, self.recipe.grid.orientation)
+        shape = resampled_grid(turned, self.recipe.grid.spacing_mm).shape
         recipe = planned(self.recipe, shape, fixed=self.recipe.inference.whole_windows)
-        classes, half = len(self.run.classes), self.amp != "off"
-        require_memory(recipe, classes, scan=scan.grid.shape, image=shape, device=self.device, half=half)
+        classes, engines = len(self.run.classes), [getattr(one, "precision", "fp32") for one in self.members]
+        half = self.amp != "off" or "fp32" not in engines
+        require_memory(recipe, classes, scan=turned.shape, image=shape, device=self.device, half=half)
 
-    def _prepared(self, image: Volume) -> tuple[Task[Any, Any, Any], Windows]:
+    def _prepared(self, image: Volume, watch: Watch | None = None) -> tuple[Task[Any, Any, Any], Windows]:
         """The task and its windows over the image, with the recipe that is planned for it."""
         recipe = planned(self.recipe, image.grid.shape, fixed=self.recipe.inference.whole_windows)
         task = build_task(recipe, self.run.classes)
-        windows = slide(image.hounsfield, self.members, task, recipe=recipe, device=self.device, amp=self.amp)
+        windows = slide(
+            image.hounsfield, self.members, task, recipe=recipe, device=self.device, amp=self.amp, watch=watch
+        )
         return task, windows
 
-    def _merged(self, task: Task[Any, Any, Any], windows: Windows, grid: Grid) -> Detections | Volume:
+    def _merged(
+        self, task: Task[Any, Any, Any], windows: Windows, grid: Grid, keep: Keeper | None
+    ) -> Detections | Volume:
+        how = self.how
         with self._answering():
-            answer: Any = task.merge(windows, grid, self.how)
+            if keep is None:
+                answer: Any = task.merge(windows, grid, how)
+            elif isinstance(task, DetectionTask):
+                assert isinstance(how, DetectionMerge)
+                keep.candidates(task.place(windows, grid), grid)
+                answer = merge_candidates(keep.required, grid, how)
+            else:
+                assert isinstance(task, SegmentationTask)
+                assert isinstance(how, SegmentationMerge)
+                keep.begin(grid)
+                answer = task.finish(task.blend(windows, grid, how, keep=keep.block), how)
         return answer if isinstance(answer, Detections | Volume) else Volume(np.asarray(answer), grid)
 
     def _interpolates(self, source: Grid, target: Grid) -> bool:
@@ -123,11 +161,24 @@ class Predictor:
             return False
         return self.recipe.inference.restore == "shares" or len(self.run.classes) <= FEW_CLASSES
 
-    def _interpolated(self, task: SegmentationTask, windows: Windows, source: Grid, target: Grid) -> Volume:
-        assert isinstance(self.how, SegmentationMerge)
+    def _segmented(
+        self, task: SegmentationTask, windows: Windows, source: Grid, target: Grid, keep: Keeper | None
+    ) -> Volume:
+        """The label map on the scan's own grid, where its components are judged."""
+        how = self.how
+        assert isinstance(how, SegmentationMerge)
+        if keep is not None:
+            keep.begin(source)
         with self._answering():
-            labels = shares_on(task.shares(windows, source), source, target, axis=int(np.argmax(source.shape)))
-        return task.finish(labels, self.how)
+            if self._interpolates(source, target):
+                axis, named = int(np.argmax(source.shape)), partial(task.labels_from, how=how)
+                slabs = task.shares(windows, source)
+                slabs = slabs if keep is None else keep.slabs(slabs, axis)
+                labels = shares_on(slabs, source, target, axis=axis, named=named)
+            else:
+                block = None if keep is None else keep.block
+                labels = labels_on(task.blend(windows, source, how, keep=block), target)
+        return task.finish(labels, how)
 
     def _precision(self) -> Precision:
         """A module's; a runtime has its own."""

@@ -7,13 +7,13 @@ of classes by linear interpolation, a few planes at a time as slabs of them are 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64, UInt8
 from torch import Tensor
 
 from voxray.detections import Detections
@@ -59,29 +59,60 @@ def labels_on(labels: Volume, grid: Grid) -> Volume:
 
 
 def shares_on(
-    slabs: Iterable[tuple[int, Float[Tensor, "k x y z"]]], source: Grid, grid: Grid, *, axis: int
+    slabs: Iterable[tuple[int, Float[Tensor, "k x y z"]]],
+    source: Grid,
+    grid: Grid,
+    *,
+    axis: int,
+    named: Callable[[Float[Tensor, "k x y z"]], UInt8[Tensor, "x y z"]] | None = None,
 ) -> Volume:
     """The label map on `grid` from slabs of classes' shares on `source`, in order across `axis`, each interpolated.
 
-    A single share is positive where class 1 is; of several the largest names the class. `grid` is the one that
-    `source` was resampled from: both have their first corner, seen along the axes of `source`, in one place.
+    A single share is positive where class 1 is, of several the largest names the class, if `named` does not say
+    otherwise. `grid` is the one that `source` was resampled from: both have their first corner, seen along the axes
+    of `source`, in one place.
     """
+    named = named or _named
     labels = np.empty(grid.shape, np.uint8)
-    turned, ratios = _turned_like(labels, grid, source)
-    planes, others = np.moveaxis(turned, axis, 0), [side for side in range(3) if side != axis]
-    place = np.clip((np.arange(len(planes)) + 0.5) * ratios[axis] - 0.5, 0, source.shape[axis] - 1)
+    planes = np.moveaxis(_turned_like(labels, grid, source), axis, 0)
+    for rows, shares in _planes_on(slabs, source, grid, axis=axis):
+        planes[rows] = named(shares).cpu().numpy()
+    return Volume(labels, grid)
+
+
+def bytes_on(
+    slabs: Iterable[tuple[int, Float[Tensor, "k x y z"]]], source: Grid, grid: Grid, *, axis: int
+) -> UInt8[np.ndarray, "k x y z"]:
+    """Shares of 255 on `grid`, rounded, from slabs of them on `source`, as `shares_on` interpolates them."""
+    made: Any = None
+    views: list[Any] = []
+    for rows, shares in _planes_on(slabs, source, grid, axis=axis):
+        if made is None:
+            made = np.empty((len(shares), *grid.shape), np.uint8)
+            views = [np.moveaxis(_turned_like(one, grid, source), axis, 0) for one in made]
+        for view, share in zip(views, shares, strict=True):
+            view[rows] = share.round().to(torch.uint8).cpu().numpy()
+    return np.asarray(made)
+
+
+def _planes_on(
+    slabs: Iterable[tuple[int, Float[Tensor, "k x y z"]]], source: Grid, grid: Grid, *, axis: int
+) -> Iterator[tuple[slice, Float[Tensor, "k r u v"]]]:
+    """Some planes of `grid` across `axis` of `source` after another, with the shares there."""
+    shape, ratios = _sides_along(grid, source)
+    length, others = shape[axis], [side for side in range(3) if side != axis]
+    place = np.clip((np.arange(length) + 0.5) * ratios[axis] - 0.5, 0, source.shape[axis] - 1)
     lower = place.astype(np.int64)
     done = 0
     for first, held in _overlapping(slabs, axis):
         end = first + held.shape[1]
-        reached = len(planes) if end == source.shape[axis] else int(np.searchsorted(lower, end - 1))
+        reached = length if end == source.shape[axis] else int(np.searchsorted(lower, end - 1))
         for begin in range(done, reached, _PLANES_AT_ONCE):
             rows = slice(begin, min(begin + _PLANES_AT_ONCE, reached))
             mixed = _between(held, lower[rows] - first, place[rows] - lower[rows])
-            planes[rows] = _named(_enlarged(mixed, planes.shape[1:], [ratios[side] for side in others]))
+            yield rows, _enlarged(mixed, [shape[side] for side in others], [ratios[side] for side in others])
         done = max(done, reached)
-    assert done == len(planes), (done, len(planes))
-    return Volume(labels, grid)
+    assert done == length, (done, length)
 
 
 def _overlapping(slabs: Iterable[tuple[int, Tensor]], axis: int) -> Iterator[tuple[int, Tensor]]:
@@ -110,25 +141,33 @@ def _enlarged(planes: Float[Tensor, "k r a b"], sides: Any, ratios: list[float])
     return found
 
 
-def _named(shares: Float[Tensor, "k r u v"]) -> Any:
-    labels = (shares[0] > 0).to(torch.uint8) if len(shares) == 1 else labels_of(shares)
-    return labels.cpu().numpy()
+def _named(shares: Float[Tensor, "k r u v"]) -> UInt8[Tensor, "r u v"]:
+    return (shares[0] > 0).to(torch.uint8) if len(shares) == 1 else labels_of(shares)
 
 
-def _turned_like(voxels: Any, grid: Grid, source: Grid) -> tuple[Any, list[float]]:
-    """Voxels of `grid` as a view along the axes of `source`, and voxels of `source` for one of them on each axis."""
+def _turned_like(voxels: Any, grid: Grid, source: Grid) -> Any:
+    """Voxels of `grid` as a view along the axes of `source`."""
     way = axis_map(grid, source)
     corners = np.where(way.scale < 0, -way.scale * np.take(grid.shape, way.axis), 0.0)
     assert np.abs(way.shift - corners).max() < 1e-2, "the grids' first corners differ"
-    view = voxels.transpose(way.axis)[tuple(slice(None, None, -1 if scale < 0 else None) for scale in way.scale)]
-    return view, [float(abs(scale)) for scale in way.scale]
+    return voxels.transpose(way.axis)[tuple(slice(None, None, -1 if scale < 0 else None) for scale in way.scale)]
+
+
+def _sides_along(grid: Grid, source: Grid) -> tuple[list[int], list[float]]:
+    """Sides of `grid` along the axes of `source`, and voxels of `source` for one of them on each axis."""
+    way = axis_map(grid, source)
+    return [grid.shape[axis] for axis in way.axis], [float(abs(scale)) for scale in way.scale]
 
 
 def detections_on(detections: Detections, source: Grid, target: Grid) -> Detections:
     """Detections in edge voxels of `source` as edge voxels of `target`."""
     assert detections.frame == "voxel", detections.frame
-    way = axis_map(source, target)
-    axis = list(way.axis)
-    ends = detections.boxes.astype(np.float64).reshape(-1, 2, 3)[:, :, axis] * way.scale + way.shift
-    boxes = np.concatenate([ends.min(axis=1), ends.max(axis=1)], axis=1)
+    boxes = boxes_on(detections.boxes.astype(np.float64), source, target)
     return replace(detections, boxes=boxes.astype(np.float32))
+
+
+def boxes_on(boxes: Float64[np.ndarray, "n 6"], source: Grid, target: Grid) -> Float64[np.ndarray, "n 6"]:
+    """Boxes in edge voxels of `source` as edge voxels of `target`, whose axes lie along each other's."""
+    way = axis_map(source, target)
+    ends = boxes.reshape(-1, 2, 3)[:, :, list(way.axis)] * way.scale + way.shift
+    return np.concatenate([ends.min(axis=1), ends.max(axis=1)], axis=1)

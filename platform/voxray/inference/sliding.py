@@ -28,6 +28,9 @@ Precision = Literal["off", "bf16", "fp16"]
 Network = Callable[[Tensor], Any]
 """Images (b 1 x y z) in float32 to an output of `outputs.py`: a torch module in eval mode, or a runtime's engine."""
 
+Watch = Callable[[float], None]
+"""Told the share of the windows that are answered, in (0, 1]; what it raises ends the work."""
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -42,6 +45,7 @@ def slide(
     recipe: Recipe,
     device: torch.device,
     amp: Precision = "off",
+    watch: Watch | None = None,
 ) -> Iterator[tuple[Shape, Any]]:
     """(first voxel, decoded answer) of each window over an image on the recipe's grid, in the lattice's order.
 
@@ -75,8 +79,13 @@ def slide(
     starts = places.places
     batches = [starts[first : first + config.batch_size] for first in range(0, len(starts), config.batch_size)]
     streams = min(int(getattr(network, "streams", 1)) for network in members)
-    for batch, found in zip(batches, in_turn(answers, batches, workers=streams), strict=True):
-        yield from zip(batch, found, strict=True)
+    results = in_turn(answers, batches, workers=streams)
+    for number, batch in enumerate(batches, start=1):
+        found = next(results)
+        if watch is not None:
+            watch(number / len(batches))
+        for start in batch:
+            yield start, found.pop(0)  # and is not held here while the next window is answered
 
 
 def in_turn(action: Callable[[T], R], items: Sequence[T], *, workers: int) -> Iterator[R]:

@@ -44,6 +44,11 @@ def read_volume(path: Path, *, series_uid: str | None = None) -> Volume:
 
     `series_uid` names the series to read where a folder holds several.
     """
+    return hounsfield(open_scan(path, series_uid=series_uid))
+
+
+def open_scan(path: Path, *, series_uid: str | None = None) -> Stored:
+    """The checked headers of the scan at `path`, with its voxels behind them; `hounsfield` reads those."""
     if path.name.lower().endswith(_SEGMENTATION):
         raise refusal(
             "path.label_map",
@@ -51,7 +56,7 @@ def read_volume(path: Path, *, series_uid: str | None = None) -> Volume:
             "is a segmentation, not an image.",
             remedy="Give the image that it was drawn on.",
         )
-    return hounsfield(_stored(path, series_uid))
+    return _stored(path, series_uid)
 
 
 def read_label_map(path: Path) -> Volume:
@@ -108,4 +113,14 @@ def _reader(path: Path) -> Reader:
     return found
 
 
-__all__ = ["READERS", "Info", "describe", "read_label_map", "read_volume", "write_nifti"]
+__all__ = [
+    "READERS",
+    "Info",
+    "Stored",
+    "describe",
+    "hounsfield",
+    "open_scan",
+    "read_label_map",
+    "read_volume",
+    "write_nifti",
+]

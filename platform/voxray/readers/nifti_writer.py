@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+from isal import isal_zlib
 
 from voxray.errors import ConfigError
 from voxray.place import whole
@@ -52,8 +52,8 @@ def _pieces(volume: Volume) -> Iterator[bytes]:
 
 
 def _packed(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    # Level 1 is several times faster than the default and costs a few per cent of size on CT.
-    stream = zlib.compressobj(level=1, wbits=31)
+    # isal's middle level is several times faster than zlib's default and costs a few per cent of size on CT.
+    stream = isal_zlib.compressobj(level=2, wbits=31)
     for piece in pieces:
         yield stream.compress(piece)
     yield stream.flush()

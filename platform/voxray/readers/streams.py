@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import bz2
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
+from isal import igzip_lib, isal_zlib
 
 from voxray.readers.refusals import refusal
 from voxray.readers.stored import Slice
@@ -21,6 +21,8 @@ Packing = Literal["raw", "zlib", "bzip2"]
 _PIECE = 1 << 18
 _MAX_DEFLATE_RATIO = 1032
 """No deflate stream unpacks to more than this many times its size (zlib's own bound)."""
+
+_Damaged: Any = igzip_lib.IsalError  # which its stubs call optional
 
 
 class StreamCodes(NamedTuple):
@@ -58,8 +60,8 @@ def read_start(path: Path, num_bytes: int) -> bytes:
     if not is_gzip(start):
         return start[:num_bytes]
     try:
-        return zlib.decompressobj(wbits=31).decompress(start, num_bytes)
-    except zlib.error:
+        return isal_zlib.decompressobj(wbits=31).decompress(start, num_bytes)
+    except _Damaged:
         return b""
 
 
@@ -130,7 +132,7 @@ def _unpacked(source: Source) -> Iterator[bytes]:
                 "ends in the middle of its compressed data.",
                 remedy="Copy or download the file again.",
             ) from None
-        except (zlib.error, OSError) as error:
+        except (_Damaged, OSError) as error:
             raise refusal(
                 source.codes.corrupt,
                 source.path,
@@ -141,14 +143,14 @@ def _unpacked(source: Source) -> Iterator[bytes]:
 
 def _inflate(file: BinaryIO) -> Iterator[bytes]:
     """Unpacks gzip (any number of members) or zlib; zlib itself checks CRC and length where a member ends."""
-    stream, ended = zlib.decompressobj(wbits=47), False
+    stream, ended = isal_zlib.decompressobj(wbits=47), False
     while packed := file.read(_PIECE):
         while packed:
             if ended:
                 packed = packed.lstrip(b"\0")
                 if not packed:
                     break
-                stream, ended = zlib.decompressobj(wbits=47), False
+                stream, ended = isal_zlib.decompressobj(wbits=47), False
             yield stream.decompress(packed, 4 * _PIECE)
             ended = stream.eof
             packed = stream.unused_data if ended else stream.unconsumed_tail

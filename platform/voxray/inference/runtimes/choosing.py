@@ -62,7 +62,7 @@ def choose_runtime(
     place = torch.device(device)
     chosen = _precision(precision, place, trained_in)
     if name != "auto":
-        obstacle = _backend(name).obstacle(place, chosen)
+        obstacle = backend(name).obstacle(place, chosen)
         if obstacle is not None:
             raise obstacle
         return Choice(name, chosen, f"{name} at {chosen} on {place}, as asked for.")
@@ -80,7 +80,7 @@ def prefer_runtime(name: str, *, device: torch.device | str, precision: str) -> 
     """The runtime that a package was made for where it can answer here, else the best of this machine at fp32."""
     place = torch.device(device)
     chosen = _precision(precision, place, "fp32")
-    obstacle = _backend(name).obstacle(place, chosen)
+    obstacle = backend(name).obstacle(place, chosen)
     if obstacle is None:
         return Choice(name, chosen, f"{name} at {chosen} on {place}, which the package was made for.")
     best = choose_runtime("auto", device=place, precision="fp32")
@@ -93,14 +93,15 @@ def open_runtime(
     name: str, network: Network, *, device: torch.device | str = "cpu", precision: Precision = "fp32"
 ) -> Runtime:
     """The network on this runtime; one that cannot answer here is refused in a sentence."""
-    place, backend = torch.device(device), _backend(name)
-    obstacle = backend.obstacle(place, precision)
+    place, found = torch.device(device), backend(name)
+    obstacle = found.obstacle(place, precision)
     if obstacle is not None:
         raise obstacle
-    return backend.open(network, place, precision)
+    return found.open(network, place, precision)
 
 
-def _backend(name: str) -> Backend:
+def backend(name: str) -> Backend:
+    """The runtime of that name."""
     if name in RUNTIMES:
         return RUNTIMES[name]
     near = difflib.get_close_matches(name, RUNTIMES, n=1)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from voxray.errors import ConfigError, DataError, ResourceError, VoxrayError
 from voxray.inference.runtimes.network import Network
+from voxray.inference.runtimes.open_vino_graph import widen_upsampling
 from voxray.inference.runtimes.runtime import Precision
 from voxray.inference.runtimes.tensors import assemble
 from voxray.outputs import Output
@@ -38,7 +39,7 @@ class OpenVinoRuntime:
         self.device, self.precision = torch.device("cpu"), precision
         core = openvino.Core()
         try:
-            read = core.read_model(model)
+            read = widen_upsampling(core.read_model(model))
             options = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
             self._model: Any = core.compile_model(read, "CPU", options)
         except RuntimeError as error:
