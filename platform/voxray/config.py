@@ -121,7 +121,7 @@ def _sentence(kind: type[BaseModel], error: Any, *, where: str, data: Mapping[st
         return f"{place}: kind must be one of {error['ctx']['expected_tags']}, got {error['ctx']['tag']!r}"
     if error["type"] == "union_tag_not_found":
         return f"{place}: needs a kind, to say which group of fields it is."
-    if error["type"] == "model_type":
+    if error["type"] in ("model_type", "dict_type"):
         return f"{place}: must be a group of fields, got {error['input']!r}"
     message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
     came = "" if error["type"] == "value_error" else f", got {error['input']!r}"

@@ -56,6 +56,10 @@ class Place:
             ) from None
         return Place(str(root) if isinstance(files, LocalFileSystem) else text.rstrip("/"))
 
+    def below(self, folder: str) -> Place:
+        """The place of a folder within this one."""
+        return Place(f"{self.uri}/{folder}")
+
     @cached_property
     def is_local(self) -> bool:
         """Whether it is a folder on this machine or mounted on it."""

@@ -28,6 +28,8 @@ Sides = tuple[PositiveInt, PositiveInt, PositiveInt]
 Spacing = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 Share = Annotated[float, Field(ge=0, le=1)]
 Range = tuple[float, float]
+Selection = bool | tuple[str, ...]
+"""All classes, none, or those named."""
 
 
 class GridConfig(Config):
@@ -251,23 +253,64 @@ class InferenceConfig(Config):
 
 
 class DetectionMerge(Config):
-    """From the candidates of all windows to a scan's detections; all of it can be swept."""
+    """From the candidates of all windows to a scan's detections; all of it can be swept.
+
+    What one network says of a scan seen one way (as it is, or mirrored) is a view. First the boxes of each view are
+    joined over its windows, then the views over networks, mirrors, folds and epochs; or all of them at once.
+    """
 
     kind: Literal["detection"] = "detection"
     score_floor: Share = 0.02
-    tile_iou: Share = 0.22
-    """NMS: of two boxes of one class that overlap more than this, the lower-scored one goes."""
     min_size_mm: NonNegativeFloat = 0.0
     """Boxes with a shorter side are dropped."""
+    method: Literal["nms", "weighted_nms", "wbc"] = "nms"
+    """Over a view's windows: suppression, suppression in the order of score times `tile_weight`, or weighted box
+    clustering, which averages what overlaps and counts on an answer from every window."""
+    tile_iou: Share = 0.22
+    """Two boxes of one class that overlap more are of one object."""
+    tile_weight: Literal["none", "linear", "gaussian"] = "linear"
+    """How far a box is trusted by its centre's place in its window, where the method asks: less from the middle to
+    the corners, as in nnDetection (linear) or the Medical Detection Toolkit (gaussian)."""
+    view_candidates: PositiveInt | None = None
+    """The best so many of each view are looked at; None is all."""
+    view_detections: PositiveInt | None = None
+    """The best so many of each view are joined with other views' where those are not pooled; None is all."""
+    ensemble_method: Literal["pooled", "nms", "weighted_nms", "wbc"] = "pooled"
+    """Over views: all their candidates go through `method` together, or what that leaves of each through another."""
+    ensemble_iou: Share = 0.5
+    ensemble_candidates: PositiveInt | None = None
+    """The best so many over all views are looked at; None is all."""
+    wbc_by_volume: bool = False
+    """Larger boxes count more, as in the Medical Detection Toolkit."""
+    wbc_missing_weight: NonNegativeFloat = 1.0
+    """How much an answer that was expected and is missing lowers the score of a cluster."""
+    final_floor: Share = 0.0
+    """Of the score after the last step, which clustering changes."""
     max_detections: PositiveInt = 300
 
 
 class SegmentationMerge(Config):
-    """From blended logits to a label map."""
+    """From blended logits to a label map; all of it can be swept.
+
+    Holes are filled before components are judged, each class by itself, on the grid of the answer.
+    """
 
     kind: Literal["segmentation"] = "segmentation"
+    threshold: Share | None = None
+    """A class is where its probability is higher, the most probable one where several are; None: where it is the
+    most probable of all classes and background."""
+    thresholds: dict[str, Share] = Field(default_factory=dict)
+    """The same for classes by name, in place of `threshold`."""
     min_component_mm3: NonNegativeFloat = 0.0
-    """Smaller connected components become background."""
+    """Smaller connected components (26 neighbours) become background."""
+    largest_only: Selection = False
+    """Of each class, or of those named, all but the largest component become background."""
+    fill_holes: Selection = False
+    """Background that a class, or one of those named, encloses (6 neighbours) becomes that class."""
+
+    def __hash__(self) -> int:
+        # Recipes are keys of caches, and pydantic does not hash what holds a dictionary.
+        return hash(self.model_dump_json())
 
 
 Merge = Annotated[DetectionMerge | SegmentationMerge, Field(discriminator="kind")]

@@ -9,8 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from voxray.config import parse
 from voxray.dataset import CaseSource, num_folds, split
-from voxray.dataset.folds import CsvSides, Folds, Holdout, KFold, Lists, Luna16Subsets, NoFolds, SortedTail
+from voxray.dataset.folds import (
+    CsvSides,
+    Folds,
+    Holdout,
+    KFold,
+    Lists,
+    Luna16Subsets,
+    NoFolds,
+    SortedTail,
+    cross_splits,
+    scored_side,
+)
 from voxray.errors import ConfigError
 
 
@@ -66,6 +78,45 @@ def test_over_all_folds_each_case_validates_once(
     assert sorted(validated) == sorted({c.case_id for c in cases} - set(found[0].test_ids))
     sizes = [len({c.patient_id for c in part.val}) for part in found]
     assert max(sizes) - min(sizes) <= 1
+
+
+@settings(deadline=None)
+@given(cases=COHORTS, count=st.integers(3, 8), seed=st.integers(0, 9))
+def test_a_rotating_test_set_tests_each_case_once_and_never_what_validated(
+    cases: list[CaseSource], count: int, seed: int
+) -> None:
+    folds = KFold(num_folds=count, seed=seed, rotating_test=True)
+    found = cross_splits(cases, folds, range(count))
+    for fold, part in found.items():
+        assert part.test_ids == found[(fold + 1) % count].val_ids
+        assert sorted(part.train_ids + part.val_ids + part.test_ids) == sorted(case.case_id for case in cases)
+    assert sorted(name for part in found.values() for name in part.test_ids) == sorted(c.case_id for c in cases)
+    assert scored_side(folds) == "test"
+    assert split(cases, folds, None).train == tuple(sorted(cases, key=lambda case: case.case_id))
+
+
+def test_sixty_twenty_twenty_in_three_ways() -> None:
+    cases = cohort([1] * 20)
+    for folds in (
+        Holdout(val_share=0.2, test_share=0.2),
+        KFold(num_folds=4, test_share=0.2),
+        KFold(num_folds=5, rotating_test=True),
+    ):
+        for part in cross_splits(cases, folds, range(num_folds(folds))).values():
+            assert tuple(map(len, part)) == (12, 4, 4)
+    assert scored_side(KFold(num_folds=4, test_share=0.2)) == scored_side(Holdout(test_share=0.2)) == "val"
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"test_share": 0.2, "rotating_test": True}, "folds: test_share and rotating_test are two ways"),
+        ({"num_folds": 2, "rotating_test": True}, "rotating_test needs num_folds of 3 or more, got 2"),
+    ],
+)
+def test_a_test_set_is_described_once(fields: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        parse(KFold, fields, where="folds")
 
 
 def test_another_seed_gives_another_split() -> None:
@@ -136,6 +187,51 @@ def test_lists_in_the_form_of_monai_with_a_file_each(tmp_path: Path) -> None:
     assert split([case("1.2.3"), case("1.2.4")], folds, 1).val_ids == ("1.2.3",)
 
 
+def test_a_monai_data_list_with_a_fold_for_each_entry(tmp_path: Path) -> None:
+    entries = [{"image": f"imagesTr/c{i}.nii.gz", "label": f"labelsTr/c{i}.nii.gz", "fold": i % 3} for i in range(6)]
+    content = {"training": entries, "testing": ["imagesTs/t0.nii.gz", {"image": ["imagesTs/t1.nii.gz"]}]}
+    folds, cases = Lists(file=write(tmp_path / "d.json", content)), [case(f"c{i}") for i in range(6)]
+    cases += [case("t0"), case("t1")]
+    assert (num_folds(folds), scored_side(folds)) == (3, "val")
+    found = cross_splits(cases, folds, range(3))
+    assert [part.val_ids for part in found.values()] == [("c0", "c3"), ("c1", "c4"), ("c2", "c5")]
+    assert found[1].train_ids == ("c0", "c2", "c3", "c5")
+    assert {part.test_ids for part in found.values()} == {("t0", "t1")}
+    assert split(cases, folds, None).test_ids == ("t0", "t1")
+
+
+def test_lists_whose_test_sets_rotate_are_scored_on_them(tmp_path: Path) -> None:
+    content = [{"train": ["a"], "val": ["b"], "test": ["c"]}, {"train": ["b"], "val": ["c"], "test": ["a"]}]
+    folds, cases = Lists(file=write(tmp_path / "s.json", content)), [case(name) for name in "abc"]
+    assert scored_side(folds) == "test"
+    assert split(cases, folds, None).train_ids == ("a", "b", "c")
+    same = [{**entry, "test": ["z"]} for entry in content]
+    assert scored_side(Lists(file=write(tmp_path / "t.json", same))) == "val"
+
+
+def test_pickled_splits_are_not_opened(tmp_path: Path) -> None:
+    file = tmp_path / "splits_final.pkl"
+    file.write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+    with pytest.raises(ConfigError, match=r"splits_final\.pkl: pickles are not read.* write the splits as JSON"):
+        num_folds(Lists(file=str(file)))
+
+
+def test_a_patient_that_two_folds_hold_out_is_refused(tmp_path: Path) -> None:
+    content = [{"train": ["a"], "val": ["b1"]}, {"train": ["a"], "val": ["b2"]}]
+    folds = Lists(file=write(tmp_path / "s.json", content), partial=True)
+    cases = [case("a"), case("b1", "b"), case("b2", "b")]
+    with pytest.raises(ConfigError, match=r"patient b is held out in fold 0 \(case b1\) and in fold 1 \(case b2\)"):
+        cross_splits(cases, folds, (0, 1))
+    assert cross_splits(cases, folds, (1,))[1].val_ids == ("b2",)
+
+
+def test_a_fold_without_validation_cases_is_refused(tmp_path: Path) -> None:
+    content = [{"train": ["a"], "val": ["b"]}, {"train": ["a", "b"], "val": [], "test": ["c"]}]
+    folds = Lists(file=write(tmp_path / "s.json", content), partial=True)
+    with pytest.raises(ConfigError, match="fold 1: no case validates, so nothing would be scored"):
+        cross_splits([case(name) for name in "abc"], folds, (0, 1))
+
+
 def test_lists_that_do_not_fit_the_cases_are_refused(tmp_path: Path) -> None:
     file = write(tmp_path / "s.json", {"train": ["a", "b"], "val": ["c"]})
     with pytest.raises(ConfigError, match="lists cases that are not there: c;"):
@@ -154,6 +250,9 @@ def test_lists_that_do_not_fit_the_cases_are_refused(tmp_path: Path) -> None:
         ({"cases": ["a"]}, "must be a table with the lists"),
         ({"train": [3]}, "each entry must be a case id"),
         ([], "the list is empty"),
+        ({"training": [{"image": "a", "fold": 0}, {"image": "b"}]}, "each entry needs a fold from 0, got"),
+        ({"training": [{"image": "a", "fold": 0}, {"image": "b", "fold": 2}]}, "no entry is in fold 1"),
+        ({"training": [{"image": "a", "fold": 0}], "validation": ["b"]}, "keep one of the two"),
     ],
 )
 def test_broken_lists_are_refused(tmp_path: Path, content: object, sentence: str) -> None:

@@ -9,7 +9,16 @@ import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from voxray.config import Config
-from voxray.dataset.lists import Sides, by_ids, count_lists, read_csv_sides, read_sides, read_subsets, subset_of
+from voxray.dataset.lists import (
+    Sides,
+    by_ids,
+    count_lists,
+    read_csv_sides,
+    read_sides,
+    read_subsets,
+    subset_of,
+    tests_rotate,
+)
 from voxray.dataset.paths import RootedPath
 from voxray.dataset.source import CaseSource
 from voxray.errors import ConfigError
@@ -24,7 +33,19 @@ class KFold(Config):
     num_folds: Annotated[int, Field(ge=2)] = 5
     seed: NonNegativeInt = 0
     test_share: Share = 0.0
-    """This share of the patients is set aside first, and is the test set of every fold."""
+    """This share of the patients is set aside first, and is the test set of every fold: 60/20/20 with a hold-out is
+    four folds and a share of 0.2."""
+    rotating_test: bool = False
+    """The part after the validating one is the test set of that fold: no network has seen it, nor was any chosen by
+    it. Five folds are 60/20/20, as in the Medical Detection Toolkit."""
+
+    @model_validator(mode="after")
+    def _one_test_set(self) -> KFold:
+        if self.rotating_test and self.test_share > 0:
+            raise ValueError("test_share and rotating_test are two ways to a test set; give one of them")
+        if self.rotating_test and self.num_folds < 3:
+            raise ValueError(f"rotating_test needs num_folds of 3 or more, got {self.num_folds}")
+        return self
 
 
 class Holdout(Config):
@@ -52,9 +73,10 @@ class SortedTail(Config):
 
 
 class Lists(Config):
-    """Case ids from a JSON file: ``{"train": [...], "val": [...], "test": [...]}``, or a list of these (nnU-Net).
+    """Case ids from a JSON file: ``{"train": [...], "val": [...], "test": [...]}``, or a list of these.
 
-    MONAI's data lists (`training`, `validation`) read the same; `{fold}` in the path stands for the number.
+    The latter is ``splits_final.json`` of nnU-Net and nnDetection. MONAI's data lists (`training`, `validation`) read
+    the same; where each entry has a `fold`, fold k validates. `{fold}` in the path stands for the number.
     """
 
     kind: Literal["lists"] = "lists"
@@ -130,8 +152,47 @@ def num_folds(folds: Folds) -> int:
     return count_lists(folds.file) if isinstance(folds, Lists) else 1
 
 
+def scored_side(folds: Folds) -> Literal["val", "test"]:
+    """Where a fold's unseen cases are that, over all folds, make each case's out-of-fold answer.
+
+    ``test`` where every fold has a test set of its own, else ``val``: a test set that all folds share stays unseen.
+    """
+    match folds:
+        case KFold():
+            rotates = folds.rotating_test
+        case Luna16Subsets():
+            rotates = folds.val_share > 0
+        case Lists():
+            rotates = tests_rotate(folds.file)
+        case _:
+            rotates = False
+    return "test" if rotates else "val"
+
+
+def cross_splits(cases: Sequence[CaseSource], folds: Folds, chosen: Sequence[int]) -> dict[int, Split]:
+    """The chosen folds of a cross-validation; each holds out cases, and no patient is held out twice."""
+    side = scored_side(folds)
+    found = {fold: split(cases, folds, fold) for fold in chosen}
+    seen: dict[str, tuple[int, str]] = {}
+    for fold, part in found.items():
+        held_out: tuple[CaseSource, ...] = getattr(part, side)
+        if not held_out:
+            raise ConfigError(
+                f"fold {fold}: no case {'validates' if side == 'val' else 'tests'}, so nothing would be scored; hold "
+                f"cases out in it, or leave it out."
+            )
+        for case in held_out:
+            other, name = seen.setdefault(case.patient_id, (fold, case.case_id))
+            if other != fold:
+                raise ConfigError(
+                    f"folds: patient {case.patient_id} is held out in fold {other} (case {name}) and in fold {fold} "
+                    f"(case {case.case_id}); a cross-validation scores each patient once."
+                )
+    return found
+
+
 def split(cases: Sequence[CaseSource], folds: Folds, fold: int | None) -> Split:
-    """The sides of one fold; no patient is on two of them. `fold` None trains on all but the test set."""
+    """The sides of one fold; no patient is on two of them. `fold` None trains on all but a test set of all folds."""
     allowed = num_folds(folds)
     if fold is not None and allowed == 0:
         raise ConfigError(f"fold {fold}: folds.kind 'none' has no folds; give no fold, or describe folds.")
@@ -141,7 +202,8 @@ def split(cases: Sequence[CaseSource], folds: Folds, fold: int | None) -> Split:
     ordered = sorted(cases, key=lambda case: case.case_id)
     found = _sides(ordered, folds, fold or 0)
     if fold is None:
-        found = Sides(train=found.train | found.val, val=frozenset(), test=found.test)
+        test = frozenset[str]() if scored_side(folds) == "test" else found.test
+        found = Sides(train=(found.train | found.val | found.test) - test, val=frozenset(), test=test)
     result = Split(*(tuple(case for case in ordered if case.case_id in side) for side in found))
     _refuse_shared_patients(result)
     if not result.train:
@@ -178,9 +240,15 @@ def _deal(cases: Sequence[CaseSource], folds: KFold, fold: int) -> Sides:
         raise ConfigError(
             f"folds.num_folds: {folds.num_folds} folds need as many patients, there are {len(patients)}."
         )
-    held_out = set(patients[fold :: folds.num_folds])
-    val = frozenset(case.case_id for case in cases if case.case_id in rest and case.patient_id in held_out)
-    return Sides(train=rest - val, val=val, test=test)
+
+    def part(number: int) -> frozenset[str]:
+        held_out = set(patients[number % folds.num_folds :: folds.num_folds])
+        return frozenset(case.case_id for case in cases if case.case_id in rest and case.patient_id in held_out)
+
+    val = part(fold)
+    if folds.rotating_test:
+        test = part(fold + 1)
+    return Sides(train=rest - val - test, val=val, test=test)
 
 
 def _hold_out_subset(cases: Sequence[CaseSource], folds: Luna16Subsets, fold: int) -> Sides:

@@ -22,6 +22,7 @@ _SIDE_NAMES = {
     "test": "test",
     "testing": "test",
 }
+_PICKLES = (".pkl", ".pickle")
 _SUBSET = re.compile(r"(?:^|/)subset(\d)(?:/|$)")
 
 
@@ -45,6 +46,8 @@ def count_lists(file: str) -> int:
     content = _read_json(file)
     if isinstance(content, list) and not content:
         raise ConfigError(f"folds.file: {file}: the list is empty; give one entry per fold.")
+    if numbers := _fold_numbers(content, file):
+        return max(numbers) + 1
     return len(content) if isinstance(content, list) else 1
 
 
@@ -52,6 +55,8 @@ def read_sides(file: str, fold: int) -> Sides:
     """The sides of one fold, as listed."""
     path = file.replace("{fold}", str(fold))
     content = _read_json(path)
+    if numbers := _fold_numbers(content, path):
+        return _sides_by_number(content, numbers, fold, path)
     entry = content[fold] if isinstance(content, list) else content
     if not isinstance(entry, dict) or not any(name in _SIDE_NAMES for name in entry):
         raise ConfigError(f"{path}: fold {fold} must be a table with the lists train and val (and test).")
@@ -62,6 +67,12 @@ def read_sides(file: str, fold: int) -> Sides:
                 raise ConfigError(f"{path}: {name} must be a list of case ids, got a {type(items).__name__}.")
             sides[_SIDE_NAMES[name]] |= {_case_id(item, f"{path}: {name}") for item in items}
     return _disjoint(sides, path)
+
+
+def tests_rotate(file: str) -> bool:
+    """Whether there are several folds and each has a test set of its own."""
+    tests = [read_sides(file, fold).test for fold in range(count_lists(file))]
+    return len(tests) > 1 and all(tests) and len(frozenset().union(*tests)) == sum(map(len, tests))
 
 
 def read_csv_sides(file: str, case_column: str, side_column: str, delimiter: str) -> Sides:
@@ -118,11 +129,39 @@ def subset_of(case: CaseSource, subsets: Mapping[str, int] | None, file: str | N
     return int(match.group(1))
 
 
+def _fold_numbers(content: Any, where: str) -> list[int]:
+    """The fold in which each entry of a MONAI data list's `training` validates; none where they do not say."""
+    entries = content.get("training") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not any(isinstance(entry, dict) and "fold" in entry for entry in entries):
+        return []
+    if content.get("validation"):
+        raise ConfigError(f"{where}: gives a fold for each entry and a list 'validation' too; keep one of the two.")
+    numbers: list[int] = []
+    for entry in entries:
+        number = entry.get("fold") if isinstance(entry, dict) else None
+        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+            raise ConfigError(f"{where}: training: each entry needs a fold from 0, got {str(entry)[:80]}.")
+        numbers.append(number)
+    if absent := set(range(max(numbers))) - set(numbers):
+        raise ConfigError(f"{where}: training: no entry is in fold {min(absent)}; number the folds without gaps.")
+    return numbers
+
+
+def _sides_by_number(content: Any, numbers: Sequence[int], fold: int, where: str) -> Sides:
+    sides: dict[str, set[str]] = {"train": set(), "val": set(), "test": set()}
+    for entry, number in zip(content["training"], numbers, strict=True):
+        sides["val" if number == fold else "train"].add(_case_id(entry, f"{where}: training"))
+    sides["test"] |= {_case_id(item, f"{where}: testing") for item in content.get("testing") or ()}
+    return _disjoint(sides, where)
+
+
 def _case_id(item: Any, where: str) -> str:
     if isinstance(item, str):
         return file_stem(item)
     if isinstance(item, dict) and isinstance(item.get("image"), str):
         return file_stem(item["image"])
+    if isinstance(item, dict) and isinstance(item.get("image"), list) and len(item["image"]) == 1:
+        return _case_id(item["image"][0], where)
     raise ConfigError(f"{where}: each entry must be a case id or have an 'image', got {str(item)[:80]}.")
 
 
@@ -134,6 +173,11 @@ def _disjoint(sides: Mapping[str, set[str]], where: str) -> Sides:
 
 
 def _read_json(file: str) -> Any:
+    if Path(file).suffix.lower() in _PICKLES:
+        raise ConfigError(
+            f"folds.file: {file}: pickles are not read, as they can run any code; write the splits as JSON: "
+            f'[{{"train": [case ids], "val": [case ids]}}, ...].'
+        )
     try:
         return json.loads(Path(file).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -56,6 +56,8 @@ class CaseEntry(Config):
     """A case in the manifest."""
 
     patient_id: str
+    image: str = ""
+    """Where the scan was read from: LUNA16's folders are its folds."""
     signature: str
     grid: dict[str, Any]
     original_grid: dict[str, Any]
@@ -65,10 +67,13 @@ class CaseEntry(Config):
 
 
 class FailedCase(Config):
-    """A case that was set aside."""
+    """A case that was set aside; it keeps its place in the folds."""
 
     code: str
     message: str
+    patient_id: str = ""
+    image: str = ""
+    """Both empty where the case has no scan."""
 
 
 class ForegroundHu(Config):

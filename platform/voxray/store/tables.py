@@ -64,8 +64,12 @@ def write_manifest(
     *,
     dataset: Mapping[str, Any],
     failed: Mapping[str, FailedCase],
+    images: Mapping[str, str] | None = None,
 ) -> Manifest:
-    """Both tables, and then the manifest: a store whose manifest can be read is complete."""
+    """Both tables, and then the manifest: a store whose manifest can be read is complete.
+
+    `images` says where each case's scan lies, where that is known.
+    """
     stored = sorted(stored, key=lambda one: one.summary.case_id)
     classes = list(dataset["classes"])
     place.write(TILES, _parquet(pa.Table.from_pylist(_tile_rows(stored), schema=TILES_SCHEMA)))
@@ -75,7 +79,7 @@ def write_manifest(
         dataset=dict(dataset),
         recipe=recipe_fields(recipe),
         recipe_digest=recipe_digest(recipe),
-        cases={one.summary.case_id: _entry(one) for one in stored},
+        cases={one.summary.case_id: _entry(one, images or {}) for one in stored},
         failed=dict(sorted(failed.items())),
         fingerprint=_fingerprint(stored, classes),
     )
@@ -101,10 +105,11 @@ def known_entries(place: Place) -> dict[str, CaseEntry]:
     return {}
 
 
-def _entry(stored: StoredCase) -> CaseEntry:
+def _entry(stored: StoredCase, images: Mapping[str, str]) -> CaseEntry:
     summary = stored.summary
     return CaseEntry(
         patient_id=summary.patient_id,
+        image=images.get(summary.case_id, ""),
         signature=summary.signature,
         grid=summary.grid,
         original_grid=summary.original_grid,
