@@ -9,6 +9,7 @@ from voxray.pictures.detections import draw_detections
 from voxray.pictures.labels import draw_labels
 from voxray.pictures.montage import Closeup, cut_closeup, draw_montage
 from voxray.pictures.planes import WINDOWS, Window
+from voxray.pictures.sweeps import draw_importance, draw_slices
 
 __all__ = [
     "WINDOWS",
@@ -17,6 +18,8 @@ __all__ = [
     "cut_closeup",
     "draw_curves",
     "draw_detections",
+    "draw_importance",
     "draw_labels",
     "draw_montage",
+    "draw_slices",
 ]

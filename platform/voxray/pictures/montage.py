@@ -66,10 +66,14 @@ def cut_closeup(
 def draw_montage(
     closeups: Sequence[Closeup], *, columns: int = 3, side_px: int = 110, window: Window | str | None = None
 ) -> bytes:
-    """A PNG with a cell for each close-up: axial, coronal and sagittal through its middle, its title above."""
+    """A PNG with a cell for each close-up: axial, coronal and sagittal through its middle, its title above.
+
+    Where none has a title no room is left for it.
+    """
     columns = max(1, min(columns, len(closeups)))
     rows = max(1, math.ceil(len(closeups) / columns))
-    cell = (3 * side_px + 2 * _GAP_PX, side_px + _TITLE_PX)
+    title_px = _TITLE_PX if any(closeup.title for closeup in closeups) else 0
+    cell = (3 * side_px + 2 * _GAP_PX, side_px + title_px)
     width = columns * cell[0] + (columns - 1) * 3 * _GAP_PX
     height = rows * cell[1] + (rows - 1) * _GAP_PX
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=PAPER)
