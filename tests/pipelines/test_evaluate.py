@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 from pipelines.bright_runs import register, write_run, write_spheres
 from voxray.dataset import read_dataset
 from voxray.errors import ConfigError
-from voxray.pipelines.evaluate import EvaluateReport, choose_cases, evaluate
+from voxray.evaluation import Evaluation, read_evaluation
+from voxray.pipelines.evaluate import EvaluateOptions, choose_cases, evaluate
 from voxray.pipelines.progress import SilentProgress
 from voxray.pipelines.tracking import open_tracking, tracking_uri
 from voxray.readers import read_label_map
@@ -32,7 +34,7 @@ def spheres(tmp_path: Path) -> Path:
     return write_spheres(tmp_path / "data")
 
 
-def score(tmp_path: Path, spheres: Path) -> EvaluateReport:
+def score(tmp_path: Path, spheres: Path) -> Evaluation:
     return evaluate(tmp_path / "run", dataset=spheres, output=tmp_path / "out", progress=SilentProgress())
 
 
@@ -44,8 +46,11 @@ def test_a_detector_that_finds_all_has_a_map_of_one(tmp_path: Path, spheres: Pat
     assert report.metrics["mAP/bright"] == 1.0
     assert (sorted(report.cases), report.failed, report.without_truth) == (list(CASES), {}, ())
     written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert written["schema"] == "voxray-evaluation/1"
-    assert written["metrics"] == dict(report.metrics)
+    assert written["schema"] == "voxray-evaluation/2"
+    assert written["metrics"] == {k: v if math.isfinite(v) else None for k, v in report.metrics.items()}
+    assert report.metrics["FROC@0.10"] == report.metrics["sensitivity@0.125"] == 1.0
+    assert report.intervals["mAP"] == (1.0, 1.0)
+    assert read_evaluation(tmp_path / "out").model_dump_json() == report.model_dump_json()
     assert (tmp_path / "out" / "s1.json").exists()
 
 
@@ -61,6 +66,12 @@ def test_dice_is_that_of_the_written_labels_and_the_original_truth(tmp_path: Pat
     assert report.metrics["dice"] == pytest.approx(np.mean(by_hand))
     assert report.metrics["dice/bright"] == pytest.approx(np.mean(by_hand))
     assert 0.9 < report.metrics["dice"] < 1.0
+    assert report.metrics["NSD@3mm"] >= report.metrics["NSD@1mm"] > 0.5
+    assert 0 < report.metrics["HD95_mm"] < 3.0
+    low, high = report.intervals["volume_error_percent"]
+    assert low <= report.metrics["volume_error_percent"] <= high < 10
+    assert report.segmentation is not None
+    assert report.segmentation.cases["s1"]["bright"].dice == report.cases["s1"]["bright"]
 
 
 def test_answers_that_are_there_are_scored_as_they_are(tmp_path: Path, spheres: Path) -> None:
@@ -89,6 +100,15 @@ def test_a_case_that_fails_is_listed_and_counts_as_missed(tmp_path: Path, sphere
     else:
         assert report.cases["s2"]["bright"] == 0.0
         assert report.metrics["dice"] < 0.7 * whole["dice"]
+
+
+def test_thresholds_of_iou_are_an_option(tmp_path: Path, spheres: Path) -> None:
+    write_run(tmp_path / "run", "detection", val_cases=CASES)
+    how = EvaluateOptions(ious=(0.3, 0.6))
+    report = evaluate(tmp_path / "run", how, dataset=spheres, output=tmp_path / "out", progress=SilentProgress())
+    assert {"AP@0.30", "AP@0.60", "FROC@0.30", "FROC@0.60"} < set(report.metrics)
+    assert report.detection is not None
+    assert report.detection.ious == (0.3, 0.6)
 
 
 def test_which_cases_are_scored(tmp_path: Path, spheres: Path) -> None:

@@ -67,6 +67,10 @@ def test_a_package_says_what_it_is(folder: Path) -> None:
         assert entry == FileEntry(
             sha256=sha256_of(folder / "package" / name), size=(folder / "package" / name).stat().st_size
         )
+    written = json.loads((folder / "package" / "package.json").read_text())
+    # What was written before there were ensembles, and a voxray of that time can read.
+    assert written["schema_version"] == 1
+    assert "ensemble" not in written
     parity = json.loads((folder / "package" / "parity.json").read_text())
     assert parity["patches"] == "the scan scan.nii.gz"
     assert parity["num_patches"] == 3
@@ -164,8 +168,8 @@ def test_what_cannot_be_exported_is_refused(folder: Path, tmp_path: Path) -> Non
 
 def test_a_newer_package_is_refused(folder: Path, tmp_path: Path) -> None:
     package = made(folder, tmp_path)
-    edit(package, schema_version=2, something_new=True)
-    with pytest.raises(DataError, match="schema version 2, this voxray reads up to 1"):
+    edit(package, schema_version=3, something_new=True)
+    with pytest.raises(DataError, match="schema version 3, this voxray reads up to 2"):
         read_package(package)
 
 

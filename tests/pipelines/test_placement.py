@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voxray.pipelines.placement import Placement, fitting_share
+from voxray.pipelines.placement import Placement, fitting_share, fitting_trainings
 
 Nodes = list[tuple[float, float]]
 
@@ -53,3 +53,28 @@ def test_workers_fit_on_nodes_and_leave_room(nodes: list[tuple[int, int]], worke
 def test_resources_have_rays_names() -> None:
     assert Placement(2, 3.0, on_gpu=True).resources() == {"CPU": 3.0, "GPU": 1.0}
     assert Placement(2, 0.5, on_gpu=False).resources() == {"CPU": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "most", "workers", "on_gpu", "expected"),
+    [
+        ([(4, 0)], 5, 1, False, 1),  # a laptop with two cores: one after the other
+        ([(16, 0)], 5, 1, False, 3),
+        ([(64, 0)], 5, 1, False, 5),
+        ([(16, 0)] * 4, 10, 2, False, 7),
+        ([(16, 8)], 5, 1, True, 5),
+        ([(16, 8)], 5, 2, True, 4),
+        ([(16, 1)], 5, 1, True, 1),
+        ([(2, 8)], 5, 1, True, 1),  # GPUs that nobody could feed
+    ],
+)
+def test_trainings_side_by_side_have_what_each_needs(
+    nodes: Nodes, most: int, workers: int, on_gpu: bool, expected: int
+) -> None:
+    assert fitting_trainings(nodes, most, workers, on_gpu=on_gpu) == expected
+
+
+def test_a_training_that_shares_its_cores_takes_no_more_threads_than_its_part() -> None:
+    assert Placement(1, 6.0, on_gpu=False, shared=True).max_threads == 6
+    assert Placement(2, 0.5, on_gpu=False, shared=True).max_threads == 1
+    assert Placement(2, 6.0, on_gpu=False).max_threads is None

@@ -15,6 +15,7 @@ from inference.bright import bright_run, sphere_scan
 from pipelines.bright_runs import TURNS, register, write_run
 from voxray.errors import ConfigError
 from voxray.inference.findings import FindingsFile, LabelsFile, read_file
+from voxray.pipelines.answers import open_engine
 from voxray.pipelines.predict import AnswerOptions, PredictReport, predict
 from voxray.pipelines.progress import SilentProgress
 from voxray.readers import read_label_map, read_volume, write_nifti
@@ -196,6 +197,19 @@ def test_another_runtime_answers_alike_and_says_which_it_was(tmp_path: Path, sca
     assert (one != two).mean() < 1e-3
     with pytest.raises(ConfigError, match="abacus"):
         predict(tmp_path / "run", [scans], tmp_path / "x", AnswerOptions(runtime="abacus"), progress=SilentProgress())
+
+
+def test_auto_is_the_best_runtime_that_the_network_goes_on(tmp_path: Path) -> None:
+    write_small_unet(tmp_path / "unet")
+    fast = open_engine(tmp_path / "unet", runtime="auto")
+    assert fast.choice is not None
+    assert (fast.choice.runtime, fast.choice.precision) == ("openvino", "fp32")
+    assert list((tmp_path / "unet" / "runtimes").glob("*.onnx")), "what was converted is kept"
+    write_run(tmp_path / "bright", "detection")
+    slow = open_engine(tmp_path / "bright", runtime="auto")
+    assert slow.choice is not None
+    assert slow.choice.runtime == "torch"
+    assert "BrightBoxes cannot be converted" in slow.choice.why
 
 
 def write_small_unet(folder: Path) -> None:

@@ -82,3 +82,28 @@ def test_a_series_is_as_new_as_its_newest_slice(tmp_path: Path) -> None:
     os.utime(new, (4_000_000_000, 4_000_000_000))
     (scan,) = find_scans([tmp_path])
     assert scan.changed_at() == 4_000_000_000
+
+
+def test_a_list_names_scans_beside_it(tmp_path: Path) -> None:
+    first, second = make(tmp_path / "p1" / "ct.nii.gz"), make(tmp_path / "p2" / "ct.nii.gz")
+    make(tmp_path / "p3" / "series" / "IM0001", DICOM)
+    names = make(tmp_path / "study.txt", f"# to answer\np1/ct.nii.gz\n\n{second}\n  p3\n".encode())
+    assert find_scans([names]) == [
+        Scan("p1_ct", first),
+        Scan("p2_ct", second),
+        Scan("series", tmp_path / "p3" / "series"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"ct.nii\nnothing.nii\n", r"study.txt, line 2: .*nothing.nii: no such file or folder"),
+        (b"# nothing\n", "study.txt: names no scan"),
+        (b"\xff\xfe\x00", "study.txt: is not UTF-8 text"),
+    ],
+)
+def test_a_list_that_names_no_scan_is_refused(content: bytes, sentence: str, tmp_path: Path) -> None:
+    make(tmp_path / "ct.nii")
+    with pytest.raises(ConfigError, match=sentence):
+        find_scans([make(tmp_path / "study.txt", content)])

@@ -18,9 +18,11 @@ from pipelines.tiny_training import (
     made_store,
     segmentation_recipe,
 )
+from voxray.dataset import split
+from voxray.dataset.folds import KFold
 from voxray.errors import ConfigError, DataError
 from voxray.pipelines.progress import Advance
-from voxray.pipelines.train import split_store, train
+from voxray.pipelines.train import split_store, stored_sources, train
 from voxray.pipelines.worker import Job, resume, schedule_of
 from voxray.recipe import Recipe
 from voxray.store import FailedCase, Store
@@ -188,6 +190,24 @@ def test_folds_are_those_of_the_whole_dataset(tmp_path: Path) -> None:
             expected = [tuple(one for one in side if one != lost) for side in split_store(whole, fold)]
             assert list(split_store(lesser, fold)) == expected
     assert DATASET["folds"]["num_folds"] == 3
+
+
+def test_luna16_folders_and_patients_are_folds_of_a_store_too(tmp_path: Path) -> None:
+    """A store remembers where scans lay and whose they are, of cases that were set aside too."""
+    store = made_store(tmp_path / "store", segmentation_recipe(), folds={"kind": "luna16_subsets"})
+    cases = {
+        name: entry.model_copy(update={"image": f"luna/subset{number % 3}/{name}.mhd"})
+        for number, (name, entry) in enumerate(store.manifest.cases.items())
+    }
+    failed = {
+        "x": FailedCase(code="c", message="m", patient_id="case_0", image="luna/subset0/x.mhd"),
+        "no scan": FailedCase(code="c", message="m"),
+    }
+    manifest = store.manifest.model_copy(update={"cases": cases, "failed": failed})
+    store = replace(store, manifest=manifest)
+    assert split_store(store, 1)[1] == ("case_1", "case_4")
+    (fold,) = [fold for fold in range(6) if "case_0" in split_store(store, fold, KFold(num_folds=6))[1]]
+    assert split(stored_sources(store), KFold(num_folds=6), fold).val_ids == ("case_0", "x")
 
 
 def test_a_job_travels(store: Store, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +75,16 @@ def ball_case(index: int) -> Case:
     )
 
 
-def made_store(folder: Path, recipe: Recipe, *, num_cases: int = 6, **changes: Any) -> Store:
-    """The store of some balls for a recipe."""
+def without_ball(case: Case) -> Case:
+    """The same scan, in which nothing is to be found."""
+    assert case.labels is not None
+    return replace(case, boxes=case.boxes[:0], classes=case.classes[:0], labels=np.zeros_like(case.labels))
+
+
+def made_store(folder: Path, recipe: Recipe, *, num_cases: int = 6, empty: bool = False, **changes: Any) -> Store:
+    """The store of some balls for a recipe, or of scans without one."""
     place = Place.of(folder)
-    cases = [ball_case(index) for index in range(num_cases)]
+    cases = [without_ball(ball_case(index)) if empty else ball_case(index) for index in range(num_cases)]
     stored = [write_case(place, case, recipe, original_grid=case.image.grid, signature="s") for case in cases]
     write_manifest(place, stored, recipe, dataset=DATASET | changes, failed={})
     return Store.open(folder)

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -22,7 +23,8 @@ from voxray.inference.findings import (
     stamp,
     to_text,
 )
-from voxray.inference.package import is_package, package_network, read_package
+from voxray.inference.package import Package, is_package, package_networks, read_package
+from voxray.inference.plan import half_on
 from voxray.inference.predictor import Prediction, Predictor
 from voxray.inference.runtimes import (
     Choice,
@@ -34,6 +36,7 @@ from voxray.inference.runtimes import (
     prefer_runtime,
 )
 from voxray.models import MODELS
+from voxray.pipelines.keeping import Noted
 from voxray.pipelines.scans import Scan
 from voxray.place import whole
 from voxray.readers import read_label_map, write_nifti
@@ -54,18 +57,24 @@ class Engine:
     recipe: Recipe
     stamp: ModelStamp
     device: str
-    network: Network
+    networks: tuple[Network, ...]
+    """Of an ensemble several."""
     choice: Choice | None = None
     """The runtime that answers, and why; None is torch in the precision that the recipe's plan says."""
 
     def predictor(self) -> Predictor:
         """The predictor of this process."""
         if self.choice is None:
-            assert self.network.module is not None
-            return Predictor(self.run, self.recipe, self.network.module, self.device)
+            modules = [network.module for network in self.networks if network.module is not None]
+            assert len(modules) == len(self.networks)
+            return Predictor(self.run, self.recipe, modules, self.device)
         name, precision = self.choice.runtime, self.choice.precision
-        runtime = open_runtime(name, self.network, device=self.device, precision=precision)
-        return Predictor(self.run, self.recipe, runtime, self.device)
+        runtimes = [open_runtime(name, network, device=self.device, precision=precision) for network in self.networks]
+        return Predictor(self.run, self.recipe, runtimes, self.device)
+
+    def noted(self, case: str, scan_grid: Grid, *, patient: str = "") -> Noted:
+        """What is said of notes that are taken of its answer to a scan."""
+        return Noted(self.recipe, self.stamp, self.run.classes, case, scan_grid, patient)
 
 
 def open_engine(
@@ -78,7 +87,8 @@ def open_engine(
 ) -> Engine:
     """The run's best weights, or the package, with its recipe and `merge.` and `inference.` overrides applied.
 
-    Without a runtime a run answers with torch, and a package with the one that it was made for.
+    Without a runtime a run answers with torch, and a package with the one that it was made for; ``auto`` is the best
+    that this machine has for a run. Precision ``auto`` is half where the recipe's plan is the fast one.
     """
     for override in overrides:
         if override.split(".")[0] not in ANSWERING_FIELDS:
@@ -91,13 +101,17 @@ def open_engine(
     about, recipe, module = load_model(run)
     if overrides:
         recipe = parse_recipe(about.recipe, MODELS, overrides=overrides, where=f"{run}: run.json")
-    digest, choice = weights_digest(module), _chosen(recipe, runtime, device=device, precision=precision)
+    digest = weights_digest(module)
+    network = network_of(recipe, module, digest=digest, folder=runtimes_folder(run))
+    choice = _chosen(recipe, runtime, device=device, precision=precision)
+    if choice is not None and runtime == "auto":
+        choice = _within_reach(choice, network)
     return Engine(
         run=about,
         recipe=recipe,
         stamp=stamp(about, recipe, sha256=digest, engine=_engine(choice)),
         device=device,
-        network=network_of(recipe, module, digest=digest, folder=runtimes_folder(run)),
+        networks=(network,),
         choice=choice,
     )
 
@@ -108,8 +122,10 @@ def _open_package(
     package, recipe = read_package(folder)
     if overrides:
         recipe = parse_recipe(package.recipe, MODELS, overrides=overrides, where=f"{folder}: package.json")
+    if package.ensemble is not None and not package.engines:
+        return _open_ensemble(folder, package, recipe, device=device, runtime=runtime, precision=precision)
     wanted = package.precision if precision == "auto" else precision
-    if runtime is not None:
+    if runtime not in (None, "auto"):
         choice = choose_runtime(runtime, device=device, precision=wanted)
     else:
         choice = prefer_runtime(package.runtime, device=device, precision=wanted)
@@ -119,7 +135,25 @@ def _open_package(
         recipe=recipe,
         stamp=stamp(package.run, recipe, sha256=package.provenance.weights_sha256, engine=_engine(choice)),
         device=device,
-        network=package_network(folder, package, recipe, with_module=with_module),
+        networks=package_networks(folder, package, recipe, with_module=with_module),
+        choice=choice,
+    )
+
+
+def _open_ensemble(
+    folder: Path, package: Package, recipe: Recipe, *, device: str, runtime: str | None, precision: str
+) -> Engine:
+    """As a run is opened: it holds weights, which torch loads and others convert."""
+    networks = package_networks(folder, package, recipe, with_module=True)
+    choice = _chosen(recipe, runtime, device=device, precision=precision)
+    if choice is not None and runtime == "auto":
+        choice = _within_reach(choice, networks[0])
+    return Engine(
+        run=package.run,
+        recipe=recipe,
+        stamp=stamp(package.run, recipe, sha256=package.provenance.weights_sha256, engine=_engine(choice)),
+        device=device,
+        networks=networks,
         choice=choice,
     )
 
@@ -128,8 +162,25 @@ def _chosen(recipe: Recipe, runtime: str | None, *, device: str, precision: str)
     """The runtime that was asked for; None where nothing was."""
     if runtime is None and precision == "auto":
         return None
-    trained_in: Precision = "fp32" if recipe.optim.amp == "off" else recipe.optim.amp
+    if precision == "auto" and recipe.inference.plan == "fast":
+        precision = _name(half_on(torch.device(device)))
+    trained_in = _name(recipe.optim.amp)
     return choose_runtime(runtime or "torch", device=device, precision=precision, trained_in=trained_in)
+
+
+def _within_reach(choice: Choice, network: Network) -> Choice:
+    """The choice, or torch where the network is one that cannot be converted; what is converted is kept."""
+    if choice.runtime.startswith("torch"):
+        return choice
+    try:
+        network.onnx()
+    except ConfigError as error:
+        return Choice("torch", choice.precision, f"torch at {choice.precision}: {error}")
+    return choice
+
+
+def _name(amp: Literal["off", "bf16", "fp16"]) -> Precision:
+    return "fp32" if amp == "off" else amp
 
 
 def _engine(choice: Choice | None) -> str:

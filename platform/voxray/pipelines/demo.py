@@ -8,6 +8,7 @@ the table itself shows that something was learnt.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,13 +20,14 @@ import torch
 from voxray import __version__
 from voxray.dataset import read_dataset
 from voxray.errors import ConfigError, DataError
+from voxray.evaluation import Evaluation
 from voxray.loading import list_cases, load_case
 from voxray.phantoms import write_toy
 from voxray.pictures import draw_detections, draw_labels
 from voxray.pipelines.answers import open_engine, read_answer
 from voxray.pipelines.check import check
 from voxray.pipelines.cluster import connect
-from voxray.pipelines.evaluate import EvaluateReport, evaluate
+from voxray.pipelines.evaluate import EvaluateOptions, evaluate
 from voxray.pipelines.ingest import ingest
 from voxray.pipelines.memory import Peak, peak_memory
 from voxray.pipelines.progress import Progress
@@ -216,8 +218,8 @@ def _walk(lesson: Lesson, folder: Path, *, num_cases: int, workers: int, peak: P
         dataset=dataset.name,
         num_train=len(about.train_cases),
         num_val=len(about.val_cases),
-        trained=trained_score.metrics,
-        untrained=untrained_score.metrics,
+        trained=_with_value(trained_score),
+        untrained=_with_value(untrained_score),
         seconds=seconds,
         peak_memory_bytes=peak.bytes,
         run=str(run),
@@ -225,12 +227,16 @@ def _walk(lesson: Lesson, folder: Path, *, num_cases: int, workers: int, peak: P
     )
 
 
-def _score(run: Path, dataset: Path, output: Path, workers: int, progress: Progress) -> EvaluateReport:
-    report = evaluate(run, dataset=dataset, output=output, workers=workers, progress=progress)
+def _score(run: Path, dataset: Path, output: Path, workers: int, progress: Progress) -> Evaluation:
+    report = evaluate(run, EvaluateOptions(workers=workers), dataset=dataset, output=output, progress=progress)
     if report.failed:
         case, why = next(iter(report.failed.items()))
         raise ConfigError(f"{run}: case {case} has no answer: {why}")
     return report
+
+
+def _with_value(score: Evaluation) -> dict[str, float]:
+    return {name: value for name, value in score.metrics.items() if math.isfinite(value)}
 
 
 def write_untrained(run: Path, output: Path) -> None:

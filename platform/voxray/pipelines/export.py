@@ -1,4 +1,4 @@
-"""Export: a run as a package that answers without its training, checked against torch before it is written."""
+"""Export: a run or an ensemble as a package that runtimes open at once, if its answers are those of torch."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from voxray.dataset import read_dataset
 from voxray.errors import ConfigError, VoxrayError
 from voxray.inference.bundle import PACKAGE, write_detection_bundle, write_segmentation_bundle
 from voxray.inference.card import model_card
-from voxray.inference.package import WEIGHTS, EngineEntry, Provenance, write_manifest, writing
-from voxray.inference.parity import Parity, compare, require
+from voxray.inference.device import choose_device
+from voxray.inference.package import EngineEntry, write_manifest, writing
+from voxray.inference.parity import Parity, compare, require, worst
 from voxray.inference.runtimes import (
     PRECISIONS,
     RUNTIMES,
@@ -39,13 +40,12 @@ from voxray.inference.speed import Speed, device_name, milliseconds, table
 from voxray.loading import list_cases, load_case
 from voxray.models import MODELS
 from voxray.phantoms import draw_phantom
-from voxray.pipelines.answers import runtimes_folder, weights_digest
 from voxray.pipelines.progress import Progress
+from voxray.pipelines.trained import Part, Trained, read_trained
 from voxray.preprocess import normalise, orient, resample
 from voxray.readers import read_volume
 from voxray.recipe import Recipe, parse_recipe
 from voxray.run import Run
-from voxray.training.checkpoint import load_model
 from voxray.volume import Shape, Volume
 from voxray.windows import place
 
@@ -66,7 +66,8 @@ class ExportOptions:
     """None: the recipe's."""
     scan: Path | None = None
     """Patches for the comparison come from here; None: from a validation case, or else from a phantom."""
-    device: str = "cpu"
+    device: str = "auto"
+    """Where the engine is compared and timed; ``auto``: for TensorRT a GPU where there is one, else the CPU."""
 
     def checked(self) -> tuple[Form, Precision, tuple[int, int, int]]:
         """The form, the precision and the batches, or a ConfigError."""
@@ -95,54 +96,97 @@ class ExportReport:
 def export(
     run: str | Path, output: Path, options: ExportOptions | None = None, *, progress: Progress
 ) -> ExportReport:
-    """The run's best weights as a package; a ConfigError, or a DataError where its answers are not torch's."""
+    """The run's best weights, or a package's, as a package; a DataError where its answers are not torch's."""
     chosen = options or ExportOptions()
     form, precision, batches = chosen.checked()
-    about, recipe, module = load_model(run)
-    recipe = _with_window(about, recipe, chosen.window_vox)
-    digest = weights_digest(module)
-    network = network_of(recipe, module, digest=digest, folder=runtimes_folder(run), batches=batches)
-    with writing(output) as folder, progress.track("export", total=5, unit="steps") as advance:
-        engines = write_engines(network, folder, form=form, precision=precision, device=torch.device(chosen.device))
+    wanted = "cpu" if chosen.device == "auto" and form != "tensorrt" else chosen.device
+    chosen = replace(chosen, device=str(choose_device(wanted)))
+    trained = read_trained(run)
+    trained = replace(trained, recipe=_with_window(trained, chosen.window_vox))
+    with (
+        writing(output) as folder,
+        progress.track("export", total=3 + 2 * len(trained.parts), unit="steps") as advance,
+    ):
+        patches, source = real_patches(trained.run, trained.recipe, chosen)
         advance(1)
-        safetensors.torch.save_file(
-            {name: value.contiguous() for name, value in module.state_dict().items()}, folder / WEIGHTS
-        )
-        brought = {(entry.form, entry.precision): folder / entry.file for entry in engines}
-        key = next((entry.key for entry in engines if entry.key is not None), None)
-        packed = replace(network, module=None).with_files(brought, key)
-        reference = TorchRuntime(module, chosen.device)
-        patches, source = real_patches(about, recipe, chosen)
+        engines: list[EngineEntry] = []
+        parities: list[Parity] = []
+        packed: list[Network] = []
+        for part in trained.parts:
+            entries, network = _write_part(part, trained, folder, options=chosen)
+            advance(1)
+            reference = TorchRuntime(part.module, chosen.device)
+            parity = _parity(network, reference, patches, form=form, precision=precision, source=source)
+            require(parity)
+            advance(1)
+            engines += entries
+            parities.append(parity)
+            packed.append(network)
+        reference = TorchRuntime(trained.parts[0].module, chosen.device)
+        speed = _speed(packed[0], reference, patches[0], form=form, precision=precision)
         advance(1)
-        parity = _parity(packed, reference, patches, form=form, precision=precision, source=source)
-        require(parity)
+        report = ExportReport(output, worst(parities), speed)
+        _write_about(trained, tuple(engines), report, folder, options=chosen, batches=batches)
         advance(1)
-        speed = _speed(packed, reference, patches[0], form=form, precision=precision)
-        advance(1)
-        (folder / "parity.json").write_text(to_json(parity) + "\n", encoding="utf-8")
-        (folder / "speed.json").write_text(to_json(speed) + "\n", encoding="utf-8")
-        card = model_card(about, recipe, engines, parity, speed, name=output.name)
-        (folder / "README.md").write_text(card, encoding="utf-8")
-        fields = {
-            "task": recipe.task,
-            "classes": about.classes,
-            "runtime": _runtime_of(form),
-            "precision": precision,
-            "batches": batches,
-            "provenance": _provenance(about, digest),
-            "engines": engines,
-        }
-        write_manifest(folder, fields, recipe)
-        advance(1)
-    return ExportReport(output, parity, speed)
+    return report
+
+
+def _write_part(
+    part: Part, trained: Trained, folder: Path, *, options: ExportOptions
+) -> tuple[tuple[EngineEntry, ...], Network]:
+    """Writes one network's weights and engines, and opens what was written."""
+    form, precision, batches = options.checked()
+    network = network_of(trained.recipe, part.module, digest=part.digest, folder=trained.kept_in, batches=batches)
+    device = torch.device(options.device)
+    engines = write_engines(network, folder, form=form, precision=precision, device=device, name=part.engine)
+    engines = tuple(entry.model_copy(update={"member": part.number}) for entry in engines)
+    weights = {name: value.contiguous() for name, value in part.module.state_dict().items()}
+    safetensors.torch.save_file(weights, folder / part.weights)
+    brought = {(entry.form, entry.precision): folder / entry.file for entry in engines}
+    key = next((entry.key for entry in engines if entry.key is not None), None)
+    return engines, replace(network, module=None).with_files(brought, key)
+
+
+def _write_about(
+    trained: Trained,
+    engines: tuple[EngineEntry, ...],
+    report: ExportReport,
+    folder: Path,
+    *,
+    options: ExportOptions,
+    batches: tuple[int, int, int],
+) -> None:
+    """Writes what a reader and a predictor want to know of the package."""
+    form, precision, _ = options.checked()
+    parity, speed, ensemble = report.parity, report.speed, trained.ensemble
+    (folder / "parity.json").write_text(to_json(parity) + "\n", encoding="utf-8")
+    (folder / "speed.json").write_text(to_json(speed) + "\n", encoding="utf-8")
+    card = model_card(trained.run, trained.recipe, engines, parity, speed, name=report.output.name, ensemble=ensemble)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    fields = {
+        "task": trained.recipe.task,
+        "classes": trained.run.classes,
+        "runtime": _runtime_of(form),
+        "precision": precision,
+        "batches": batches,
+        "provenance": trained.provenance,
+        "engines": engines,
+        "ensemble": ensemble,
+    }
+    write_manifest(folder, fields, trained.recipe)
 
 
 def export_bundle(run: str | Path, output: Path, options: ExportOptions | None = None, *, progress: Progress) -> None:
-    """The run's best weights as a MONAI bundle."""
+    """The run's best weights, or a package's, as a MONAI bundle."""
     chosen = options or ExportOptions()
     chosen.checked()
-    about, recipe, module = load_model(run)
-    recipe = _with_window(about, recipe, chosen.window_vox)
+    trained = read_trained(run)
+    if trained.ensemble is not None:
+        raise ConfigError(
+            f"{run}: has {len(trained.parts)} networks, and a MONAI bundle holds one; export the run of one fold, or "
+            f"leave out --as monai-bundle."
+        )
+    about, recipe, module = trained.run, _with_window(trained, chosen.window_vox), trained.parts[0].module
     with writing(output) as folder:
         if recipe.task == "segmentation":
             write_segmentation_bundle(folder, about, recipe, module)
@@ -153,30 +197,30 @@ def export_bundle(run: str | Path, output: Path, options: ExportOptions | None =
 
 
 def write_engines(
-    network: Network, folder: Path, *, form: Form, precision: Precision, device: torch.device
+    network: Network, folder: Path, *, form: Form, precision: Precision, device: torch.device, name: str = "model"
 ) -> tuple[EngineEntry, ...]:
-    """The files that runtimes open: ONNX always, and the form that was asked for."""
+    """The files that runtimes open, called `name`: ONNX always, and the form that was asked for."""
     plain = network.onnx("fp32")
-    (folder / "model.onnx").write_bytes(plain)
-    entries = [EngineEntry(form="onnx", precision="fp32", file="model.onnx")]
+    (folder / f"{name}.onnx").write_bytes(plain)
+    entries = [EngineEntry(form="onnx", precision="fp32", file=f"{name}.onnx")]
     if precision != "fp32" and form != "openvino":
-        name = f"model-{precision}.onnx"
-        (folder / name).write_bytes(network.onnx(precision))
-        entries.append(EngineEntry(form="onnx", precision=precision, file=name))
+        typed = f"{name}-{precision}.onnx"
+        (folder / typed).write_bytes(network.onnx(precision))
+        entries.append(EngineEntry(form="onnx", precision=precision, file=typed))
     if form == "openvino":
         obstacle = RUNTIMES["openvino"].obstacle(torch.device("cpu"), precision)
         if obstacle is not None:
             raise obstacle
-        save_ir(plain, folder / "model.xml")
-        entries.append(EngineEntry(form="openvino", precision=precision, file="model.xml"))
+        save_ir(plain, folder / f"{name}.xml")
+        entries.append(EngineEntry(form="openvino", precision=precision, file=f"{name}.xml"))
     if form == "tensorrt":
         flavour = require_flavour()
         key: EngineKey = key_for(
             flavour, window_vox=network.window_vox, batches=network.batches, precision=precision, device=device
         )
         engine = build_engine(network.onnx(precision), key, flavour)
-        (folder / "model.engine").write_bytes(engine)
-        entries.append(EngineEntry(form="tensorrt", precision=precision, file="model.engine", key=key))
+        (folder / f"{name}.engine").write_bytes(engine)
+        entries.append(EngineEntry(form="tensorrt", precision=precision, file=f"{name}.engine", key=key))
     return tuple(entries)
 
 
@@ -208,11 +252,12 @@ def patch_for(recipe: Recipe, *, limited: bool) -> Shape:
     return sides[0], sides[1], sides[2]
 
 
-def _with_window(run: Run, recipe: Recipe, window: Sequence[int] | None) -> Recipe:
+def _with_window(trained: Trained, window: Sequence[int] | None) -> Recipe:
     if window is None:
-        return recipe
+        return trained.recipe
     override = f"inference.window_vox={list(window)}"
-    return parse_recipe(run.recipe, MODELS, overrides=[override], where=f"--window {','.join(map(str, window))}")
+    where = f"--window {','.join(map(str, window))}"
+    return parse_recipe(trained.run.recipe, MODELS, overrides=[override], where=where)
 
 
 def _scan(run: Run, options: ExportOptions) -> tuple[Volume, str]:
@@ -316,14 +361,3 @@ def _half_of(form: Form) -> Precision:
 
 def _runtime_of(form: Form) -> str:
     return "onnxruntime" if form == "onnx" else form
-
-
-def _provenance(run: Run, digest: str) -> Provenance:
-    return Provenance(
-        run=run.name,
-        commit=run.commit,
-        dataset=run.dataset,
-        licence=run.licence,
-        weights_sha256=digest,
-        voxray_version=run.voxray_version,
-    )

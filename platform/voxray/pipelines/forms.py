@@ -1,7 +1,11 @@
 """The forms in which answers can be saved beside voxray's own JSON: for other tools, and to look at.
 
 ``nifti`` (label maps) and ``json`` are what a rerun looks for, so they are always written for their task. ``preview``
-draws each scan; ``csv-luna16`` and ``monai-json`` gather the findings of all answers in one file each.
+draws each scan; ``csv-luna16`` and ``monai-json`` gather the findings of all answers in one file each. The forms of
+DICOM (``dicom-seg``, ``dicom-sr``, ``rtstruct``) belong to the study of a DICOM scan; ``markups`` are boxes for 3D
+Slicer.
+
+`write_form` makes any form of one case, for whoever has a case's answer in hand.
 """
 
 from __future__ import annotations
@@ -10,19 +14,23 @@ import csv
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from voxray.case import Case
+from voxray.detections import Detections
 from voxray.errors import ConfigError
-from voxray.inference.findings import FindingsFile, read_file
+from voxray.inference.findings import FindingsFile, ModelStamp, detections_of, findings_file, read_file
 from voxray.inference.predictor import Prediction
 from voxray.pictures import draw_detections, draw_labels
 from voxray.pipelines.scans import Scan
 from voxray.place import whole
+from voxray.readers import read_volume
 from voxray.volume import Volume
+from voxray.writers import Algorithm, markups_json, write_labels_sr, write_rtstruct, write_seg, write_sr
 
 Gather = Callable[[Sequence[tuple[Scan, FindingsFile]], Sequence[str]], str]
 
@@ -31,14 +39,87 @@ OWN = {"detection": ("json",), "segmentation": ("json", "nifti")}
 """What is always written."""
 
 
+@dataclass(frozen=True)
+class CaseAnswer:
+    """One scan's answer, and what its forms are made of beside it."""
+
+    case: str
+    prediction: Prediction
+    """On the scan's own grid, in voxels."""
+    classes: Sequence[str]
+    stamp: ModelStamp
+    source: Path
+    """The file or folder that the scan was read from."""
+    volume: Volume | None = None
+    """The scan, which only the preview needs; None: it is read again."""
+    series_uid: str | None = None
+    """Which series of the source, where it holds several."""
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The model, as DICOM objects name it."""
+        stamp = self.stamp
+        return Algorithm(name=stamp.run, version=stamp.commit, sha256=stamp.sha256, dataset=stamp.dataset)
+
+    @property
+    def findings(self) -> FindingsFile:
+        """A detector's answer as its JSON says it."""
+        assert self.prediction.detections is not None
+        grid = self.prediction.grid
+        return findings_file(self.prediction.detections, grid, case=self.case, classes=self.classes, model=self.stamp)
+
+    @property
+    def detections(self) -> Detections:
+        """The findings in voxels, rounded as the JSON is: forms made of the file later are the same."""
+        return detections_of(self.findings, self.classes, frame="voxel")
+
+    @property
+    def files(self) -> list[Path]:
+        """The files of the source."""
+        inside = sorted(self.source.iterdir()) if self.source.is_dir() else [self.source]
+        return [path for path in inside if path.is_file()]
+
+
+def write_form(name: str, answer: CaseAnswer, path: Path) -> Path:
+    """Writes one of `CASE_FORMS` of one case to `path`, whole or not at all; what cannot be is a DataError.
+
+    A report (``sr``) of a segmentation refers to the Segmentation (``seg``) of the same answer, whose UIDs follow
+    from the answer: whoever hands out the one should hand out the other.
+    """
+    task = "detection" if answer.prediction.labels is None else "segmentation"
+    if name not in CASE_FORMS or task not in CASE_FORMS[name].tasks:
+        allowed = ", ".join(known for known, form in CASE_FORMS.items() if task in form.tasks)
+        raise ConfigError(f"form {name}: not a form of a {task}'s answer; allowed are {allowed}.")
+    CASE_FORMS[name].write(answer, path)
+    return path
+
+
 def chosen_forms(text: str, task: str) -> tuple[str, ...]:
     """The forms of a list such as ``json,preview``, checked against what the task has."""
     names = tuple(name for name in (part.strip() for part in text.split(",")) if name)
-    allowed = [*OWN[task], PREVIEW, *(GATHERED if task == "detection" else ())]
+    allowed = [*OWN[task], PREVIEW, *(GATHERED if task == "detection" else ()), *_saved_by_case(task)]
     for name in names:
         if name not in allowed:
             raise ConfigError(f"--save {name}: not a form of a {task}'s answers; allowed are {', '.join(allowed)}.")
+    if task == "segmentation" and "dicom-sr" in names and "dicom-seg" not in names:
+        # The report refers to it.
+        names = (*names, "dicom-seg")
     return names
+
+
+def form_files(forms: Sequence[str], output: Path, case: str) -> dict[str, Path]:
+    """The chosen forms that each case has a file of, by their names in `CASE_FORMS`, and where the file lies."""
+    return {SAVED[name]: output / f"{case}{CASE_FORMS[SAVED[name]].ending}" for name in forms if name in SAVED}
+
+
+def drop_forms(output: Path, case: str) -> None:
+    """Removes the forms of an earlier answer to a case."""
+    for path in form_files(tuple(SAVED), output, case).values():
+        path.unlink(missing_ok=True)
+
+
+def _saved_by_case(task: str) -> list[str]:
+    return [name for name, form in SAVED.items() if name != PREVIEW and task in CASE_FORMS[form].tasks]
 
 
 def write_preview(volume: Volume, prediction: Prediction, path: Path, *, case: str, classes: Sequence[str]) -> None:
@@ -99,3 +180,72 @@ GATHERED: Mapping[str, tuple[str, Gather]] = {
     "monai-json": ("monai.json", monai_json),
 }
 """Form -> the file's name, and what it holds."""
+
+
+def _preview(answer: CaseAnswer, path: Path) -> None:
+    volume = read_volume(answer.source) if answer.volume is None else answer.volume
+    write_preview(volume, answer.prediction, path, case=answer.case, classes=answer.classes)
+
+
+def _luna16(answer: CaseAnswer, path: Path) -> None:
+    scan = Scan(answer.case, answer.source)
+    with whole(path) as beside:
+        beside.write_text(luna16_csv([(scan, answer.findings)], answer.classes), encoding="utf-8")
+
+
+def _markups(answer: CaseAnswer, path: Path) -> None:
+    with whole(path) as beside:
+        beside.write_text(
+            markups_json(answer.detections.to_world(answer.prediction.grid), answer.classes), encoding="utf-8"
+        )
+
+
+def _seg(answer: CaseAnswer, path: Path) -> None:
+    assert answer.prediction.labels is not None
+    write_seg(answer.prediction.labels, answer.files, path, **_words(answer))
+
+
+def _rtstruct(answer: CaseAnswer, path: Path) -> None:
+    assert answer.prediction.labels is not None
+    write_rtstruct(answer.prediction.labels, answer.files, path, **_words(answer))
+
+
+def _sr(answer: CaseAnswer, path: Path) -> None:
+    prediction = answer.prediction
+    if prediction.labels is not None:
+        write_labels_sr(prediction.labels, answer.files, path, **_words(answer))
+    else:
+        write_sr(answer.detections, prediction.grid, answer.files, path, **_words(answer))
+
+
+def _words(answer: CaseAnswer) -> dict[str, Any]:
+    return {"classes": answer.classes, "algorithm": answer.algorithm, "series_uid": answer.series_uid}
+
+
+@dataclass(frozen=True)
+class CaseForm:
+    """A form that each case has a file of."""
+
+    ending: str
+    """Of the file's name, after the case's."""
+    tasks: tuple[str, ...]
+    write: Callable[[CaseAnswer, Path], None]
+    needs_dicom: bool = False
+
+
+CASE_FORMS: Mapping[str, CaseForm] = {
+    "preview": CaseForm(".png", ("detection", "segmentation"), _preview),
+    "luna16": CaseForm(".csv", ("detection",), _luna16),
+    "markups": CaseForm(".mrk.json", ("detection",), _markups),
+    "seg": CaseForm(".seg.dcm", ("segmentation",), _seg, needs_dicom=True),
+    "sr": CaseForm(".sr.dcm", ("detection", "segmentation"), _sr, needs_dicom=True),
+    "rtstruct": CaseForm(".rtstruct.dcm", ("segmentation",), _rtstruct, needs_dicom=True),
+}
+SAVED: Mapping[str, str] = {
+    PREVIEW: "preview",
+    "dicom-seg": "seg",
+    "dicom-sr": "sr",
+    "rtstruct": "rtstruct",
+    "markups": "markups",
+}
+"""What ``--save`` calls the forms that each case has a file of."""

@@ -97,7 +97,8 @@ def ingest(
     """
     begin = time.monotonic()
     progress = progress or SilentProgress()
-    sources, failed = _sources(dataset)
+    every, failed = _sources(dataset)
+    sources = [source for source in every if source.case_id not in failed]
     place = _writable(store_uri)
     wanted = {source.case_id: signature(dataset, source, recipe) for source in sources}
     stored = dict(_kept(place, wanted, verify=verify))
@@ -119,7 +120,12 @@ def ingest(
             "ingest.nothing", f"none of {len(failed)} cases can be used.", remedy=next(iter(failed.values())).message
         )
     manifest = write_manifest(
-        place, list(stored.values()), recipe, dataset=dataset.model_dump(mode="json"), failed=failed
+        place,
+        list(stored.values()),
+        recipe,
+        dataset=dataset.model_dump(mode="json"),
+        failed=_placed(failed, every),
+        images={source.case_id: source.image for source in sources},
     )
     return IngestReport(
         store=place.uri,
@@ -169,7 +175,7 @@ def _with_siblings(image: Path) -> Iterator[Path]:
 
 
 def _sources(dataset: Dataset) -> tuple[list[CaseSource], dict[str, FailedCase]]:
-    """The cases, and those that are set aside before a voxel is read; a fault of the dataset as a whole is raised."""
+    """All cases, and those that are set aside before a voxel is read; a fault of the dataset as a whole is raised."""
     found = survey(dataset)
     failed: dict[str, FailedCase] = {}
     for problem in found.problems:
@@ -178,7 +184,18 @@ def _sources(dataset: Dataset) -> tuple[list[CaseSource], dict[str, FailedCase]]
         if problem.case_id is None:
             raise problem
         failed.setdefault(problem.case_id, FailedCase(code=problem.code, message=str(problem)))
-    return [source for source in found.cases if source.case_id not in failed], failed
+    return list(found.cases), failed
+
+
+def _placed(failed: Mapping[str, FailedCase], sources: Sequence[CaseSource]) -> dict[str, FailedCase]:
+    """The cases that were set aside, with whose and where they are."""
+    known = {source.case_id: source for source in sources}
+    return {
+        case_id: one.model_copy(update={"patient_id": known[case_id].patient_id, "image": known[case_id].image})
+        if case_id in known
+        else one
+        for case_id, one in failed.items()
+    }
 
 
 def _writable(store_uri: str | Path) -> Place:

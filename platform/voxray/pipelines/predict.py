@@ -10,13 +10,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from voxray.errors import VoxrayError
-from voxray.pipelines.answers import Engine, is_answered, open_engine, write_answer
-from voxray.pipelines.forms import PREVIEW, chosen_forms, gather, write_preview
+from voxray.errors import DataError, VoxrayError
+from voxray.inference.predictor import Prediction
+from voxray.pipelines.answers import Engine, is_answered, open_engine, read_answer, write_answer
+from voxray.pipelines.forms import CaseAnswer, chosen_forms, drop_forms, form_files, gather, write_form
+from voxray.pipelines.keeping import FOLDER, Keeping
 from voxray.pipelines.progress import Progress
 from voxray.pipelines.scans import Scan, find_scans
 from voxray.pipelines.spread import hire, spread
+from voxray.place import Place
 from voxray.readers import read_volume
+from voxray.volume import Volume
 
 AT_ONCE = 2
 """Scans under way in each worker: while one is answered, the next is read and the last is written."""
@@ -32,15 +36,19 @@ class PredictReport:
     """Answered earlier by the same model with the same settings."""
     failed: Mapping[str, str] = field(default_factory=dict)
     """Name -> what went wrong, in a sentence."""
+    without: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Name -> a sentence for each form that could not be made of a scan's answer, which is there all the same."""
     seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one scan; `error` is empty where all went well."""
+    """What became of one scan; `error` is empty where it has its answer."""
 
     name: str
     error: str = ""
+    without: tuple[str, ...] = ()
+    """Sentences on the forms that could not be made of the answer."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +58,16 @@ class AnswerOptions:
     overrides: Sequence[str] = ()
     """Of ``merge.`` and ``inference.`` fields."""
     device: str = "auto"
-    runtime: str | None = None
-    """One of `inference.runtimes.RUNTIMES`, or ``auto``; None: torch for a run, and what a package was made for."""
+    runtime: str = "auto"
+    """One of `inference.runtimes.RUNTIMES`; ``auto``: the best of this machine, or what a package was made for."""
     precision: str = "auto"
     save: str = ""
-    """Further forms, as ``preview,csv-luna16``."""
+    """Further forms, as ``preview,csv-luna16,dicom-sr``."""
     workers: int = 1
+    keep_candidates: bool = False
+    """Whether what the network said before the merge is written to ``candidates/``, one file a scan."""
+    keep_classes: Sequence[str] = ()
+    """Segmentation: the classes whose probabilities are kept."""
 
 
 def predict(
@@ -81,14 +93,15 @@ def predict(
             precision=options.precision,
         )
         forms = chosen_forms(options.save, engine.recipe.task)
+        keeping = _keeping(engine, output, options)
         if engine.choice is not None:
             progress.say(engine.choice.why)
         output.mkdir(parents=True, exist_ok=True)
-        skipped = [scan for scan in scans if is_saved(scan, output, engine, forms)]
+        skipped = [scan for scan in scans if is_saved(scan, output, engine, forms, keeping)]
         todo = [scan for scan in scans if scan not in skipped]
         outcomes = []
         with progress.track("predict", total=len(todo), unit="scans") as advance:
-            for outcome in spread(partial(Answerer, engine, output, forms), todo, crew, at_once=AT_ONCE):
+            for outcome in spread(partial(Answerer, engine, output, forms, keeping), todo, crew, at_once=AT_ONCE):
                 outcomes.append(outcome)
                 advance(1)
         gather(forms, scans, output, engine.run.classes)
@@ -97,6 +110,7 @@ def predict(
         done=tuple(outcome.name for outcome in outcomes if not outcome.error),
         skipped=tuple(scan.name for scan in skipped),
         failed={outcome.name: outcome.error for outcome in outcomes if outcome.error},
+        without={outcome.name: outcome.without for outcome in outcomes if outcome.without},
         seconds=time.monotonic() - begin,
     )
 
@@ -107,28 +121,67 @@ class Answerer:
     It may be called for several scans at once: they are read and written side by side, and answered one by one.
     """
 
-    def __init__(self, engine: Engine, output: Path, forms: Sequence[str] = ()) -> None:
-        self._engine, self._output, self._forms = engine, output, forms
+    def __init__(
+        self, engine: Engine, output: Path, forms: Sequence[str] = (), keeping: Keeping | None = None
+    ) -> None:
+        self._engine, self._output, self._forms, self._keeping = engine, output, forms, keeping
         self._predictor, self._busy = engine.predictor(), threading.Lock()
 
     def __call__(self, scan: Scan) -> Outcome:
         """What became of the scan."""
-        return Outcome(scan.name, attempt(lambda: self._answer(scan)))
+        without: list[str] = []
+        error = attempt(lambda: without.extend(self._answer(scan)))
+        return Outcome(scan.name, error, tuple(without))
 
-    def _answer(self, scan: Scan) -> None:
+    def _answer(self, scan: Scan) -> list[str]:
+        """Writes the answer and its forms; a sentence for each form that the answer or the scan does not have."""
         volume = read_volume(scan.path)
+        engine, output = self._engine, self._output
+        before = self._has_answer(scan)
+        prediction = (
+            read_answer(output, case=scan.name, grid=volume.grid, engine=engine)
+            if before
+            else self._predict(scan, volume)
+        )
+        answer = CaseAnswer(scan.name, prediction, engine.run.classes, engine.stamp, scan.path, volume)
+        if not before:
+            drop_forms(output, scan.name)
+        without = []
+        for form, path in form_files(self._forms, output, scan.name).items():
+            try:
+                write_form(form, answer, path)
+            except DataError as error:
+                without.append(f"{form}: {error}")
+        if not before:
+            write_answer(prediction, output, case=scan.name, engine=engine)
+        return without
+
+    def _has_answer(self, scan: Scan) -> bool:
+        """Whether only forms are to be made, of the answer that is there."""
+        kept = self._keeping is None or self._keeping.find(scan.name, self._engine.stamp) is not None
+        return kept and is_answered(scan, self._output, self._engine.stamp)
+
+    def _predict(self, scan: Scan, volume: Volume) -> Prediction:
+        keep = None if self._keeping is None else self._keeping.keeper()
         with self._busy:
-            prediction = self._predictor.predict(volume)
-        if PREVIEW in self._forms:
-            path = self._output / f"{scan.name}.png"
-            write_preview(volume, prediction, path, case=scan.name, classes=self._engine.run.classes)
-        write_answer(prediction, self._output, case=scan.name, engine=self._engine)
+            prediction = self._predictor.predict(volume, keep=keep)
+        if self._keeping is not None and keep is not None:
+            self._keeping.write(keep, self._engine.noted(scan.name, volume.grid))
+        return prediction
 
 
-def is_saved(scan: Scan, output: Path, engine: Engine, forms: Sequence[str]) -> bool:
-    """Whether the scan has its answer, and its picture where one is wanted."""
-    drawn = PREVIEW not in forms or (output / f"{scan.name}.png").exists()
-    return drawn and is_answered(scan, output, engine.stamp)
+def is_saved(scan: Scan, output: Path, engine: Engine, forms: Sequence[str], keeping: Keeping | None = None) -> bool:
+    """Whether the scan has its answer, and its forms and candidates where they are wanted."""
+    made = all(path.exists() for path in form_files(forms, output, scan.name).values())
+    kept = keeping is None or keeping.find(scan.name, engine.stamp) is not None
+    return made and kept and is_answered(scan, output, engine.stamp)
+
+
+def _keeping(engine: Engine, output: Path, options: AnswerOptions) -> Keeping | None:
+    if not options.keep_candidates:
+        return None
+    folder = Place.of(output).below(FOLDER)
+    return Keeping.of(folder, engine.recipe, engine.run.classes, options.keep_classes)
 
 
 def attempt(action: Callable[[], Any]) -> str:

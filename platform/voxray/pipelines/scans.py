@@ -1,7 +1,8 @@
-"""Which scans an input names: a file, a DICOM series folder, or a folder of either."""
+"""Which scans an input names: a file, a DICOM series folder, a folder of either, or a list of them."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from voxray.readers.dicom import is_dicom, read_dicom
 
 SUFFIXES = tuple(suffix for suffix, reader in READERS.items() if reader is not read_dicom)
 """Volume files, by the end of their names; DICOM slices make a scan with their folder."""
+LIST_SUFFIX = ".txt"
+"""A list of scans: a file or folder on each line, relative to the list; lines with ``#`` are notes."""
 _NO_SCAN = ".seg.nrrd"
 
 
@@ -32,19 +35,45 @@ class Scan:
 def find_scans(inputs: Sequence[Path]) -> list[Scan]:
     """Every scan that the inputs name, each under a name of its own; an input without any is refused."""
     found: list[tuple[Path, Path]] = []
-    for given in inputs:
+    for root, given, where in _unlisted(inputs):
         if not given.exists():
             raise ConfigError(
-                f"{given}: no such file or folder; give scans, DICOM series folders or folders of them."
+                f"{where}{given}: no such file or folder; give scans, DICOM series folders, folders of them, "
+                f"or a {LIST_SUFFIX} file with one of these on each line."
             )
         paths = sorted(_scans_under(given)) if given.is_dir() else [given]
         if not paths:
             raise ConfigError(
                 f"{given}: holds no scan; expected files ending in {', '.join(SUFFIXES)}, or folders of DICOM slices."
             )
-        found.extend((given, path) for path in paths)
+        found.extend((root, path) for path in paths)
     distinct = list({path.resolve(): (given, path) for given, path in found}.values())
     return _named(distinct)
+
+
+def _unlisted(inputs: Sequence[Path]) -> Iterator[tuple[Path, Path, str]]:
+    """For each input the folder that names are told apart within, the input, and where it stands in a list."""
+    for given in inputs:
+        if given.suffix.lower() != LIST_SUFFIX or not given.is_file():
+            yield given, given, ""
+            continue
+        lines = [line.strip() for line in _lines(given)]
+        named = {
+            number: (given.parent / line).absolute()
+            for number, line in enumerate(lines, start=1)
+            if line and not line.startswith("#")
+        }
+        if not named:
+            raise ConfigError(f"{given}: names no scan; write a file or a folder on each line.")
+        root = Path(os.path.commonpath([path.parent for path in named.values()]))
+        yield from ((root, path, f"{given}, line {number}: ") for number, path in named.items())
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not UTF-8 text; a list names a scan on each line.") from None
 
 
 def stem(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The same work on many items: in this process, or on Ray actors that each hold what the work needs.
+"""The same work on many items: in this process, or on a Ray Data pool of actors that each hold what the work needs.
 
     with hire(workers, device="auto") as crew:
         for result in spread(make_work, items, crew):
@@ -12,15 +12,21 @@ from __future__ import annotations
 import importlib
 import os
 import threading
+import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
+
+import pyarrow as pa
+from ray import cloudpickle
 
 from voxray.errors import ConfigError, ResourceError, VoxrayError
 from voxray.inference.device import choose_device
 from voxray.inference.sliding import in_turn
 from voxray.pipelines.cluster import cluster_total, connect
+from voxray.pipelines.switch import Switch, ends_at
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -85,28 +91,56 @@ def cpu_share(total: float, workers: int) -> float:
 def _on_actors(
     make: Callable[[], Callable[[Item], Result]], items: Sequence[Item], crew: Crew, at_once: int
 ) -> Iterator[Result]:
-    from ray.util import ActorPool
-
-    ray: Any = importlib.import_module("ray")
-    kind = ray.remote(
-        num_cpus=crew.num_cpus,
-        num_gpus=1.0 if crew.device == "cuda" else 0.0,
-        max_restarts=MAX_RESTARTS,
-        max_task_retries=MAX_RESTARTS,
-        max_concurrency=at_once,
-    )(_Holder)
-    made = ray.put(make)
-    actors = [kind.remote() for _ in range(min(crew.workers, len(items)))]
+    stop = Switch()
+    results = _results(make, items, crew, at_once=at_once, stop=stop)
     try:
-        pool: Any = ActorPool(actors * at_once)
-        yield from pool.map_unordered(lambda actor, item: actor.answer.remote([made], item), items)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, VoxrayError):
-            raise error.cause from error
-        raise
+        for table in results:
+            for packed in table["result"].to_pylist():
+                result = cloudpickle.loads(packed)
+                if isinstance(result, VoxrayError):
+                    raise result
+                yield result
     finally:
-        for actor in actors:
-            ray.kill(actor)
+        stop.on()
+        with suppress(Exception):
+            deque(results, maxlen=0)
+
+
+def _results(
+    make: Callable[[], Callable[[Item], Result]], items: Sequence[Item], crew: Crew, *, at_once: int, stop: Switch
+) -> Iterator[pa.Table]:
+    """Tables with the packed results, one item each, as they are ready."""
+    ray: Any = importlib.import_module("ray")
+    data: Any = importlib.import_module("ray.data")
+    rows = [{"item": _packed(item)} for item in items]
+    pool = data.ActorPoolStrategy(
+        size=min(crew.workers, len(items)),
+        max_tasks_in_flight_per_actor=2 * at_once,
+        max_concurrent_calls_per_actor=at_once,
+        enable_true_multi_threading=True,
+    )
+    with warnings.catch_warnings():
+        # Ray Data has no other word for it yet, and would by default bring back for ever what a scan kills.
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        dataset = data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            _Holder,
+            fn_kwargs={"made": [ray.put(make)]},
+            batch_format="pyarrow",
+            batch_size=None,
+            num_cpus=crew.num_cpus,
+            num_gpus=1.0 if crew.device == "cuda" else None,
+            compute=pool,
+            max_restarts=MAX_RESTARTS,
+            max_task_retries=MAX_RESTARTS,
+        )
+    dataset.context.execution_no_progress_timeout_s = -1  # one scan may take longer than any limit
+    dataset.context.custom_execution_callback_classes.append(ends_at(stop))
+    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+
+
+def _packed(value: Any) -> bytes:
+    packed: bytes = cloudpickle.dumps(value)  # type: ignore[no-untyped-call]
+    return packed
 
 
 class _Holder:
@@ -120,9 +154,16 @@ class _Holder:
         self._work: Callable[[Any], Any] | None = None
         self._making = threading.Lock()
 
-    def answer(self, made: list[Any], item: Any) -> Any:
-        """The result for one item."""
-        with self._making:
-            if self._work is None:
-                self._work = importlib.import_module("ray").get(made[0])()
-        return self._work(item)
+    def __call__(self, block: pa.Table, made: list[Any]) -> pa.Table:
+        """The results for a block of items; what is wrong in a sentence is a result, too."""
+        results = [_packed(self._result(cloudpickle.loads(item), made)) for item in block["item"].to_pylist()]
+        return pa.table({"result": pa.array(results, pa.large_binary())})
+
+    def _result(self, item: Any, made: list[Any]) -> Any:
+        try:
+            with self._making:
+                if self._work is None:
+                    self._work = importlib.import_module("ray").get(made[0])()
+            return self._work(item)
+        except VoxrayError as error:
+            return error

@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -27,6 +26,7 @@ import torch
 from voxray.batch import PatchBatch
 from voxray.errors import DataError, ResourceError, VoxrayError
 from voxray.pipelines.cluster import cluster_total, configure_data
+from voxray.pipelines.switch import Switch, ends_at
 from voxray.recipe import NetworkConfig, Recipe
 from voxray.sampling import Schedule
 from voxray.store import PatchSource, Round, Store, stretches
@@ -115,7 +115,7 @@ class _Segment:
     def __init__(self, spec: _Spec, rounds: list[Round], num_readers: int) -> None:
         self._num_batches = sum(one.last - one.first for one in rounds)
         self._ready: queue.Queue[PatchBatch | BaseException] = queue.Queue(_PREFETCH)
-        self._stopped = _Switch()
+        self._stopped = Switch()
         self._thread = threading.Thread(target=self._drain, args=(spec, rounds, num_readers), daemon=True)
         self._thread.start()
 
@@ -159,37 +159,7 @@ class _Segment:
         return False
 
 
-class _Switch:
-    """An event that is off again in a pickled copy: Ray sends a dataset's context and what it holds to its tasks."""
-
-    def __init__(self) -> None:
-        self._event = threading.Event()
-
-    def on(self) -> None:
-        self._event.set()
-
-    def __bool__(self) -> bool:
-        return self._event.is_set()
-
-    def __reduce__(self) -> tuple[type[_Switch], tuple[()]]:
-        return _Switch, ()
-
-
-def _ends_at(switch: _Switch) -> type[Any]:
-    """A callback that ends a dataset's execution, even one that still waits for its first task."""
-    from ray.data._internal.execution.execution_callback import ExecutionCallback
-    from ray.data.exceptions import ExecutionTimeoutError
-
-    class _Ends(ExecutionCallback):
-        def on_execution_step(self, executor: Any) -> None:
-            del executor
-            if switch:
-                raise ExecutionTimeoutError("the stream was closed")
-
-    return _Ends
-
-
-def _dataset_batches(spec: _Spec, rounds: list[Round], num_readers: int, stop: _Switch) -> Iterator[PatchBatch]:
+def _dataset_batches(spec: _Spec, rounds: list[Round], num_readers: int, stop: Switch) -> Iterator[PatchBatch]:
     import ray.data
 
     rows = [{"round": [one.epoch, one.number, one.rank, one.first, one.last]} for one in rounds]
@@ -202,7 +172,7 @@ def _dataset_batches(spec: _Spec, rounds: list[Round], num_readers: int, stop: _
         compute=ray.data.TaskPoolStrategy(size=num_readers),
     )
     dataset.context.execution_no_progress_timeout_s = -1  # a worker that validates for minutes does not stall
-    dataset.context.custom_execution_callback_classes.append(_ends_at(stop))
+    dataset.context.custom_execution_callback_classes.append(ends_at(stop))
     options = dataset.context.execution_options
     options.preserve_order = True
     share = cluster_total("object_store_memory") / spec.schedule.world_size / 2

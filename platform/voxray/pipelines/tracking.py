@@ -30,6 +30,9 @@ from voxray.training.checkpoint import recipe_of
 REMEMBERED = "tracking.json"
 """In the run's folder: where its MLflow run is."""
 
+PARENT = "VOXRAY_PARENT_RUN"
+"""Environment: the MLflow run that a training is a part of, such as a sweep's."""
+
 _PARAMS_AT_ONCE = 100
 _METRICS_AT_ONCE = 1000
 _PARAM_LENGTH = 500
@@ -77,6 +80,10 @@ class Tracking:
 
         self._attempt(send)
 
+    def tag(self, name: str, value: str) -> None:
+        """What is said of the run in a word."""
+        self._attempt(lambda: self._client.set_tag(self.run_id, metric_name(name), value))
+
     def end(self, status: str) -> None:
         """FINISHED, FAILED or KILLED."""
         self._attempt(lambda: self._client.set_terminated(self.run_id, status))
@@ -109,6 +116,49 @@ def open_tracking(run: Run, location: Location, *, say: Callable[[str], None]) -
     except Exception as error:
         raise _unreachable(uri, _line(error)) from error
     return Tracking(client, run_id, uri=_without_password(uri), say=say)
+
+
+def open_sweep(
+    run: Run, folder: Location, *, uri: str, name: str, params: Mapping[str, str], say: Callable[[str], None]
+) -> Tracking:
+    """The MLflow run of a sweep over a run, in its experiment: a new one, or the one that `folder` remembers."""
+    _probe(uri)
+    place = Place.of(folder)
+    try:
+        client = _client(uri)
+        run_id = _remembered(place, client, uri)
+        if run_id is None:
+            tags = {"dataset": run.dataset, "licence": run.licence, "run": run.name, "kind": "sweep"}
+            run_id = str(client.create_run(_experiment(client, run, uri), tags=tags, run_name=name).info.run_id)
+            for field, value in params.items():
+                client.log_param(run_id, field, value[:_PARAM_LENGTH])
+        place.write(REMEMBERED, json.dumps({"uri": _without_password(uri), "run_id": run_id}).encode())
+        client.update_run(run_id, status="RUNNING")
+    except (ConfigError, ResourceError):
+        raise
+    except Exception as error:
+        raise _unreachable(uri, _line(error)) from error
+    return Tracking(client, run_id, uri=_without_password(uri), say=say)
+
+
+def end_unfinished(location: Location, uri: str) -> None:
+    """Marks the MLflow run of a training that was stopped from outside as killed, if it still counts as running."""
+    place = Place.of(location)
+    if not place.exists(REMEMBERED):
+        return
+    client = _client(uri)
+    run_id = _remembered(place, client, uri)
+    if run_id is not None and client.get_run(run_id).info.status == "RUNNING":
+        client.set_terminated(run_id, "KILLED")
+
+
+def prepare_tracking(uri: str) -> None:
+    """Makes MLflow's tables where there are none yet: two processes that make them at once spoil each other's."""
+    _probe(uri)
+    try:
+        _client(uri).search_experiments(max_results=1)
+    except Exception as error:
+        raise _unreachable(uri, _line(error)) from error
 
 
 def tracking_uri(location: Location) -> str:
@@ -196,6 +246,8 @@ def _create(client: Any, run: Run, uri: str) -> str:
         "train_cases": str(len(run.train_cases)),
         "val_cases": str(len(run.val_cases)),
     }
+    if parent := os.environ.get(PARENT):
+        tags["mlflow.parentRunId"] = parent
     created = client.create_run(_experiment(client, run, uri), tags=tags, run_name=run.name)
     run_id = str(created.info.run_id)
     params = [Param(name, value[:_PARAM_LENGTH]) for name, value in _flat(run.recipe)]
@@ -207,6 +259,8 @@ def _create(client: Any, run: Run, uri: str) -> str:
 
 
 def _experiment(client: Any, run: Run, uri: str) -> str:
+    from mlflow.exceptions import MlflowException
+
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or f"voxray {run.dataset}"
     found = client.get_experiment_by_name(name)
     if found is not None:
@@ -214,7 +268,13 @@ def _experiment(client: Any, run: Run, uri: str) -> str:
     artifacts = None
     if uri.startswith("sqlite:///"):
         artifacts = (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts").as_uri()
-    return str(client.create_experiment(name, artifact_location=artifacts))
+    try:
+        return str(client.create_experiment(name, artifact_location=artifacts))
+    except MlflowException:
+        found = client.get_experiment_by_name(name)  # another training may have made it just now
+        if found is None:
+            raise
+        return str(found.experiment_id)
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

@@ -27,7 +27,7 @@ from pydantic import TypeAdapter
 from voxray import __version__
 from voxray.config import to_json
 from voxray.dataset import CaseSource, read_dataset, split
-from voxray.dataset.folds import CsvSides, Folds, Lists
+from voxray.dataset.folds import CsvSides, Folds, Lists, Luna16Subsets
 from voxray.errors import ResourceError
 from voxray.pipelines.cluster import connect
 from voxray.pipelines.commit import git_commit
@@ -65,6 +65,12 @@ class TrainOptions(TypedDict, total=False):
     seed: int
     name: str | None
     """The run's name; by default that of its folder."""
+    sides: tuple[tuple[str, ...], tuple[str, ...]]
+    """The cases that train and that validate, in place of those of the fold."""
+    folds: Folds | None
+    """In place of the dataset's own."""
+    share: int
+    """Trainings that share the cluster. Default 1."""
     progress: Progress
 
 
@@ -138,7 +144,8 @@ def new_run(store: Store, recipe: Recipe, *, name: str, options: TrainOptions) -
     store.require(recipe)
     fold = options.get("fold", 0)
     dataset = store.manifest.dataset
-    train_cases, val_cases = split_store(store, fold)
+    given = options.get("sides")
+    train_cases, val_cases = given or split_store(store, fold, options.get("folds"))
     return Run(
         name=name,
         dataset=dataset["name"],
@@ -155,19 +162,33 @@ def new_run(store: Store, recipe: Recipe, *, name: str, options: TrainOptions) -
     )
 
 
-def split_store(store: Store, fold: int | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The case ids that train and that validate, by the dataset's own rule, of those that the store holds."""
-    stored, failed = store.manifest.cases, store.manifest.failed
-    sources = [CaseSource(case_id, entry.patient_id, "") for case_id, entry in stored.items()]
-    sources += [CaseSource(case_id, case_id, "") for case_id in failed]
-    folds: Folds = TypeAdapter(Folds).validate_python(store.manifest.dataset["folds"])
-    if isinstance(folds, Lists | CsvSides):
-        folds = folds.model_copy(update={"partial": True})
-    sides = split(sources, folds, fold)
+def split_store(
+    store: Store, fold: int | None, folds: Folds | None = None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The case ids that train and that validate, of those that the store holds, by `folds` or the dataset's own."""
+    sides = split(stored_sources(store), folds_of(store, folds), fold)
+    stored = store.manifest.cases
     train_cases, val_cases = (
         tuple(one for one in side if one in stored) for side in (sides.train_ids, sides.val_ids)
     )
     return train_cases, val_cases
+
+
+def stored_sources(store: Store) -> list[CaseSource]:
+    """All cases of the store's dataset, as far as folds go; those that were set aside have their place in them."""
+    manifest = store.manifest
+    sources = [CaseSource(case_id, entry.patient_id, entry.image) for case_id, entry in manifest.cases.items()]
+    return sources + [
+        CaseSource(case_id, entry.patient_id or case_id, entry.image)
+        for case_id, entry in manifest.failed.items()
+        if entry.image or not isinstance(folds_of(store), Luna16Subsets)
+    ]
+
+
+def folds_of(store: Store, folds: Folds | None = None) -> Folds:
+    """The folds of the store's dataset, or those given; lists may name cases that it does not hold."""
+    chosen: Folds = folds or TypeAdapter(Folds).validate_python(store.manifest.dataset["folds"])
+    return chosen.model_copy(update={"partial": True}) if isinstance(chosen, Lists | CsvSides) else chosen
 
 
 def report_of(location: str, run: Run, before: RunState | None, *, seconds: float) -> TrainReport:
@@ -208,7 +229,7 @@ def _train(job: Job, recipe: Recipe, *, options: TrainOptions, progress: Progres
             if workers == 0:
                 train_here(job)
             else:
-                train_on_cluster(job, workers=workers, gpus=options.get("gpus"))
+                train_on_cluster(job, workers=workers, gpus=options.get("gpus"), share=options.get("share", 1))
 
 
 @contextmanager
@@ -226,11 +247,14 @@ def tracked(job: Job, progress: Progress) -> Iterator[Tracking]:
     tracking.end("FINISHED")
 
 
-def train_on_cluster(job: Job, *, workers: int, gpus: int | None) -> None:
-    """Runs the workers on Ray until the last epoch; those that are lost are started again."""
+def train_on_cluster(job: Job, *, workers: int, gpus: int | None, share: int = 1) -> None:
+    """Runs the workers on Ray until the last epoch; those that are lost are started again.
+
+    So many trainings `share` the cluster.
+    """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     with connect():
-        placement = place_workers(workers, gpus)
+        placement = place_workers(workers, gpus, share=share)
         done = -1
         while (now := _epochs_done(job.location)) > done:
             done, lost = now, _fit(job, placement)
@@ -254,7 +278,7 @@ def _fit(job: Job, placement: Placement) -> str | None:
     path, system = scratch.arrow()
     trainer = TorchTrainer(
         train_on_ray,
-        train_loop_config=job.to_dict(),
+        train_loop_config={**job.to_dict(), "max_threads": placement.max_threads},
         torch_config=TorchConfig(backend="nccl" if placement.on_gpu else "gloo", timeout_s=STALLED_WORKER_S),
         scaling_config=api.ScalingConfig(
             num_workers=placement.workers, use_gpu=placement.on_gpu, resources_per_worker=placement.resources()
@@ -265,11 +289,12 @@ def _fit(job: Job, placement: Placement) -> str | None:
             storage_path=path,
             storage_filesystem=system,
             failure_config=api.FailureConfig(max_failures=MAX_FAILURES),
+            callbacks=_callbacks(),
             logging_config=api.LoggingConfig(log_level="ERROR"),
         ),
     )
     try:
-        with _own_interrupt():
+        with own_interrupt():
             trainer.fit()
     except WorkerGroupError as error:
         known = read_failure(job.location)
@@ -287,8 +312,18 @@ def _fit(job: Job, placement: Placement) -> str | None:
     return None
 
 
+def _callbacks() -> list[Any]:
+    """Where this training is a trial of Ray Tune, its validations go there."""
+    callback: Any = importlib.import_module("ray.tune.integration.ray_train").TuneReportCallback
+
+    try:
+        return [callback()]
+    except RuntimeError:
+        return []
+
+
 @contextmanager
-def _own_interrupt() -> Iterator[None]:
+def own_interrupt() -> Iterator[None]:
     """Ctrl-C and SIGTERM as everywhere: Ray Train answers Ctrl-C by an exit of its own, and keeps its handler.
 
     What the exit's code is cannot be relied upon, so SIGTERM is told apart by a handler.

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -18,8 +19,13 @@ from torch import nn
 from voxray.case import Case, pack, unpack
 from voxray.detections import Detections
 from voxray.errors import DataError
-from voxray.inference.predictor import Predictor
+from voxray.inference.candidates import Truth
+from voxray.inference.findings import ModelStamp, stamp
+from voxray.inference.predictor import FEW_CLASSES, Predictor
 from voxray.pictures import draw_detections, draw_labels
+from voxray.pipelines.answers import weights_digest
+from voxray.pipelines.keeping import Keeping, Noted
+from voxray.place import Place
 from voxray.recipe import Recipe
 from voxray.run import Run
 from voxray.store import Store
@@ -69,6 +75,13 @@ class Answered:
         return Case(self.case_id, self.patient_id, image, self.boxes, self.classes, labels)
 
 
+class Note(NamedTuple):
+    """Where a validation's notes go, and whose answers they are of."""
+
+    keeping: Keeping
+    stamp: ModelStamp
+
+
 class Validator:
     """Scores a network on cases of a store; every rank of the group calls it together."""
 
@@ -80,12 +93,15 @@ class Validator:
         self._task = build_task(recipe, run.classes)
         self.picture: bytes | None = None
         """A PNG of the first case with truth, as this rank last saw it."""
+        self.folder: Callable[[], Place | None] = lambda: None
+        """Where what the network says before the merge is kept; asked for at every validation."""
 
     def __call__(self, model: nn.Module) -> Mapping[str, float]:
         """The task's metrics over all cases, on rank 0; on the others nothing."""
         predictor = Predictor(self._run, self._recipe, model, self._collective.device)
         self.picture = None
-        gathered = self._collective.gather([self._answer(predictor, case_id) for case_id in self._case_ids])
+        answer = partial(self._answer, predictor, note=self._note(model))
+        gathered = self._collective.gather([answer(case_id) for case_id in self._case_ids])
         if gathered is None:
             return {}
         answered = sorted((item for part in gathered for item in part), key=lambda item: item.case_id)
@@ -95,14 +111,29 @@ class Validator:
         truth: Any = Opened(answered, Answered.truth)
         return self._task.score(found, truth)
 
-    def _answer(self, predictor: Predictor, case_id: str) -> Answered:
+    def _note(self, model: nn.Module) -> Note | None:
+        """What takes notes of this validation; None where none are wanted, or the classes too many."""
+        folder, recipe, classes = self.folder(), self._recipe, self._run.classes
+        if folder is None or (recipe.task == "segmentation" and len(classes) > FEW_CLASSES):
+            return None
+        mark = stamp(self._run, recipe, sha256=weights_digest(model))
+        return Note(Keeping.of(folder, recipe, classes), mark)
+
+    def _answer(self, predictor: Predictor, case_id: str, *, note: Note | None) -> Answered:
         case = self._store.read_case(case_id)
+        keep = None if note is None else note.keeping.keeper()
         try:
-            answer = predictor.predict_grid(case)
+            answer = predictor.predict_grid(case, keep=keep)
         except DataError as error:
             if error.code != "model.not_finite":
                 raise error.of_case(case_id) from error
             return _answered(case, None)
+        if note is not None and keep is not None:
+            grid = Grid.from_dict(self._store.manifest.cases[case_id].original_grid)
+            noted = Noted(self._recipe, note.stamp, self._run.classes, case_id, grid, case.patient_id)
+            # A label map on the recipe's grid is not the truth of the scan.
+            truth = Truth(case.boxes, case.classes) if self._recipe.task == "detection" else None
+            note.keeping.write(keep, noted, truth)
         if self.picture is None and self._collective.rank == 0 and _has_truth(case):
             self.picture = draw_answer(case, answer, self._run.classes)
         return _answered(case, answer)

@@ -18,6 +18,7 @@ from voxray.batch import PatchBatch
 from voxray.config import parse
 from voxray.errors import DataError, ResourceError, VoxrayError
 from voxray.pipelines.desk import Desk, read_failure, write_failure
+from voxray.pipelines.keeping import candidates_folder, forget_candidates
 from voxray.pipelines.stream import patch_stream
 from voxray.pipelines.validate import Validator
 from voxray.recipe import Recipe
@@ -75,7 +76,7 @@ def train_on_ray(config: dict[str, Any]) -> None:
     if read_failure(job.location) is not None:
         return
     collective = Collective(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
-    share_cores(context.get_local_world_size())
+    share_cores(context.get_local_world_size(), most=config.get("max_threads"))
 
     def report(record: EpochRecord) -> None:
         if record.validated:
@@ -111,9 +112,12 @@ def work(
     )
     desk = Desk(job.location, run, metric=task.primary_metric, num_epochs=recipe.optim.epochs, rank=collective.rank)
     desk.picture = lambda: validator.picture
+    validator.folder = lambda: candidates_folder(job.location, training.epochs_done + 1)
 
     def save(training: Training, record: EpochRecord) -> None:
         desk.save(training, record)
+        if record.validated and collective.rank == 0:
+            forget_candidates(job.location, but=record.epoch)
         report(record)
 
     epochs = range(training.epochs_done, recipe.optim.epochs)
@@ -170,10 +174,11 @@ def guarded(job: Job, action: Callable[[], None]) -> None:
         raise
 
 
-def share_cores(num_workers: int) -> None:
-    """Gives torch this worker's part of the machine's cores; Ray would give it one thread."""
+def share_cores(num_workers: int, *, most: int | None = None) -> None:
+    """Gives torch this worker's part of the machine's cores, or `most` threads; Ray would give it one thread."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(max(1, cores // num_workers))
+    threads = max(1, cores // num_workers)
+    torch.set_num_threads(threads if most is None else min(threads, most))
 
 
 def read_here(

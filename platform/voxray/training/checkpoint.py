@@ -122,6 +122,11 @@ def read_run(location: Location, name: str = "run.json") -> Run:
     return _parsed(Run, _read(Place.of(location), name), f"{location}/{name}")
 
 
+def read_best_run(location: Location) -> Run:
+    """What is known of the weights that predict, without them."""
+    return read_run(location, f"checkpoints/{read_state(location).best}/run.json")
+
+
 def recipe_of(run: Run, *, where: str = "run.json: recipe") -> Recipe:
     """The recipe that a run was trained with."""
     return parse_recipe(run.recipe, MODELS, where=where)

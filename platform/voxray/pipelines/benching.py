@@ -1,0 +1,156 @@
+"""The kept cases that a sweep is tried on: those of a run's validation, answered now where they are not yet kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from voxray.case import Case
+from voxray.dataset import CaseSource, Dataset, read_dataset
+from voxray.errors import ConfigError, DataError, VoxrayError
+from voxray.inference.candidates import Kept, Truth, file_name, read_kept, with_truth, write_kept
+from voxray.inference.restore import boxes_on
+from voxray.loading import list_cases, load_case
+from voxray.pipelines.answers import Engine, open_engine
+from voxray.pipelines.keeping import FOLDER, Keeping, said_by
+from voxray.pipelines.progress import Progress
+from voxray.pipelines.space import Setting, as_overrides
+from voxray.pipelines.spread import hire, spread
+from voxray.place import Place
+from voxray.training.checkpoint import read_state
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Whose cases are wanted, and how they are answered where that is needed."""
+
+    run: str
+    dataset: Path | None = None
+    """In place of the run's own."""
+    root: Path | None = None
+    workers: int = 1
+    device: str = "auto"
+    classes: tuple[str, ...] = ()
+    """Segmentation: those that are swept; none are all, where there are few."""
+
+
+@dataclass(frozen=True)
+class Todo:
+    """A case to answer, or one that is kept without its truth."""
+
+    source: CaseSource
+    kept_in: Place | None = None
+
+
+def keep_cases(wanted: Wanted, variant: Setting, *, progress: Progress) -> list[Kept]:
+    """The kept validation cases of the run, with truth, as the network answers them with the variant's settings."""
+    with hire(wanted.workers, device=wanted.device) as crew:
+        engine = open_engine(wanted.run, overrides=as_overrides(variant), device=crew.device)
+        if not engine.run.val_cases:
+            raise ConfigError(f"run {engine.run.name} validated on no cases; sweep a run of a fold.")
+        keeping = keeping_of(wanted, engine)
+        beside = validation_folder(wanted.run)
+        places = {case: _find(case, engine, keeping, beside) for case in engine.run.val_cases}
+        missing = [case for case, (_, has_truth) in places.items() if not has_truth]
+        if missing:
+            data, sources = _sources(wanted, engine, missing)
+            todo = [Todo(source, places[source.case_id][0]) for source in sources]
+            with progress.track("answer", total=len(todo), unit="cases") as advance:
+                for error in spread(partial(CaseKeeper, engine, data, keeping), todo, crew):
+                    if error is not None:
+                        raise error
+                    advance(1)
+    folders = {case: place if has_truth else keeping.folder for case, (place, has_truth) in places.items()}
+    return [read_kept(folder or keeping.folder, file_name(case)) for case, folder in folders.items()]
+
+
+def keeping_of(wanted: Wanted, engine: Engine) -> Keeping:
+    """Where this network's candidates with these settings are kept: beside the run, by what they depend on."""
+    digest = hashlib.sha256(json.dumps([said_by(engine.stamp), wanted.classes], sort_keys=True, default=str).encode())
+    folder = Place.of(wanted.run).below(FOLDER).below(digest.hexdigest()[:12])
+    return Keeping.of(folder, engine.recipe, engine.run.classes, wanted.classes)
+
+
+def validation_folder(run: str) -> Place:
+    """Where training kept what the run's best network said in its validation."""
+    return Place.of(run).below(FOLDER).below(read_state(run).best)
+
+
+class CaseKeeper:
+    """Answers one case after another and keeps what the network said, with the truth; or the truth alone."""
+
+    def __init__(self, engine: Engine, dataset: Dataset, keeping: Keeping) -> None:
+        self._engine, self._dataset, self._keeping = engine, dataset, keeping
+        self._predictor = engine.predictor()
+
+    def __call__(self, todo: Todo) -> VoxrayError | None:
+        """What a user can mend, if anything."""
+        try:
+            case = load_case(self._dataset, todo.source)
+            kept = self._answered(case) if todo.kept_in is None else self._known(case, todo.kept_in)
+            write_kept(self._keeping.folder, with_truth(kept, truth_of(case, kept, self._engine.run.classes)))
+        except DataError as error:
+            return error.of_case(todo.source.case_id)
+        except VoxrayError as error:
+            return error
+        return None
+
+    def _answered(self, case: Case) -> Kept:
+        keep = self._keeping.keeper()
+        self._predictor.predict(case.image, keep=keep)
+        noted = self._engine.noted(case.case_id, case.image.grid, patient=case.patient_id)
+        return self._keeping.kept(keep, noted)
+
+    def _known(self, case: Case, folder: Place) -> Kept:
+        return read_kept(folder, file_name(case.case_id))
+
+
+def truth_of(case: Case, kept: Kept, classes: Sequence[str]) -> Truth:
+    """What is to be found in a case, as it lies beside its candidates."""
+    if kept.shares is None:
+        return Truth(boxes_on(case.boxes, case.image.grid, kept.grid), case.classes)
+    if case.labels is None:
+        raise ConfigError(f"case {case.case_id} has no label map; a segmentation is swept on label maps.")
+    table = np.zeros(256, np.uint8)
+    for number, name in enumerate(kept.head.classes, start=1):
+        table[classes.index(name) + 1] = number
+    labels: UInt8[np.ndarray, "x y z"] = table[case.labels]
+    return Truth(labels=labels)
+
+
+def _find(case: str, engine: Engine, keeping: Keeping, beside: Place) -> tuple[Place | None, bool]:
+    """Where the case is kept, and whether its truth is."""
+    without: Place | None = None
+    for folder in (keeping.folder, beside):
+        head = Keeping(folder, keeping.classes, keeping.labels).find(case, engine.stamp)
+        if head is not None and head.truth_boxes is not None:
+            return folder, True
+        without = folder if head is not None else without
+    return without, False
+
+
+def _sources(wanted: Wanted, engine: Engine, cases: Sequence[str]) -> tuple[Dataset, list[CaseSource]]:
+    file = wanted.dataset or engine.run.dataset_file
+    if file is None or not Path(file).exists():
+        raise ConfigError(
+            f"{len(cases)} of the validation cases of run {engine.run.name} are not kept with their truth, and its "
+            f"dataset file {file or ''} is not there; give one with --dataset FILE."
+        )
+    data = read_dataset(file, root=wanted.root)
+    if data.classes != engine.run.classes:
+        raise ConfigError(
+            f"{file}: classes are {', '.join(data.classes)}; run {engine.run.name} answers "
+            f"{', '.join(engine.run.classes)}."
+        )
+    known = {source.case_id: source for source in list_cases(data)}
+    gone = [case for case in cases if case not in known]
+    if gone:
+        raise ConfigError(f"{file}: has no case {gone[0]}, which run {engine.run.name} validated on.")
+    return data, [known[case] for case in cases]

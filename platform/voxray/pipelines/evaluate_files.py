@@ -1,0 +1,227 @@
+"""Evaluate whatever is given: a run, which answers scans itself, or answers that lie in files, whoever wrote them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from voxray.detections import Detections
+from voxray.errors import ConfigError
+from voxray.evaluation import EVALUATION, Evaluation, Luna16Evaluation, read_evaluation, write_evaluation
+from voxray.inference.package import is_package
+from voxray.metrics.record import compare
+from voxray.metrics.segmentation import structure_table, table_of_unread
+from voxray.pipelines.evaluate import EvaluateOptions, evaluate
+from voxray.pipelines.given import Answers, cases_of, detections_in, labels_in, marks_of, read_answers
+from voxray.pipelines.luna16 import Luna16Truth, evaluate_luna16, is_luna16_folder, some
+from voxray.pipelines.predict import attempt
+from voxray.pipelines.progress import Progress
+from voxray.pipelines.score_tables import ScoreTable, difference_table, luna16_tables, score_tables
+from voxray.pipelines.scores import CaseScore, parse_ious, summarise
+from voxray.pipelines.spread import hire, spread
+from voxray.pipelines.truths import CaseTruth, Truth, case_truth, read_luna16_truth, read_truth
+from voxray.training.checkpoint import read_best_run
+
+RULES = ("iou", "luna16")
+FILE_CASES = ("all", "answered")
+NO_ANSWER = "has no answer; it counts as an empty one."
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """How answers are scored, and where the result goes."""
+
+    which: str | None = None
+    """Of a run ``val`` (None), ``test`` or ``all``; of answers in files ``all`` (None) or only those ``answered``."""
+    root: Path | None = None
+    output: Path | None = None
+    json_file: Path | None = None
+    rules: str | None = None
+    """None: LUNA16's for its CSV, which has no sizes; else overlap."""
+    ious: str = "0.1:0.5:0.05"
+    against: Path | None = None
+    trust_pickle: bool = False
+    workers: int = 1
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A result, and how it is told: lines, tables, and lines after them."""
+
+    result: Evaluation | Luna16Evaluation
+    lines: tuple[str, ...]
+    tables: tuple[ScoreTable, ...]
+    ending: tuple[str, ...] = ()
+
+
+def evaluate_anything(answers: str, truth: Path | None, options: FileOptions, *, progress: Progress) -> Scored:
+    """The score of a run or of answers in files, told apart by what they are."""
+    if options.rules is not None and options.rules not in RULES:
+        raise ConfigError(f"--rules {options.rules}: must be {' or '.join(RULES)}.")
+    ious = parse_ious(options.ious)
+    if is_run(answers):
+        if options.rules == "luna16":
+            return _told_luna16(_run_by_luna16(answers, truth, options, progress=progress))
+        how = EvaluateOptions(which=options.which or "val", ious=ious, workers=options.workers)
+        report = evaluate(answers, how, dataset=truth, root=options.root, output=options.output, progress=progress)
+        return _told(report, options)
+    if options.which not in (None, *FILE_CASES):
+        raise ConfigError(f"--cases {options.which}: of answers in files must be {' or '.join(FILE_CASES)}.")
+    found = read_answers(Path(answers), trust_pickle=options.trust_pickle)
+    if truth is None:
+        raise ConfigError(f"{answers}: holds answers; say what to score them against: a dataset's file or a folder.")
+    if options.rules == "luna16" or (options.rules is None and found.marks is not None):
+        _refuse_against(options)
+        return _told_luna16(_by_luna16(found, read_luna16_truth(truth, root=options.root), options))
+    if found.marks is not None:
+        raise ConfigError(f"--rules iou: the marks of {answers} have no size; only the rules luna16 judge them.")
+    return _told(evaluate_files(found, read_truth(truth, root=options.root), options, progress=progress), options)
+
+
+def is_run(answers: str) -> bool:
+    """Whether it is a run or a package, which answers scans itself, and not a file or folder of answers."""
+    return "://" in answers or is_package(answers) or (Path(answers) / "state.json").exists()
+
+
+def evaluate_files(answers: Answers, truth: Truth, options: FileOptions, *, progress: Progress) -> Evaluation:
+    """The score of all cases of the truth; one without an answer counts as an empty one, and is listed."""
+    begin = time.monotonic()
+    if answers.is_segmentation and not truth.has_labels:
+        raise ConfigError(
+            f"{truth.name}: has boxes alone; the label maps of {answers.name} need label maps as truth."
+        )
+    names, unknown = cases_of(answers, truth)
+    which = options.which or "all"
+    cases = list(truth.patients) if which == "all" else [case_id for case_id in truth.patients if case_id in names]
+    with hire(options.workers) as crew, progress.track("evaluate", total=len(cases), unit="cases") as advance:
+        scores = []
+        for score in spread(partial(FileScorer, answers, truth, names), cases, crew):
+            scores.append(score)
+            advance(1)
+    about = {"run": answers.name, "dataset": truth.name, "which": which}
+    report = summarise(scores, truth.classes, ious=parse_ious(options.ious), **about)
+    notices = [f"{len(unknown)} answers are of no case of {truth.name}: {some(unknown)}"] if unknown else []
+    output = "" if options.output is None else str(options.output)
+    report = report.model_copy(
+        update={"notices": tuple(notices), "output": output, "seconds": time.monotonic() - begin}
+    )
+    if options.output is not None:
+        write_evaluation(report, options.output / EVALUATION)
+    return report
+
+
+class FileScorer:
+    """Scores one case after another; what cannot be read counts as an empty answer."""
+
+    def __init__(self, answers: Answers, truth: Truth, names: dict[str, str]) -> None:
+        self._answers, self._truth, self._names = answers, truth, names
+
+    def __call__(self, case_id: str) -> CaseScore:
+        """What the case adds to the score."""
+        held: dict[str, CaseTruth] = {}
+        with_labels = self._answers.is_segmentation
+        error = attempt(lambda: held.update(truth=case_truth(self._truth, case_id, with_labels=with_labels)))
+        truth = held.get("truth")
+        if case_id not in self._names:
+            error = error or NO_ANSWER
+        score = self._labels(case_id, truth, error) if with_labels else self._boxes(case_id, truth, error)
+        return replace(score, patient_id=self._truth.patients[case_id])
+
+    def _boxes(self, case_id: str, truth: CaseTruth | None, error: str) -> CaseScore:
+        if truth is None:
+            source = self._truth.sources.get(case_id)
+            boxes = source.boxes if source is not None else None
+            truth = CaseTruth(np.zeros((0, 6)), np.zeros(0, np.int64), "voxel")
+            truth = truth if boxes is None else CaseTruth(boxes.boxes, boxes.classes, boxes.frame)
+        held = {"found": Detections.empty("voxel" if truth.frame == "voxel" else "LPS")}
+        if not error:
+            name, classes = self._names[case_id], self._truth.classes
+            error = attempt(lambda: held.update(found=detections_in(self._answers, name, classes, truth)))
+        return CaseScore(case_id, "", held["found"], truth.boxes, truth.classes, None, error)
+
+    def _labels(self, case_id: str, truth: CaseTruth | None, error: str) -> CaseScore:
+        classes = self._truth.classes
+        nothing = np.zeros((0, 6)), np.zeros(0, np.int64)
+        if truth is None or truth.labels is None or truth.grid is None:
+            return CaseScore(case_id, "", Detections.empty(), *nothing, table_of_unread(len(classes)), error)
+        held = {"found": np.zeros_like(truth.labels)}
+        if not error:
+            name = self._names[case_id]
+            error = attempt(lambda: held.update(found=labels_in(self._answers, name, classes, truth)))
+        table = structure_table(held["found"], truth.labels, truth.grid.spacing_mm, num_classes=len(classes))
+        return CaseScore(case_id, "", Detections.empty(), *nothing, table, error)
+
+
+def _run_by_luna16(run: str, truth: Path | None, options: FileOptions, *, progress: Progress) -> Luna16Evaluation:
+    """The run's score by the rules: it answers its cases first, and those alone count."""
+    _refuse_against(options)
+    is_folder = truth is not None and is_luna16_folder(truth)
+    own = None if is_package(run) else read_best_run(run).dataset_file
+    place = truth or (None if own is None else Path(own))
+    if place is None or (is_folder and own is None):
+        raise ConfigError(
+            f"{run}: names no dataset, so its scans are not known; score it against a dataset's file with "
+            f"annotations of kind spheres_csv."
+        )
+    known = read_luna16_truth(place, root=options.root)
+    how = EvaluateOptions(which=options.which or "val", ious=parse_ious(options.ious), workers=options.workers)
+    dataset = None if is_folder else truth
+    report = evaluate(run, how, dataset=dataset, root=options.root, output=options.output, progress=progress)
+    if absent := [case_id for case_id in report.cases if case_id not in known.case_ids]:
+        raise ConfigError(
+            f"{place}: knows nothing of {some(absent)}, which {run} was scored on; give the truth of these scans."
+        )
+    answers = read_answers(Path(report.output), trust_pickle=False)
+    files = {name: file for name, file in answers.files.items() if name in report.cases}
+    scans = tuple(case_id for case_id in known.case_ids if case_id in report.cases)
+    answers = replace(answers, name=report.run, files=files)
+    result = _by_luna16(answers, replace(known, case_ids=scans), replace(options, which=None))
+    failed = tuple(f"{case_id}: {why}" for case_id, why in report.failed.items())
+    return result.model_copy(update={"notices": (*result.notices, *failed)})
+
+
+def _refuse_against(options: FileOptions) -> None:
+    if options.against is not None:
+        raise ConfigError(
+            f"--against {options.against}: compares scores by overlap; LUNA16's rules have bands instead."
+        )
+
+
+def _by_luna16(answers: Answers, known: Luna16Truth, options: FileOptions) -> Luna16Evaluation:
+    marks = marks_of(answers)
+    if answers.marks is None:
+        names, _ = cases_of(answers, Truth(known.name, (), {case_id: case_id for case_id in known.case_ids}))
+        case_of = {name: case_id for case_id, name in names.items()}
+        marks = replace(marks, case_ids=tuple(case_of.get(name, name) for name in marks.case_ids))
+        if options.which == "answered":
+            known = replace(known, case_ids=tuple(case_id for case_id in known.case_ids if case_id in names))
+    elif options.which == "answered":
+        raise ConfigError("--cases answered: a CSV does not say which scans without a mark were answered; give all.")
+    return evaluate_luna16(marks, known, name=answers.name, output=options.output, json_file=options.json_file)
+
+
+def _told(report: Evaluation, options: FileOptions) -> Scored:
+    tables = score_tables(report)
+    ending = [*report.notices]
+    if report.without_truth:
+        ending.append(f"without truth, so without a score: {some(report.without_truth)}")
+    if options.against is not None:
+        other = read_evaluation(options.against)
+        tables.append(difference_table(compare(other, report)))
+        ending.append(f"differences are {report.run} minus {other.run}, paired case by case")
+    if options.json_file is not None:
+        write_evaluation(report, options.json_file)
+        ending.append(f"written: {options.json_file}")
+    if report.output:
+        ending.append(f"answers and {EVALUATION}: {report.output}")
+    head = f"{report.run} on {len(report.cases)} cases ({report.which}) of {report.dataset}"
+    return Scored(report, (head,), tuple(tables), tuple(ending))
+
+
+def _told_luna16(result: Luna16Evaluation) -> Scored:
+    head = f"{result.answers} on {result.scans} scans of {result.truth}, by LUNA16's rules"
+    return Scored(result, (head,), tuple(luna16_tables(result)), result.notices)
