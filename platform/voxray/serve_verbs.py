@@ -1,0 +1,105 @@
+"""The verbs of the service; `cli` registers them. Heavy imports wait inside them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from voxray import terminal
+from voxray.errors import ConfigError
+from voxray.verb_options import Device
+
+Folder = Annotated[Path, typer.Option(metavar="DIR", help="Where studies, results, jobs and tokens lie.")]
+Database = Annotated[str, typer.Option(metavar="URL", help="A SQLAlchemy URL; default: SQLite in the folder.")]
+FOLDER = Path("voxray-service")
+
+
+class TokenAction(StrEnum):
+    """What is done with a token."""
+
+    ADD = "add"
+    LIST = "list"
+    REMOVE = "remove"
+
+
+def serve(  # noqa: PLR0913
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="MODEL...", help="Packages or runs, as PATH or NAME=PATH.")
+    ] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    host: Annotated[
+        str | None, typer.Option(help="The address to listen on, default 127.0.0.1; any but loopback needs a token.")
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help=f"Where studies, results, jobs and tokens lie; default {FOLDER}."),
+    ] = None,
+    database: Annotated[
+        str | None, typer.Option(metavar="URL", help="A SQLAlchemy URL; default: SQLite in the folder.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Limits, quotas, replicas: TOML or JSON with what serve/config.yaml's args have."
+        ),
+    ] = None,
+    runtime: Annotated[str, typer.Option(help="auto, torch, onnxruntime, openvino, tensorrt.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16.")] = "auto",
+    device: Device = "auto",
+    replicas: Annotated[
+        str, typer.Option(metavar="MIN,MAX", help="Of each model; Ray Serve scales between.")
+    ] = "1,1",
+    dicomweb: Annotated[
+        list[str] | None, typer.Option(metavar="ORIGIN", help="A DICOMweb server that may be used; repeatable.")
+    ] = None,
+) -> None:
+    """Serve models over HTTP: the API, a page for people, MONAI Label, KServe and DICOMweb."""
+    from voxray.config import parse, read_mapping
+    from voxray.pipelines.progress import open_progress
+    from voxray.serving.app import run
+    from voxray.serving.config import ServeConfig, models_from
+
+    counts = terminal.numbers("--replicas", replicas)
+    if len(counts) != 2 or not 0 <= counts[0] <= counts[1] or counts[1] < 1:
+        raise ConfigError(f"--replicas {replicas}: must be MIN,MAX with 0 <= MIN <= MAX and MAX >= 1, such as 1,4.")
+    data = {} if config is None else read_mapping(config)
+    shared = {
+        "runtime": runtime,
+        "precision": precision,
+        "device": device,
+        "replicas": {"min": counts[0], "max": counts[1]},
+    }
+    if models:
+        data["models"] = {name: {"path": path, **shared} for name, path in models_from(models).items()}
+    elif "models" not in data:
+        raise ConfigError("serve: no model; give packages or runs as MODEL..., or a --config that names them.")
+    given = {"host": host, "folder": None if folder is None else str(folder), "database": database}
+    data |= {name: value for name, value in given.items() if value is not None}
+    if dicomweb:
+        data["dicomweb"] = {**data.get("dicomweb", {}), "allowed": dicomweb}
+    made = parse(ServeConfig, data, where="serve" if config is None else str(config))
+    run(made.model_copy(update={"folder": str(made.root)}), port=port, progress=open_progress())
+
+
+def token(
+    action: Annotated[TokenAction, typer.Argument(help="add, list or remove.")],
+    name: Annotated[str, typer.Argument(help="Whom the token is for.")] = "",
+    folder: Folder = FOLDER,
+    database: Database = "",
+) -> None:
+    """Make, list or remove the tokens of a service; a token is shown once, and only its digest is kept."""
+    from voxray.serving.config import database_url
+    from voxray.serving.ledger import Ledger
+    from voxray.serving.tokens import make_token
+
+    ledger = Ledger(database_url(folder, database))
+    if action is TokenAction.LIST:
+        rows = [(row["name"], terminal.date(row["created"])) for row in ledger.tokens()]
+        terminal.show(terminal.table(("name", "made"), rows))
+    elif action is TokenAction.ADD:
+        typer.echo(make_token(ledger, name))
+    elif not ledger.remove_token(name):
+        raise ConfigError(f"token {name}: there is none of that name in {folder}.")

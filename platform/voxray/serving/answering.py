@@ -1,0 +1,140 @@
+"""A model that is ready to answer: what one replica holds."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import ExitStack
+
+import numpy as np
+import torch
+
+from voxray.errors import ResourceError
+from voxray.inference.device import choose_device
+from voxray.inference.predictor import Prediction, Predictor, Prepared, prepare_scan
+from voxray.pipelines.answers import open_engine, write_answer
+from voxray.recipe import Recipe
+from voxray.serving.cards import card
+from voxray.serving.config import ServedModel
+from voxray.serving.places import Places
+from voxray.serving.together import Together
+from voxray.serving.workers import Step
+from voxray.volume import Grid, Volume
+
+_TINY = 32
+"""Voxels along each side of the scan that a health check answers."""
+_CHECK_SHARE = 50
+"""A check may cost a fiftieth of the time."""
+_CHECK_EVERY_S = 30.0
+_STUCK_S = 900.0
+"""A window that takes longer than this will not come."""
+
+
+class AbandonedError(Exception):
+    """Nobody waits for the answer any more."""
+
+
+class Answering:
+    """One model, warm, on one device; scans are answered one by one, and written while the next is answered."""
+
+    def __init__(self, name: str, model: ServedModel, places: Places) -> None:
+        if model.num_gpus == 0 and model.device == "auto" and not torch.cuda.is_available():
+            torch.set_num_threads(model.threads or os.cpu_count() or 1)
+        self._engine = open_engine(
+            model.path,
+            overrides=model.overrides,
+            device=str(choose_device(model.device)),
+            runtime=model.runtime,
+            precision=model.precision,
+        )
+        self._predictor = self._engine.predictor()
+        self._together = share_windows(self._predictor, model.window_batch) if model.window_batch > 1 else ()
+        self._places = places
+        self._busy = threading.Semaphore(model.at_once if self._together else 1)
+        self._moved = time.monotonic()
+        self.info = card(name, model).model_copy(
+            update={"sha256": self._engine.stamp.sha256, "engine": self._engine.stamp.engine, "ready": True}
+        )
+        self._last_check, self._check_s = 0.0, 0.0
+        self.check()
+
+    def answer(self, scan: Prepared, job: str, study: str, watch: Callable[[float], None]) -> float:
+        """Answers a prepared scan and writes the answer into the job's folder; the seconds until it was answered."""
+        self._predictor.require_memory(scan.grid)
+        with self._busy:
+            watch(0.0)
+            begin = time.monotonic()
+            prediction = self._answered(scan, watch)
+            seconds = time.monotonic() - begin
+        folder = self._places.job(job)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_answer(prediction, folder, case=study, engine=self._engine)
+        return seconds
+
+    def check(self) -> None:
+        """Answers a tiny scan, where the last answer is not fresh; raises where the network does not answer."""
+        now = time.monotonic()
+        if not self._busy.acquire(blocking=False):
+            if now - self._moved > _STUCK_S:
+                raise ResourceError(f"{self.info.name}: a window has been under way for {now - self._moved:.0f} s.")
+            return
+        try:
+            if now - max(self._moved, self._last_check) < max(_CHECK_EVERY_S, _CHECK_SHARE * self._check_s) and (
+                self._last_check
+            ):
+                return
+            self._answered(tiny_scan(self._engine.recipe), lambda _: None)
+            self._last_check = time.monotonic()
+            self._check_s = self._last_check - now
+        finally:
+            self._busy.release()
+
+    def _answered(self, scan: Prepared, watch: Callable[[float], None]) -> Prediction:
+        def moved(share: float) -> None:
+            self._moved = time.monotonic()
+            watch(share)
+
+        self._moved = time.monotonic()
+        with ExitStack() as stack:
+            for network in self._together:
+                stack.enter_context(network.used())
+            return self._predictor.answer(scan, watch=moved)
+
+
+def share_windows(predictor: Predictor, most: int) -> tuple[Together, ...]:
+    """Lets the predictor's networks answer windows of several scans at once; they, to be told of each scan."""
+    found = tuple(Together(network, most) for network in predictor.members)
+    predictor.members = list(found)
+    return found
+
+
+def tiny_scan(recipe: Recipe) -> Prepared:
+    """A few voxels of air and water, for health checks and to warm up."""
+    grid = Grid((_TINY,) * 3, recipe.grid.spacing_mm, (0.0, 0.0, 0.0), (-1.0, 0, 0, 0, -1.0, 0, 0, 0, 1.0))
+    voxels = np.full(grid.shape, -1000, np.int16)
+    voxels[8:24, 8:24, 8:24] = 0
+    return prepare_scan(Volume(voxels, grid), recipe.grid)
+
+
+async def watched(answering: Answering, scan: Prepared, job: str, study: str) -> AsyncGenerator[Step, None]:
+    """An answer's steps, the last with the seconds that it took; whoever stops listening stops the work."""
+    steps: asyncio.Queue[Step | None] = asyncio.Queue()
+    loop, left = asyncio.get_running_loop(), threading.Event()
+
+    def watch(share: float) -> None:
+        if left.is_set():
+            raise AbandonedError
+        loop.call_soon_threadsafe(steps.put_nowait, Step("answering", share))
+
+    work = asyncio.ensure_future(asyncio.to_thread(answering.answer, scan, job, study, watch))
+    work.add_done_callback(lambda _: steps.put_nowait(None))
+    try:
+        while (step := await steps.get()) is not None:
+            yield step
+        yield Step("answering", 1.0, answer_s=work.result())
+    finally:
+        left.set()
+        work.add_done_callback(lambda one: one.cancelled() or one.exception())

@@ -1,0 +1,137 @@
+"""The service started: by ``voxray serve`` on a laptop, by ``serve run serve/config.yaml`` on a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from voxray.config import parse
+from voxray.errors import ConfigError, ResourceError
+from voxray.pipelines.cluster import connect
+from voxray.pipelines.progress import Progress
+from voxray.serving.cards import card
+from voxray.serving.config import ServeConfig
+from voxray.serving.ledger import Ledger
+from voxray.serving.messages import ModelInfo
+from voxray.serving.places import Places
+
+NAME = "voxray"
+_LOOK_S = 5.0
+START_S = 600.0
+"""How long models may take to load, convert and answer for the first time."""
+
+
+def build(args: dict[str, Any]) -> Any:
+    """The application that ``import_path: voxray.serving.app:build`` names; `args` are a `ServeConfig`."""
+    config = parse(ServeConfig, args, where="args")
+    cards = check(config)
+    from voxray.serving.deployments import application
+
+    return application(config, cards)
+
+
+def check(config: ServeConfig) -> list[ModelInfo]:
+    """What is served; a sentence for what cannot work, before anything is started."""
+    cards = [card(name, model) for name, model in config.models.items()]
+    Places(config.root).prepared()
+    if not config.is_loopback:
+        ledger = Ledger(config.database_url)
+        known = ledger.tokens()
+        ledger.close()
+        if not known:
+            raise ConfigError(
+                f"host {config.host}: the service would be reached from other machines, and there is no token; make "
+                f"one with `voxray token add NAME --folder {config.folder}`, or listen on 127.0.0.1."
+            )
+    return cards
+
+
+def run(config: ServeConfig, *, port: int, progress: Progress, ready: Callable[[str], None] | None = None) -> None:
+    """Serves until it is told to stop; what is under way is finished by the next service over the same folder."""
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's own doors: the dashboard is off, its ports want a token
+    check(config)
+    _require_free(config.host, port)
+    stopped = threading.Event()
+    with connect(num_cpus=None), _told_to_stop(stopped):
+        _close_token_file()
+        serve: Any = importlib.import_module("ray.serve")
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        options = {"host": config.host, "port": port, "request_timeout_s": None}
+        serve.start(http_options=options, logging_config={"enable_access_log": False, "log_level": "ERROR"})
+        with progress.track("start", total=None, unit=""):
+            _deploy(serve, build(config.model_dump(mode="json")))
+        address = f"http://{config.host if ':' not in config.host else f'[{config.host}]'}:{port}/"
+        (ready or progress.say)(f"serving {', '.join(config.models)} at {address}")
+        try:
+            _wait(serve, stopped)
+        finally:
+            progress.say("stopping")
+            serve.shutdown()
+
+
+def _deploy(serve: Any, application: Any) -> None:
+    """Starts the application; what a replica cannot start from is said in its own sentence."""
+    try:
+        serve.run(application, name=NAME, route_prefix="/", blocking=False)
+    except RuntimeError as error:
+        deployments = serve.status().applications[NAME].deployments
+        for name, one in deployments.items():
+            said = [line.strip() for line in one.message.splitlines() if "Error: " in line]
+            if one.status in ("DEPLOY_FAILED", "UNHEALTHY", "UPDATING") and said:
+                kind, _, text = said[-1].rpartition("Error: ")
+                raise (ConfigError if kind.endswith("Config") else ResourceError)(f"{name}: {text}") from error
+        raise
+
+
+def _close_token_file() -> None:
+    """Ray writes its token so that every user of the machine may read it."""
+    path = Path.home() / ".ray" / "auth_token"
+    if path.exists():
+        path.chmod(0o600)
+
+
+def _wait(serve: Any, stopped: threading.Event) -> None:
+    """Until told to stop, or the service fails for good."""
+    failed_at: float | None = None
+    while not stopped.wait(_LOOK_S):
+        state = serve.status().applications[NAME].status
+        failed_at = (failed_at or time.monotonic()) if state in ("DEPLOY_FAILED", "UNHEALTHY") else None
+        if failed_at is not None and time.monotonic() - failed_at > START_S:
+            raise ResourceError("the service does not get well again; its log says why.")
+
+
+@contextlib.contextmanager
+def _told_to_stop(stopped: threading.Event) -> Any:
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        stopped.set()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _require_free(host: str, port: int) -> None:
+    """A sentence where the port is taken, which Ray Serve finds out late."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ResourceError(
+                f"{host}:{port}: cannot be listened on ({error.strerror}); give another with --port, or end what "
+                "listens there."
+            ) from None

@@ -1,0 +1,206 @@
+"""The desk: takes jobs from the ledger to the workers, and leaves in the ledger how they ended.
+
+It keeps nothing that matters: a desk that dies lets its leases lapse, and the jobs are queued again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import aclosing
+from typing import Any
+
+from voxray.errors import VoxrayError
+from voxray.serving.ledger import Ledger, Row, new_id
+from voxray.serving.messages import JobRequest
+from voxray.serving.metrics import Metrics
+from voxray.serving.places import Places
+from voxray.serving.problems import Problem, fault, problem_of
+from voxray.serving.workers import Step, WorkerDiedError, Workers
+
+LEASE_S = 10.0
+MAX_ATTEMPTS = 25
+"""Kills of whole machines count, too: a job is given up only when nothing else is left to believe."""
+
+TIDY_S = 60.0
+"""How often what has expired is removed."""
+_TICK_S = 0.5
+_RENEW_S = 2.0
+_REPORT_S = 0.25
+_PAUSE_S = 0.5
+_ORPHAN_S = 6 * 3600
+
+log = logging.getLogger("voxray.serving")
+
+
+class Desk:
+    """Drives jobs, at most `widths` of each model at a time."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        workers: Workers,
+        places: Places,
+        widths: Mapping[str, int],
+        *,
+        lease_s: float = LEASE_S,
+        tidy_s: float = TIDY_S,
+    ) -> None:
+        self._ledger, self._workers, self._places = ledger, workers, places
+        self._widths, self._lease_s, self._tidy_s, self._name = dict(widths), lease_s, tidy_s, new_id()
+        self._running: dict[str, tuple[str, asyncio.Task[None]]] = {}
+        self._poked, self._stopping = asyncio.Event(), False
+        self._metrics = Metrics(ledger)
+
+    def poke(self) -> None:
+        """There is something new: a job, or one that was cancelled."""
+        self._poked.set()
+
+    async def run(self) -> None:
+        """Works until it is stopped."""
+        renewed = tidied = 0.0
+        while not self._stopping or self._running:
+            now = time.monotonic()
+            try:
+                await self._look(renew=self._poked.is_set() or now - renewed > _RENEW_S)
+                if now - tidied > self._tidy_s:
+                    tidied = now
+                    await asyncio.to_thread(self._tidy)
+                await asyncio.to_thread(self._metrics.flush)
+            except Exception:
+                log.exception("the desk could not look at its jobs; it will again")
+            renewed = now if now - renewed > _RENEW_S else renewed
+            self._poked.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._poked.wait(), _TICK_S)
+
+    async def stop(self) -> None:
+        """Takes no more jobs, and returns when those under way have ended."""
+        self._stopping = True
+        self.poke()
+        await asyncio.gather(*(task for _, task in self._running.values()), return_exceptions=True)
+
+    async def _look(self, *, renew: bool) -> None:
+        """Drops what was cancelled, takes back what others let fall, and claims what there is room for."""
+        self._running = {job: one for job, one in self._running.items() if not one[1].done()}
+        if not self._stopping:
+            for row in await asyncio.to_thread(self._claim):
+                self._running[row["id"]] = row["model"], asyncio.create_task(self._drive(row))
+        if renew:
+            kept = await asyncio.to_thread(self._ledger.renew, self._name, list(self._running), lease_s=self._lease_s)
+            for job, (_, task) in self._running.items():
+                if job not in kept:
+                    task.cancel()
+            await asyncio.to_thread(self._ledger.requeue_lapsed)
+
+    def _claim(self) -> list[Row]:
+        busy = [model for model, _ in self._running.values()]
+        room = {model: width - busy.count(model) for model, width in self._widths.items()}
+        return [
+            row
+            for model, free in room.items()
+            if free > 0
+            for row in self._ledger.claim(self._name, model, limit=free, lease_s=self._lease_s)
+        ]
+
+    async def _drive(self, row: Row) -> None:
+        """One job, to its end or back into the queue."""
+        job, begin = row["id"], time.time()
+        try:
+            last = await self._answer(row)
+            timing = {
+                "queued": round(row["started"] - row["created"], 4),
+                "prepare": round(last.prepare_s, 4),
+                "answer": round(last.answer_s, 4),
+                "total": round(time.time() - row["created"], 4),
+            }
+            await asyncio.to_thread(self._ledger.finish, job, self._name, timing=timing)
+            self._metrics.add("voxray_jobs_total", model=row["model"], outcome="done")
+            for stage, seconds in timing.items():
+                self._metrics.observe("voxray_stage_seconds", seconds, model=row["model"], stage=stage)
+            log.info("job done", extra={"fields": {"job": job, "model": row["model"], **timing}})
+        except WorkerDiedError as died:
+            await self._again(row, str(died))
+        except (VoxrayError, Problem) as error:
+            await self._fail(row, error if isinstance(error, Problem) else problem_of(error))
+        except asyncio.CancelledError:
+            log.info("job let go", extra={"fields": {"job": job, "after_s": round(time.time() - begin, 3)}})
+        except Exception as error:
+            log.exception("job failed", extra={"fields": {"job": job, "kind": type(error).__name__}})
+            await self._fail(row, fault())
+        finally:
+            self.poke()
+
+    async def _answer(self, row: Row) -> Step:
+        job, request = row["id"], JobRequest.model_validate_json(row["request"])
+        last, told = Step("preparing"), 0.0
+        async with aclosing(self._workers.answer(job, row["study"], row["model"])) as steps:
+            async for step in steps:
+                if step.stage != last.stage or time.monotonic() - told > _REPORT_S:
+                    told = time.monotonic()
+                    await self._report(job, step)
+                last = step
+        if request.outputs or request.store:
+            await self._report(job, Step("writing", 1.0))
+        for form in request.outputs:
+            with contextlib.suppress(VoxrayError):  # said when the form is asked for
+                await self._workers.make(job, row["study"], row["model"], form)
+        if request.store is not None:
+            await self._workers.store(job, row["study"], row["model"], request.store.dicomweb)
+        return last
+
+    async def _report(self, job: str, step: Step) -> None:
+        await asyncio.to_thread(
+            self._ledger.report, job, self._name, stage=step.stage, progress=min(1.0, step.progress)
+        )
+
+    async def _again(self, row: Row, why: str) -> None:
+        """Back into the queue, unless it has been tried often enough to be the cause itself."""
+        fields: dict[str, Any] = {"job": row["id"], "attempt": row["attempts"], "why": why[:200]}
+        log.warning("a worker was lost", extra={"fields": fields})
+        if row["attempts"] >= MAX_ATTEMPTS:
+            await self._fail(row, gave_up(row["attempts"]))
+            return
+        await asyncio.sleep(_PAUSE_S)
+        await asyncio.to_thread(self._ledger.requeue, row["id"], self._name)
+
+    async def _fail(self, row: Row, problem: Problem) -> None:
+        error = problem.details().model_dump_json()
+        await asyncio.to_thread(self._ledger.fail, row["id"], self._name, error=error)
+        self._metrics.add("voxray_jobs_total", model=row["model"], outcome=problem.code)
+        log.info("job failed", extra={"fields": {"job": row["id"], "code": problem.code}})
+
+    def _tidy(self) -> None:
+        """Removes what has expired, and folders that nobody knows of."""
+        studies, jobs = self._ledger.expired()
+        for study in studies:
+            jobs += [row["id"] for row in self._ledger.jobs(study=study)]
+            self._ledger.remove_study(study)
+            shutil.rmtree(self._places.study(study), ignore_errors=True)
+        for job in jobs:
+            self._ledger.remove_job(job)
+            shutil.rmtree(self._places.job(job), ignore_errors=True)
+        for folder, known in ((self._places.studies, self._ledger.study), (self._places.jobs, self._ledger.job)):
+            for path in folder.iterdir():
+                if time.time() - path.stat().st_mtime > _ORPHAN_S and known(path.name) is None:
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+def gave_up(attempts: int) -> Problem:
+    """What a client is told of a scan that no worker survives."""
+    return Problem(
+        500,
+        "job.given_up",
+        f"The process that answered it died {attempts} times.",
+        remedy="Give a smaller scan; whoever runs the service finds the reason in its log.",
+    )
+
+
+def timing_of(row: Row) -> dict[str, float]:
+    """The seconds that a job's parts took."""
+    return dict(json.loads(row["timing"])) if row["timing"] else {}

@@ -1,0 +1,395 @@
+"""The door: the native API over HTTP, and the other doors beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+from fastapi import APIRouter, FastAPI, Header, Path, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, PlainTextResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from voxray import __version__
+from voxray.errors import VoxrayError
+from voxray.serving.forms import MEDIA_TYPES
+from voxray.serving.gate import COOKIE, Gate, refusal_body
+from voxray.serving.intake.receive import Part
+from voxray.serving.messages import (
+    DicomwebSource,
+    Form,
+    Job,
+    JobRequest,
+    Jobs,
+    ModelInfo,
+    Models,
+    SignIn,
+    Study,
+    StudyRequest,
+)
+from voxray.serving.metrics import Metrics
+from voxray.serving.multipart import FormPart, is_multipart, parts_of, whole_body
+from voxray.serving.problems import TITLES, Problem, ProblemDetails, problem_of
+from voxray.serving.service import Service
+from voxray.serving.tokens import Tokens
+
+WAIT_MOST_S = 300.0
+_FLUSH_S = 1.0
+
+log = logging.getLogger("voxray.serving")
+
+Get = Callable[[], Service]
+Owner = Callable[[Request], str]
+Id = Annotated[str, Path(pattern="^[0-9a-f]{32}$")]
+Wait = Annotated[float, Query(ge=0, le=WAIT_MOST_S, description="Seconds to wait for the job's end.")]
+Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)]
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ProblemDetails, "description": title, "content": {"application/problem+json": {}}}
+    for status, title in TITLES.items()
+    if status in (400, 401, 403, 404, 409, 413, 415, 422, 429, 502, 503, 504)
+}
+
+
+def _links(field: str, *operations: str) -> dict[str, Any]:
+    """OpenAPI's links from an answer to the operations on what it names."""
+    value = f"$response.body#/{field}"
+    return {name: {"operationId": name, "parameters": {field: value}} for name in operations}
+
+
+LINKED_STUDY: dict[int | str, dict[str, Any]] = {
+    201: {
+        "description": "Read and found sound",
+        "links": {
+            **_links("study_id", "study", "volume", "delete_study"),
+            "new_job": {"operationId": "new_job", "requestBody": {"study_id": "$response.body#/study_id"}},
+        },
+    }
+}
+LINKED_JOB: dict[int | str, dict[str, Any]] = {
+    200: {"model": Job, "description": "Ended in time"},
+    202: {"description": "Accepted", "links": _links("job_id", "job", "cancel", "result", "delete_job")},
+}
+
+
+def owner_of(request: Request) -> str:
+    """Whose request it is, as the gate found."""
+    return str(request.state.owner)
+
+
+def models_router(service: Get, _owner: Owner) -> APIRouter:
+    """What is served."""
+    api = APIRouter(prefix="/v1", responses=PROBLEMS)
+
+    @api.get("/models")
+    async def models() -> Models:
+        """What is served."""
+        await service().refresh()
+        return Models(models=tuple(service().models().values()))
+
+    @api.get("/models/{name}")
+    async def model(name: str) -> ModelInfo:
+        """One model."""
+        await service().refresh()
+        return service().model(name)
+
+    return api
+
+
+def studies_router(service: Get, owner: Owner) -> APIRouter:
+    """Scans in."""
+    api = APIRouter(prefix="/v1", responses=PROBLEMS)
+
+    @api.post("/studies", status_code=201, openapi_extra=UPLOAD, responses=LINKED_STUDY)
+    async def new_study(
+        request: Request,
+        response: Response,
+        name: Annotated[str, Query(max_length=255, description="Of a raw body: its file name.")] = "scan",
+        series: Annotated[str | None, Query(pattern=r"^[0-9a-f.]{1,64}$", description="Of several: the one.")] = None,
+    ) -> Study:
+        """A study from an upload (NIfTI, MHD with raw, NRRD, a zip, DICOM files), or fetched with WADO-RS."""
+        kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+        if kind == "application/json":
+            wanted = await _json(request, StudyRequest)
+            study = await service().fetch_study(owner(request), wanted.dicomweb)
+        else:
+            parts = parts_of(request) if is_multipart(request) else whole_body(request, name)
+            files = files_of(parts)
+            study = await service().new_study(owner(request), files, series_uid=series)
+        response.headers["Location"] = f"/v1/studies/{study.study_id}"
+        return study
+
+    @api.get("/studies/{study_id}")
+    async def study(request: Request, study_id: Id) -> Study:
+        """What is known of a study."""
+        return await service().study(owner(request), study_id)
+
+    @api.get("/studies/{study_id}/volume", response_class=FileResponse)
+    async def volume(request: Request, study_id: Id) -> FileResponse:
+        """The scan as NIfTI in HU."""
+        path = await service().volume(owner(request), study_id)
+        return FileResponse(path, media_type="application/gzip", filename=f"{study_id}.nii.gz")
+
+    @api.delete("/studies/{study_id}", status_code=204)
+    async def delete_study(request: Request, study_id: Id) -> None:
+        """Removes a study and its jobs."""
+        await service().delete_study(owner(request), study_id)
+
+    return api
+
+
+def jobs_router(service: Get, owner: Owner) -> APIRouter:
+    """Work asked for."""
+    api = APIRouter(prefix="/v1", responses=PROBLEMS)
+
+    @api.post("/jobs", status_code=202, responses=LINKED_JOB)
+    async def new_job(
+        request: Request, response: Response, wanted: JobRequest, wait: Wait = 0, idempotency_key: Key = None
+    ) -> Job:
+        """Asks a model to answer a study; with ``wait`` its result at once, if it is done in time."""
+        job = await service().new_job(owner(request), wanted, key=idempotency_key)
+        response.headers["Location"] = f"/v1/jobs/{job.job_id}"
+        if wait > 0:
+            job = await service().job(owner(request), job.job_id, wait_s=wait)
+            response.status_code = 200 if job.state not in ("queued", "running") else 202
+        return job
+
+    @api.get("/jobs")
+    async def jobs(request: Request) -> Jobs:
+        """The client's jobs, the newest first."""
+        return Jobs(jobs=await service().jobs(owner(request)))
+
+    @api.get("/jobs/{job_id}")
+    async def job(request: Request, job_id: Id, wait: Wait = 0) -> Job:
+        """How far a job is."""
+        return await service().job(owner(request), job_id, wait_s=wait)
+
+    return api
+
+
+def results_router(service: Get, owner: Owner) -> APIRouter:
+    """Work followed, ended and fetched."""
+    api = APIRouter(prefix="/v1", responses=PROBLEMS)
+
+    @api.post("/jobs/{job_id}/cancel")
+    async def cancel(request: Request, job_id: Id) -> Job:
+        """Ends a job; one that has ended stays as it is."""
+        return await service().cancel(owner(request), job_id)
+
+    @api.delete("/jobs/{job_id}", status_code=204)
+    async def delete_job(request: Request, job_id: Id) -> None:
+        """Ends and removes a job."""
+        await service().delete_job(owner(request), job_id)
+
+    @api.get("/jobs/{job_id}/results/{form}", response_class=FileResponse)
+    async def result(request: Request, job_id: Id, form: Form) -> FileResponse:
+        """A job's result in a form."""
+        path = await service().result(owner(request), job_id, form)
+        suffix = path.name[path.name.index(".") :]
+        return FileResponse(path, media_type=MEDIA_TYPES[form], filename=f"{job_id}{suffix}")
+
+    return api
+
+
+NATIVE: tuple[Callable[[Get, Owner], APIRouter], ...] = (models_router, studies_router, jobs_router, results_router)
+"""``/v1``."""
+
+
+def operating(service: Get, metrics: Metrics) -> APIRouter:
+    """What orchestrators and monitors ask."""
+    api = APIRouter()
+
+    @api.get("/livez")
+    async def livez() -> dict[str, bool]:
+        """Whether the door is there."""
+        return {"live": True}
+
+    @api.get("/readyz")
+    async def readyz(response: Response) -> dict[str, Any]:
+        """Whether every model answers."""
+        ready = await service().refresh()
+        response.status_code = 200 if ready else 503
+        return {"ready": ready, "models": {name: info.ready for name, info in service().models().items()}}
+
+    @api.get("/metrics", response_class=PlainTextResponse)
+    async def prometheus() -> Response:
+        """For Prometheus."""
+        await service().refresh()
+        ready = {name: info.ready for name, info in service().models().items()}
+        text = await asyncio.to_thread(metrics.text, ready)
+        return PlainTextResponse(text)
+
+    return api
+
+
+def session(service: Get) -> APIRouter:
+    """Browsers sign in with a token, and have a cookie that no script reads and no other site's page sends."""
+    api = APIRouter(prefix="/v1", responses=PROBLEMS)
+
+    @api.post("/session", status_code=204)
+    async def sign_in(request: Request, wanted: SignIn) -> Response:
+        """A session cookie for a token."""
+        tokens = Tokens(service().ledger)
+        if tokens.any() and await asyncio.to_thread(tokens.owner_of, wanted.token) is None:
+            raise Problem(401, "token.wrong", "The token is not known.", remedy="Ask who runs the service for one.")
+        response = Response(status_code=204)
+        secure = request.url.scheme == "https"
+        response.set_cookie(COOKIE, wanted.token, httponly=True, samesite="strict", secure=secure)
+        return response
+
+    @api.delete("/session", status_code=204)
+    async def sign_out() -> Response:
+        """Takes the cookie back."""
+        response = Response(status_code=204)
+        response.delete_cookie(COOKIE)
+        return response
+
+    return api
+
+
+def make_door(
+    service: Service,
+    *,
+    routers: Sequence[Callable[[Get, Owner], APIRouter]] = (),
+) -> FastAPI:
+    """The application: the native API, the other doors, and the gate before them."""
+    metrics = Metrics(service.ledger)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        flushing = asyncio.create_task(flush_metrics(metrics))
+        yield
+        flushing.cancel()
+        await asyncio.to_thread(metrics.flush)
+
+    app = FastAPI(
+        title="voxray",
+        generate_unique_id_function=lambda route: route.name,
+        version=__version__,
+        description="CT scans in, findings out.",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    app.include_router(operating(lambda: service, metrics))
+    app.include_router(session(lambda: service))
+    for router in (*NATIVE, *routers):
+        app.include_router(router(lambda: service, owner_of))
+    app.add_exception_handler(Problem, _refuse_problem)
+    app.add_exception_handler(VoxrayError, _refuse_error)
+    app.add_exception_handler(RequestValidationError, _refuse_request)
+    app.add_exception_handler(HTTPException, _refuse_http)
+    if service.config.cors:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(service.config.cors), allow_methods=["*"], allow_headers=["*"]
+        )
+    app.add_middleware(
+        Gate, config=service.config, tokens=Tokens(service.ledger), metrics=metrics, refuse=refuse_at_the_gate
+    )
+    return app
+
+
+async def flush_metrics(metrics: Metrics) -> None:
+    """Keeps the ledger's counts fresh."""
+    while True:
+        await asyncio.sleep(_FLUSH_S)
+        try:
+            await asyncio.to_thread(metrics.flush)
+        except Exception:
+            log.exception("counts could not be written")
+
+
+def refuse_at_the_gate(problem: Problem) -> ASGIApp:
+    """The answer to a request that the gate refuses."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        # Where clients of the Open Inference Protocol look.
+        more = {"error": f"{problem.detail} {problem.remedy}"} if scope["path"].startswith("/v2") else {}
+        body, headers = refusal_body(problem, scope["state"]["request_id"], **more)
+        await Response(body, problem.status, headers)(scope, receive, send)
+
+    return answer
+
+
+async def files_of(parts: AsyncIterator[FormPart]) -> AsyncIterator[Part]:
+    """The parts of a form that are files."""
+    async for part in parts:
+        if part.name or part.field == "file":
+            yield Part(part.name, part.chunks)
+
+
+async def _json(request: Request, kind: Any) -> Any:
+    try:
+        return kind.model_validate_json(await request.body())
+    except ValidationError as error:
+        raise _invalid([".".join(map(str, one["loc"])) for one in error.errors()], error.errors()[0]["msg"]) from None
+
+
+def _reply(request: Request, problem: Problem) -> Response:
+    body, headers = refusal_body(problem, getattr(request.state, "request_id", None))
+    return Response(body, problem.status, headers)
+
+
+async def _refuse_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)
+    return _reply(request, error)
+
+
+async def _refuse_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, VoxrayError)
+    return _reply(request, problem_of(error))
+
+
+async def _refuse_request(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    return _reply(
+        request, _invalid([".".join(str(part) for part in one["loc"]) for one in error.errors()], first["msg"])
+    )
+
+
+async def _refuse_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    remedy = "See /openapi.json for what there is." if error.status_code in (404, 405) else "Mend the request."
+    code = {404: "route.unknown", 405: "route.method", 400: "request.malformed"}.get(
+        error.status_code, "request.refused"
+    )
+    title = TITLES.get(error.status_code, "Refused")
+    headers = dict(error.headers or {})
+    return _reply(request, Problem(error.status_code, code, f"{title}.", remedy=remedy, headers=headers))
+
+
+def _invalid(fields: Sequence[str], why: str) -> Problem:
+    """What is wrong, without the values that came."""
+    named = ", ".join(list(dict.fromkeys(fields))[:5])
+    return Problem(422, "request.invalid", f"{named}: {why}.", remedy="See /openapi.json for what is allowed.")
+
+
+FETCH: dict[str, Any] = {
+    "type": "object",
+    "properties": {"dicomweb": DicomwebSource.model_json_schema()},
+    "required": ["dicomweb"],
+    "additionalProperties": False,
+}
+UPLOAD: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {"file": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                    "required": ["file"],
+                }
+            },
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "application/json": {"schema": FETCH},
+        },
+    }
+}

@@ -1,0 +1,104 @@
+"""Items: files that were sent, under names of our own; of the sender's names only a suffix and a digest are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from voxray.errors import DataError
+from voxray.place import whole
+
+_LIST = "list.json"
+START_BYTES = 512
+"""As many bytes of a file's start tell what it is."""
+
+_DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+_FOREIGN_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".7z", ".rar")
+SUFFIXES = (
+    *(".seg.nrrd", ".nii.gz", ".nii", ".mhd", ".mha", ".nrrd", ".nhdr"),
+    *(".zip", *_DICOM_SUFFIXES, *_FOREIGN_SUFFIXES),
+)
+_FOREIGN_STARTS = (b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")
+
+
+class Item(NamedTuple):
+    """One file that was sent or unpacked."""
+
+    file: str
+    """Its name on our disk."""
+    suffix: str
+    """The end of its own name where that says what it is (one of `SUFFIXES`), else empty."""
+    digest: str
+    """Of its own bare name, so that a header can be matched with the data file that it names."""
+    group: str = ""
+    """Tells files of one folder in one archive from others."""
+
+
+def own_name(number: int) -> str:
+    """The name on our disk of the number-th file, from 1."""
+    return f"{number:06d}"
+
+
+def item_of(number: int, name: str, *, group: str = "") -> Item:
+    """The item of a file that was sent under some name; folders in the name count for nothing."""
+    bare = re.split(r"[\\/]", name)[-1]
+    lower = bare.lower()
+    suffix = next((end for end in SUFFIXES if lower.endswith(end)), "")
+    return Item(own_name(number), suffix, digest_of(bare), group)
+
+
+def digest_of(name: str) -> str:
+    """What stands for a file's name."""
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def write_list(folder: Path, items: Sequence[Item]) -> None:
+    """Writes down beside the files what they are."""
+    with whole(folder / _LIST) as path:
+        path.write_text(json.dumps([list(item) for item in items]))
+
+
+def read_list(folder: Path) -> list[Item]:
+    """What `write_list` wrote."""
+    return [Item(*fields) for fields in json.loads((folder / _LIST).read_text())]
+
+
+def start_of(path: Path) -> bytes:
+    """The file's first bytes, as many as tell what it is."""
+    with path.open("rb") as file:
+        return file.read(START_BYTES)
+
+
+def is_dicom(start: bytes) -> bool:
+    """Whether a file that starts like this has DICOM's mark."""
+    return start[128:132] == b"DICM"
+
+
+def is_zip(start: bytes) -> bool:
+    """Whether it is a zip archive, an empty or split one included; a DICOM file may have anything in its preamble."""
+    return start[:4] in (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08") and not is_dicom(start)
+
+
+def is_named_dicom(suffix: str) -> bool:
+    """Whether a name's end says DICOM."""
+    return suffix in _DICOM_SUFFIXES
+
+
+def is_foreign_archive(start: bytes, suffix: str) -> bool:
+    """Whether it is an archive of a kind that is not unpacked: tar (packed or not), 7z, rar, xz, zstd."""
+    if is_dicom(start):
+        return False
+    return suffix in _FOREIGN_SUFFIXES or start[257:262] == b"ustar" or start.startswith(_FOREIGN_STARTS)
+
+
+def not_zip() -> DataError:
+    """The refusal of an archive that is not unpacked."""
+    return DataError(
+        "upload.not_zip",
+        "The upload is an archive of a kind that is not unpacked (tar, 7z, rar, xz or zstd).",
+        remedy="Send the files as they are, or in one zip.",
+    )

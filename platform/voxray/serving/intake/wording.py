@@ -1,0 +1,46 @@
+"""What the readers say, as a sender may hear it and a log may keep it: no paths, no names of files sent, no UIDs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from voxray.errors import DataError
+from voxray.serving.intake.study import series_handle
+
+_UID = re.compile(r"(?<![\w.])(?!1\.2\.840\.10008\.)\d+(?:\.\d+){5,}(?![\w.]*\w)")
+"""UIDs but those that the standard itself gives, which name no one's objects."""
+_LONGEST = 600
+_SEND_BOTH = "Send the header and the data file that it names, or one file (.mha, .nrrd, .nii.gz)."
+_OUTSIDE = "scan: the header names its data file by a path, a list or a pattern; only a bare file name is allowed."
+_MISSING = "scan: the header names a data file that was not sent."
+_OURS: Mapping[str, tuple[str, str]] = {
+    "metaimage.outside_folder": (_OUTSIDE, _SEND_BOTH),
+    "nrrd.outside_folder": (_OUTSIDE, _SEND_BOTH),
+    "metaimage.missing_data": (_MISSING, _SEND_BOTH),
+    "nrrd.missing_data": (_MISSING, _SEND_BOTH),
+}
+"""Sentences in place of the readers' own, which name the sender's files."""
+_QUOTES_FILE = ("dicom.unreadable", "dicom.bad_pixels")
+_QUOTES_VALUE = ("dicom.bad_value",)
+
+
+def for_sender(error: DataError, source: Path) -> DataError:
+    """The refusal as its sender may see it; `source` is the folder that was read."""
+    if error.code in _OURS:
+        message, remedy = _OURS[error.code]
+        return DataError(error.code, message, remedy=remedy)
+    message = error.message
+    if error.code in _QUOTES_FILE:
+        # In brackets is what a library said, which may hold any value of the file.
+        message = re.sub(r"\((\w+): .*\)", r"(\1)", message)
+    if error.code in _QUOTES_VALUE:
+        message = re.sub(r" \(.*\)", "", message)
+    return DataError(error.code, plain(message, source), remedy=plain(error.remedy, source))
+
+
+def plain(text: str, source: Path) -> str:
+    """A sentence of a reader without paths, each UID replaced by its series' handle."""
+    text = text.replace(f"{source}: ", "The upload ").replace(f"{source}/", "").replace(str(source), "the upload")
+    return _UID.sub(lambda found: series_handle(found.group()), text)[:_LONGEST]

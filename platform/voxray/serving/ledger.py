@@ -1,0 +1,328 @@
+"""The ledger: studies, jobs and tokens in a database, which outlive every process of the service.
+
+Ray Serve spreads the work; the ledger only remembers what was asked for, who works on it and how it ended, so that a
+job that was accepted ends once, whichever process dies. A desk that works on a job holds a lease on it and renews it;
+when a lease lapses, the job is queued again. Every change of a job's state is a compare-and-set.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+
+from voxray.errors import ResourceError
+
+TABLES = sa.MetaData()
+STUDIES = sa.Table(
+    "studies",
+    TABLES,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("owner", sa.String(64), nullable=False, index=True),
+    sa.Column("info", sa.Text, nullable=False),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("expires", sa.Float, nullable=False, index=True),
+)
+JOBS = sa.Table(
+    "jobs",
+    TABLES,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("id", sa.String(32), nullable=False, unique=True),
+    sa.Column("owner", sa.String(64), nullable=False, index=True),
+    sa.Column("study", sa.String(32), nullable=False, index=True),
+    sa.Column("model", sa.String(64), nullable=False),
+    sa.Column("request", sa.Text, nullable=False),
+    sa.Column("key", sa.String(64)),
+    sa.Column("state", sa.String(16), nullable=False, index=True),
+    sa.Column("stage", sa.String(16), nullable=False),
+    sa.Column("progress", sa.Float, nullable=False, default=0.0),
+    sa.Column("attempts", sa.Integer, nullable=False, default=0),
+    sa.Column("desk", sa.String(32)),
+    sa.Column("leased_until", sa.Float, nullable=False, default=0.0),
+    sa.Column("error", sa.Text),
+    sa.Column("timing", sa.Text),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("started", sa.Float),
+    sa.Column("finished", sa.Float),
+    sa.Column("expires", sa.Float, nullable=False, index=True),
+    sa.UniqueConstraint("owner", "key"),
+)
+TOKENS = sa.Table(
+    "tokens",
+    TABLES,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("digest", sa.String(64), nullable=False, unique=True),
+    sa.Column("created", sa.Float, nullable=False),
+)
+COUNTS = sa.Table(
+    "counts",
+    TABLES,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("labels", sa.String(256), primary_key=True),
+    sa.Column("value", sa.Float, nullable=False),
+)
+OPEN = ("queued", "running")
+
+Row = Mapping[str, Any]
+
+
+def new_id() -> str:
+    """An identifier that cannot be guessed: 128 random bits."""
+    return secrets.token_hex(16)
+
+
+class TooManyError(Exception):
+    """As many jobs are open as are allowed: of an ``owner``, or of ``all``."""
+
+
+class Ledger:
+    """The tables and every question that is asked of them; each method is one transaction."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            self._engine = _engine(url)
+            self._reader = self._engine.execution_options(reading=True)
+            TABLES.create_all(self._engine, checkfirst=True)
+        except (sa.exc.SQLAlchemyError, OSError, ImportError) as error:
+            shown = sa.engine.make_url(url).render_as_string(hide_password=True)
+            raise ResourceError(
+                f"database {shown}: cannot be used ({str(error).splitlines()[0]}); give a SQLAlchemy URL of a "
+                "database that can be reached and written."
+            ) from None
+
+    @property
+    def engine(self) -> sa.Engine:
+        """The database, for tables of other doors."""
+        return self._engine
+
+    def close(self) -> None:
+        """Lets go of the connections."""
+        self._engine.dispose()
+
+    # Studies
+
+    def add_study(self, study: str, owner: str, info: str, *, hours: float) -> Row:
+        """A study that was read."""
+        now = time.time()
+        row = {"id": study, "owner": owner, "info": info, "created": now, "expires": now + 3600 * hours}
+        with self._engine.begin() as db:
+            db.execute(STUDIES.insert().values(row))
+        return row
+
+    def study(self, study: str, owner: str | None = None) -> Row | None:
+        """The study, where it is the owner's."""
+        return self._one(STUDIES, STUDIES.c.id == study, owner)
+
+    def studies(self, owner: str) -> list[Row]:
+        """An owner's studies, the oldest first."""
+        return self._rows(sa.select(STUDIES).where(STUDIES.c.owner == owner).order_by(STUDIES.c.created))
+
+    def count_studies(self, owner: str) -> int:
+        """How many studies an owner has."""
+        with self._reader.connect() as db:
+            return int(db.scalar(sa.select(sa.func.count()).where(STUDIES.c.owner == owner)) or 0)
+
+    def remove_study(self, study: str) -> None:
+        """Forgets a study and its jobs."""
+        with self._engine.begin() as db:
+            db.execute(JOBS.delete().where(JOBS.c.study == study))
+            db.execute(STUDIES.delete().where(STUDIES.c.id == study))
+
+    # Jobs
+
+    def add_job(self, row: Row, *, most_of_owner: int, most: int) -> Row | None:
+        """A new job; None where the owner has one with this key already. A TooManyError where too many are open."""
+        open_jobs = sa.select(sa.func.count()).where(JOBS.c.state.in_(OPEN))
+        try:
+            with self._engine.begin() as db:
+                if int(db.scalar(open_jobs.where(JOBS.c.owner == row["owner"])) or 0) >= most_of_owner:
+                    raise TooManyError("owner")
+                if int(db.scalar(open_jobs) or 0) >= most:
+                    raise TooManyError("all")
+                db.execute(JOBS.insert().values(dict(row)))
+        except sa.exc.IntegrityError:
+            return None
+        return self.job(row["id"])
+
+    def job(self, job: str, owner: str | None = None) -> Row | None:
+        """The job, where it is the owner's."""
+        return self._one(JOBS, JOBS.c.id == job, owner)
+
+    def job_by_key(self, owner: str, key: str) -> Row | None:
+        """The job that an owner's idempotency key stands for."""
+        return self._one(JOBS, JOBS.c.key == key, owner)
+
+    def jobs(self, owner: str | None = None, *, study: str | None = None, limit: int = 200) -> list[Row]:
+        """The newest jobs of an owner, or of a study."""
+        query = sa.select(JOBS).order_by(JOBS.c.seq.desc()).limit(limit)
+        if owner is not None:
+            query = query.where(JOBS.c.owner == owner)
+        if study is not None:
+            query = query.where(JOBS.c.study == study)
+        return self._rows(query)
+
+    def place(self, row: Row) -> int:
+        """How many queued jobs of the model are before this one."""
+        query = sa.select(sa.func.count()).where(
+            JOBS.c.model == row["model"], JOBS.c.state == "queued", JOBS.c.seq < row["seq"]
+        )
+        with self._reader.connect() as db:
+            return int(db.scalar(query) or 0)
+
+    def claim(self, desk: str, model: str, *, limit: int, lease_s: float) -> list[Row]:
+        """Up to so many of a model's queued jobs, the oldest first, now leased to the desk."""
+        now = time.time()
+        claimed: list[Row] = []
+        for row in self._rows(
+            sa.select(JOBS).where(JOBS.c.state == "queued", JOBS.c.model == model).order_by(JOBS.c.seq).limit(limit)
+        ):
+            fresh = {
+                "state": "running",
+                "stage": "preparing",
+                "progress": 0.0,
+                "desk": desk,
+                "leased_until": now + lease_s,
+                "attempts": row["attempts"] + 1,
+                "started": row["started"] or now,
+            }
+            if self._change(row["id"], fresh, state=("queued",)):
+                claimed.append({**row, **fresh})
+        return claimed
+
+    def renew(self, desk: str, jobs: Sequence[str], *, lease_s: float) -> set[str]:
+        """Lengthens the leases; the jobs among these that are still the desk's and under way."""
+        if not jobs:
+            return set()
+        mine = sa.and_(JOBS.c.id.in_(jobs), JOBS.c.desk == desk, JOBS.c.state == "running")
+        with self._engine.begin() as db:
+            db.execute(JOBS.update().where(mine).values(leased_until=time.time() + lease_s))
+            return set(db.scalars(sa.select(JOBS.c.id).where(mine)))
+
+    def requeue_lapsed(self) -> int:
+        """Queues jobs again whose desk is gone; how many."""
+        lapsed = sa.and_(JOBS.c.state == "running", JOBS.c.leased_until < time.time())
+        with self._engine.begin() as db:
+            return int(db.execute(JOBS.update().where(lapsed).values(**_QUEUED)).rowcount)
+
+    def requeue(self, job: str, desk: str) -> bool:
+        """Queues a job again that the desk could not bring to an end."""
+        return self._change(job, _QUEUED, state=("running",), desk=desk)
+
+    def report(self, job: str, desk: str, *, stage: str, progress: float) -> bool:
+        """How far a job is."""
+        return self._change(job, {"stage": stage, "progress": progress}, state=("running",), desk=desk)
+
+    def finish(self, job: str, desk: str, *, timing: Mapping[str, float]) -> bool:
+        """The job is done: its answer lies in its folder. False where it is not the desk's any more."""
+        values = {"state": "done", "stage": "done", "progress": 1.0, "timing": json.dumps(timing)}
+        return self._change(job, {**values, "finished": time.time()}, state=("running",), desk=desk)
+
+    def fail(self, job: str, desk: str, *, error: str) -> bool:
+        """The job ended with an error, a `ProblemDetails` as JSON."""
+        values = {"state": "failed", "error": error, "finished": time.time()}
+        return self._change(job, values, state=("running",), desk=desk)
+
+    def cancel(self, job: str) -> bool:
+        """Ends a job that waits or is under way."""
+        return self._change(job, {"state": "cancelled", "finished": time.time()}, state=OPEN)
+
+    def remove_job(self, job: str) -> None:
+        """Forgets a job."""
+        with self._engine.begin() as db:
+            db.execute(JOBS.delete().where(JOBS.c.id == job))
+
+    def expired(self) -> tuple[list[str], list[str]]:
+        """Studies and jobs whose time is over; none that is under way, and no study with an open job."""
+        now = time.time()
+        busy = sa.select(JOBS.c.study).where(JOBS.c.state.in_(OPEN))
+        studies = sa.select(STUDIES.c.id).where(STUDIES.c.expires < now, STUDIES.c.id.not_in(busy))
+        jobs = sa.select(JOBS.c.id).where(JOBS.c.expires < now, JOBS.c.state.not_in(OPEN))
+        with self._reader.connect() as db:
+            return list(db.scalars(studies)), list(db.scalars(jobs))
+
+    # Tokens: only digests are kept
+
+    def add_token(self, name: str, digest: str) -> bool:
+        """Lets a token in; False where the name is taken."""
+        try:
+            with self._engine.begin() as db:
+                db.execute(TOKENS.insert().values(name=name, digest=digest, created=time.time()))
+        except sa.exc.IntegrityError:
+            return False
+        return True
+
+    def remove_token(self, name: str) -> bool:
+        """Shuts a token out; False where there is none of that name."""
+        with self._engine.begin() as db:
+            return bool(db.execute(TOKENS.delete().where(TOKENS.c.name == name)).rowcount)
+
+    def tokens(self) -> list[Row]:
+        """Names and digests."""
+        return self._rows(sa.select(TOKENS).order_by(TOKENS.c.name))
+
+    # Counts, for the metrics
+
+    def count(self, amounts: Mapping[tuple[str, str], float]) -> None:
+        """Adds to counts, by name and labels."""
+        with self._engine.begin() as db:
+            for (name, labels), amount in amounts.items():
+                same = sa.and_(COUNTS.c.name == name, COUNTS.c.labels == labels)
+                if not db.execute(COUNTS.update().where(same).values(value=COUNTS.c.value + amount)).rowcount:
+                    db.execute(COUNTS.insert().values(name=name, labels=labels, value=amount))
+
+    def counts(self) -> list[Row]:
+        """All counts."""
+        return self._rows(sa.select(COUNTS).order_by(COUNTS.c.name, COUNTS.c.labels))
+
+    def states(self) -> list[tuple[str, str, int]]:
+        """(model, state, how many jobs)."""
+        query = sa.select(JOBS.c.model, JOBS.c.state, sa.func.count()).group_by(JOBS.c.model, JOBS.c.state)
+        with self._reader.connect() as db:
+            return [(str(model), str(state), int(number)) for model, state, number in db.execute(query)]
+
+    def _change(self, job: str, values: Row, *, state: Sequence[str], desk: str | None = None) -> bool:
+        same = sa.and_(JOBS.c.id == job, JOBS.c.state.in_(state))
+        same = same if desk is None else sa.and_(same, JOBS.c.desk == desk)
+        with self._engine.begin() as db:
+            return bool(db.execute(JOBS.update().where(same).values(dict(values))).rowcount)
+
+    def _one(self, table: sa.Table, which: sa.ColumnElement[bool], owner: str | None) -> Row | None:
+        query = sa.select(table).where(which)
+        found = self._rows(query if owner is None else query.where(table.c.owner == owner))
+        return found[0] if found else None
+
+    def _rows(self, query: sa.Select[Any]) -> list[Row]:
+        with self._reader.connect() as db:
+            return [dict(row) for row in db.execute(query).mappings()]
+
+
+_QUEUED = {"state": "queued", "stage": "queued", "progress": 0.0, "desk": None}
+
+
+def _engine(url: str) -> sa.Engine:
+    parsed = sa.engine.make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return sa.create_engine(parsed, pool_pre_ping=True)
+    if parsed.database:
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = sa.create_engine(parsed, connect_args={"timeout": 30, "check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def _set_up(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # transactions begin as they should: for writing, at once
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Any) -> None:
+        connection.exec_driver_sql(
+            "BEGIN" if connection.get_execution_options().get("reading") else "BEGIN IMMEDIATE"
+        )
+
+    return engine

@@ -1,0 +1,71 @@
+"""The workers in one process, without Ray: for tests, and to measure what Ray costs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+from voxray.serving.answering import Answering, watched
+from voxray.serving.config import ServeConfig
+from voxray.serving.desk import Desk
+from voxray.serving.intake.study import StudyInfo
+from voxray.serving.ledger import Ledger
+from voxray.serving.messages import DicomwebSource, Form, ModelInfo
+from voxray.serving.places import Places
+from voxray.serving.reading import Reading
+from voxray.serving.workers import Step
+
+
+class LocalWorkers:
+    """Every model and the reader, in threads."""
+
+    def __init__(self, config: ServeConfig, places: Places) -> None:
+        self._models = {name: Answering(name, model, places) for name, model in config.models.items()}
+        self._reading = Reading(config, places, [answering.info for answering in self._models.values()])
+        self.desk: Desk | None = None
+
+    async def read(self, study: str, *, series_uid: str | None) -> StudyInfo:
+        """See `workers.Readers`."""
+        return await self._reading.read(study, series_uid=series_uid)
+
+    async def fetch(self, study: str, source: DicomwebSource) -> StudyInfo:
+        """See `workers.Readers`."""
+        return await self._reading.fetch(study, source)
+
+    async def scan(self, study: str) -> Path:
+        """See `workers.Readers`."""
+        return await self._reading.scan(study)
+
+    async def make(self, job: str, study: str, model: str, form: Form) -> Path:
+        """See `workers.Readers`."""
+        return await self._reading.make(job, study, model, form)
+
+    async def store(self, job: str, study: str, model: str, url: str) -> None:
+        """See `workers.Readers`."""
+        await self._reading.store(job, study, model, url)
+
+    async def answer(self, job: str, study: str, model: str) -> AsyncGenerator[Step, None]:
+        """See `workers.Workers`."""
+        begin = asyncio.get_running_loop().time()
+        answering = self._models[model]
+        scan = await self._reading.prepare(study, model)
+        prepare_s = asyncio.get_running_loop().time() - begin
+        async for step in watched(answering, scan, job, study):
+            yield Step(step.stage, step.progress, prepare_s, step.answer_s)
+
+    async def models(self) -> dict[str, ModelInfo]:
+        """See `workers.Workers`."""
+        return {name: answering.info for name, answering in self._models.items()}
+
+    def poke(self) -> None:
+        """See `workers.Workers`."""
+        if self.desk is not None:
+            self.desk.poke()
+
+
+def open_desk(config: ServeConfig, ledger: Ledger, workers: LocalWorkers, places: Places, **times: float) -> Desk:
+    """A desk for these workers; whoever opens it runs it."""
+    widths = {name: model.at_once for name, model in config.models.items()}
+    workers.desk = Desk(ledger, workers, places, widths, **times)
+    return workers.desk

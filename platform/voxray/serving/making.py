@@ -1,0 +1,52 @@
+"""The forms of a result, made of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from voxray.inference.findings import FindingsFile, LabelsFile, ModelStamp, detections_of, read_file
+from voxray.inference.predictor import Prediction
+from voxray.pipelines.forms import CaseAnswer, write_form
+from voxray.readers import read_label_map
+from voxray.serving.intake.study import series_uid_of
+from voxray.serving.messages import Form, ModelInfo
+from voxray.serving.places import Places
+from voxray.serving.scans import scan_of
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A job's result, as it lies in the job's folder."""
+
+    places: Places
+    job: str
+    study: str
+    model: ModelInfo
+
+    def make(self, form: Form, path: Path) -> None:
+        """Writes the result in a form."""
+        prediction, stamp = self._answer()
+        series_uid = series_uid_of(self.places.study(self.study))
+        write_form(
+            form,
+            CaseAnswer(
+                case=(series_uid or self.study) if form == "luna16" else self.study,
+                prediction=prediction,
+                classes=self.model.classes,
+                stamp=stamp,
+                source=self.places.source(self.study),
+                volume=scan_of(self.places, self.study) if form == "preview" else None,
+                series_uid=series_uid,
+            ),
+            path,
+        )
+
+    def _answer(self) -> tuple[Prediction, ModelStamp]:
+        grid = scan_of(self.places, self.study).grid
+        path = self.places.answer(self.job, self.study)
+        if self.model.task == "segmentation":
+            labels = read_label_map(self.places.labels(self.job, self.study))
+            return Prediction(grid, labels=labels), read_file(LabelsFile, path).model
+        file = read_file(FindingsFile, path)
+        return Prediction(grid, detections=detections_of(file, self.model.classes, frame="voxel")), file.model

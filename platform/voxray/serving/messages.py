@@ -1,0 +1,146 @@
+"""What travels through the native API: studies, jobs and models, as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from voxray.config import Config
+from voxray.inference.findings import FindingsFile, LabelsFile
+from voxray.recipe import GridConfig
+from voxray.serving.intake.study import StudyInfo
+from voxray.serving.problems import ProblemDetails
+from voxray.volume import Shape, Vector
+
+State = Literal["queued", "running", "done", "failed", "cancelled"]
+Stage = Literal["queued", "preparing", "answering", "writing", "done"]
+Form = Literal["json", "nifti", "seg", "sr", "rtstruct", "preview", "luna16", "markups"]
+Identifier = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+
+ENDED: tuple[State, ...] = ("done", "failed", "cancelled")
+
+
+class Study(Config):
+    """An uploaded scan that was read and can be answered."""
+
+    study_id: Identifier
+    format: str
+    shape: Shape
+    """Voxels along x, y and z as the scan stores them."""
+    spacing_mm: Vector
+    origin_mm: Vector
+    """The centre of the first voxel, LPS."""
+    direction: tuple[float, ...]
+    """Row-major 3x3; the columns are the LPS directions of the voxel axes."""
+    orientation: str
+    num_files: int
+    modality: str | None
+    is_dicom: bool
+    warnings: tuple[str, ...]
+    created: datetime
+    expires: datetime
+
+
+class DicomwebSource(Config):
+    """A series on a DICOMweb server, to be fetched with WADO-RS."""
+
+    url: str
+    study_uid: Annotated[str, Field(pattern=r"^[0-9.]{1,64}$")]
+    series_uid: Annotated[str, Field(pattern=r"^[0-9.]{1,64}$")]
+
+
+class StudyRequest(Config):
+    """A study that the service fetches itself."""
+
+    dicomweb: DicomwebSource
+
+
+class StoreTarget(Config):
+    """Where SEG and SR are sent when a job is done, with STOW-RS."""
+
+    dicomweb: str
+
+
+class JobRequest(Config):
+    """A study to be answered by a model."""
+
+    study_id: Identifier
+    model: Annotated[str, Field(max_length=64)]
+    outputs: tuple[Form, ...] = ()
+    """Forms to make at once; any other is made when it is first asked for."""
+    store: StoreTarget | None = None
+
+
+class Timing(Config):
+    """Where the time went, in seconds."""
+
+    queued: float = 0.0
+    prepare: float = 0.0
+    answer: float = 0.0
+    total: float = 0.0
+
+
+class Job(Config):
+    """A job and how far it is."""
+
+    job_id: Identifier
+    study_id: Identifier
+    model: str
+    state: State
+    stage: Stage
+    progress: Annotated[float, Field(ge=0, le=1)]
+    place: int | None
+    """How many jobs of the model are before it in the queue; null once it is under way."""
+    error: ProblemDetails | None
+    outputs: tuple[Form, ...]
+    """The forms in which its result can be had."""
+    created: datetime
+    started: datetime | None
+    finished: datetime | None
+    expires: datetime
+    timing_s: Timing
+    result: FindingsFile | LabelsFile | None = None
+    """Where the request waited for it."""
+
+
+class Jobs(Config):
+    """A client's jobs, the newest first."""
+
+    jobs: tuple[Job, ...]
+
+
+class ModelInfo(Config):
+    """A model that is served."""
+
+    name: str
+    task: Literal["detection", "segmentation"]
+    classes: tuple[str, ...]
+    labels: Mapping[str, int]
+    """Class -> its value in label maps."""
+    description: str
+    dataset: str
+    licence: str
+    grid: GridConfig
+    """What scans are turned and resampled to."""
+    sha256: str = ""
+    """Of the weights; empty until the model is ready."""
+    engine: str = ""
+    ready: bool = False
+
+
+class Models(Config):
+    """What is served."""
+
+    models: tuple[ModelInfo, ...]
+
+
+class SignIn(Config):
+    """A token, in exchange for a session cookie."""
+
+    token: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.~-]{1,256}$")]
+
+
+__all__ = ["ENDED", "Form", "Job", "JobRequest", "Jobs", "ModelInfo", "Models", "Study", "StudyInfo", "Timing"]

@@ -1,0 +1,89 @@
+"""Problems: what a client is told when a request cannot be granted (RFC 9457), with a stable code and a remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from voxray.config import Config
+from voxray.errors import ConfigError, DataError, ResourceError, VoxrayError
+from voxray.serving.intake.codes import status_of
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class ProblemDetails(Config):
+    """The body of an error's reply."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    code: str
+    """Stable: ``upload.too_large``, ``dicom.missing_slice``, ``job.unknown``."""
+    detail: str
+    remedy: str
+    request_id: str | None = None
+
+
+class Problem(Exception):  # noqa: N818  # RFC 9457's word
+    """A request that is refused."""
+
+    def __init__(
+        self, status: int, code: str, detail: str, *, remedy: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(f"[{code}] {detail} {remedy}")
+        self.status, self.code, self.detail, self.remedy = status, code, detail, remedy
+        self.headers = dict(headers or {})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (self.status, self.code, self.detail, self.remedy, self.headers)
+
+    def details(self, request_id: str | None = None) -> ProblemDetails:
+        """What the client reads."""
+        return ProblemDetails(
+            title=TITLES.get(self.status, "Refused"),
+            status=self.status,
+            code=self.code,
+            detail=self.detail,
+            remedy=self.remedy,
+            request_id=request_id,
+        )
+
+
+def problem_of(error: VoxrayError) -> Problem:
+    """A refusal of voxray's as a client is told of it."""
+    if isinstance(error, DataError):
+        return Problem(status_of(error.code), error.code, error.message, remedy=error.remedy)
+    if isinstance(error, ResourceError):
+        return Problem(503, "service.lacks", str(error), remedy="Give a smaller scan, or ask who runs the service.")
+    assert isinstance(error, ConfigError)
+    return Problem(422, "request.refused", str(error), remedy="Mend the request.")
+
+
+def fault() -> Problem:
+    """What a client is told of our own mistakes: nothing but where to look."""
+    return Problem(500, "service.fault", "The service failed.", remedy="Tell whoever runs it the job or request id.")
+
+
+def _again(status: int, code: str, detail: str, remedy: str, headers: Mapping[str, str]) -> Problem:
+    return Problem(status, code, detail, remedy=remedy, headers=headers)
+
+
+TITLES = {
+    400: "Bad request",
+    401: "Not signed in",
+    403: "Not allowed",
+    404: "Not found",
+    405: "Method not allowed",
+    409: "Conflict",
+    413: "Too large",
+    415: "Unsupported format",
+    422: "Cannot be used",
+    429: "Too many requests",
+    500: "A fault of the service",
+    501: "Not offered",
+    502: "The archive did not answer as it should",
+    503: "Not available",
+    504: "The archive took too long",
+    507: "No space",
+}

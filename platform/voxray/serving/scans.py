@@ -1,0 +1,33 @@
+"""Studies as volumes, and on the grids of models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from voxray.inference.predictor import Prepared, prepare_scan
+from voxray.readers import write_nifti
+from voxray.recipe import GridConfig
+from voxray.serving.intake.study import VOLUME, read_study
+from voxray.serving.places import Places
+from voxray.volume import Volume
+
+
+def scan_of(places: Places, study: str) -> Volume:
+    """A study's scan in its own order; the voxels are mapped, not loaded."""
+    folder = places.study(study)
+    return Volume(np.load(folder / VOLUME, mmap_mode="r", allow_pickle=False), read_study(folder).grid)
+
+
+def prepare_study(places: Places, study: str, grid: GridConfig) -> Prepared:
+    """A study on a model's grid."""
+    return prepare_scan(scan_of(places, study), grid)
+
+
+def write_scan(places: Places, study: str) -> Path:
+    """The study's scan as NIfTI, made when it is first asked for."""
+    path = places.study(study) / "scan.nii.gz"
+    if not path.exists():
+        write_nifti(scan_of(places, study), path)
+    return path

@@ -1,0 +1,68 @@
+"""What the door and the desk ask of the processes that do the work, wherever these are."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from voxray.serving.intake.study import StudyInfo
+from voxray.serving.messages import DicomwebSource, Form, ModelInfo, Stage
+
+
+class WorkerDiedError(Exception):
+    """The process that worked is gone, or was not there: the same work may be asked for again."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far a job is; at the end with the seconds that its parts took."""
+
+    stage: Stage
+    progress: float = 0.0
+    prepare_s: float = 0.0
+    answer_s: float = 0.0
+
+
+class Readers(Protocol):
+    """Uploads read, and results put into other forms. What is wrong with them is a VoxrayError."""
+
+    async def read(self, study: str, *, series_uid: str | None) -> StudyInfo:
+        """Reads and checks what lies in the study's folder, and leaves its voxels there."""
+        ...
+
+    async def fetch(self, study: str, source: DicomwebSource) -> StudyInfo:
+        """The same of a series that is fetched first."""
+        ...
+
+    async def scan(self, study: str) -> Path:
+        """The study's scan as NIfTI; made once."""
+        ...
+
+    async def make(self, job: str, study: str, model: str, form: Form) -> Path:
+        """The file of a job's result in one form; made once."""
+        ...
+
+    async def store(self, job: str, study: str, model: str, url: str) -> None:
+        """Sends SEG and SR of a job's result to a DICOMweb server."""
+        ...
+
+
+class Workers(Readers, Protocol):
+    """All of them."""
+
+    def answer(self, job: str, study: str, model: str) -> AsyncGenerator[Step, None]:
+        """The model's answer to the study, left in the job's folder; ended by closing the iterator.
+
+        Raises WorkerDiedError where it is to be tried again.
+        """
+        ...
+
+    async def models(self) -> dict[str, ModelInfo]:
+        """The models that are ready; others are missing."""
+        ...
+
+    def poke(self) -> None:
+        """Tells the desk that there is something to do; without it the desk finds it a little later."""
+        ...

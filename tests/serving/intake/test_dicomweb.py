@@ -1,0 +1,313 @@
+"""DICOMweb against a real Orthanc, and against archives that mean no good."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.server
+import json
+import shutil
+import socket
+import subprocess
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+
+from serving.intake.conftest import PLANTED, series_files, slice_file
+from voxray.errors import ConfigError, DataError
+from voxray.readers import read_volume
+from voxray.serving.intake import Access, Limits, Received, StudyInfo, fetch, parse, series_handle, store
+
+PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+STUDY, SERIES = "1.2.3.4.5.6.7.1", "1.2.3.4.5.6.7.1.1"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an empty Orthanc on loopback; skips where it is not installed."""
+    program = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin")
+    if program is None or not PLUGIN.exists():
+        pytest.skip("no Orthanc with its DICOMweb plugin (Debian: orthanc, orthanc-dicomweb)")
+    folder, port = tmp_path_factory.mktemp("orthanc"), free_port()
+    configuration = {
+        "StorageDirectory": str(folder / "storage"),
+        "IndexDirectory": str(folder / "storage"),
+        "Plugins": [str(PLUGIN)],
+        "HttpPort": port,
+        "HttpBindAddresses": ["127.0.0.1"],
+        "DicomServerEnabled": False,
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+    }
+    (folder / "orthanc.json").write_text(json.dumps(configuration))
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([program, str(folder / "orthanc.json")], stdout=log, stderr=log)
+    try:
+        until = time.monotonic() + 60
+        while not answers(f"http://127.0.0.1:{port}/system"):
+            assert process.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() < until, (folder / "log").read_text()
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def answers(url: str) -> bool:
+    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as response:
+        return bool(response.status == 200)
+    return False
+
+
+def put(orthanc: str, data: bytes) -> None:
+    request = urllib.request.Request(f"{orthanc}/instances", data=data, method="POST")
+    with urllib.request.urlopen(request, timeout=30) as response:
+        assert response.status == 200
+
+
+def found_by_qido(orthanc: str, query: str) -> list[dict[str, Any]]:
+    request = urllib.request.Request(f"{orthanc}/dicom-web/{query}", headers={"Accept": "application/dicom+json"})
+    with urllib.request.urlopen(request, timeout=30) as response:
+        found: list[dict[str, Any]] = json.loads(response.read())
+    return found
+
+
+def got(
+    url: str,
+    folder: Path,
+    access: Access,
+    limits: Limits | None = None,
+    *,
+    study_uid: str = STUDY,
+    series_uid: str = SERIES,
+) -> Received:
+    bounds = limits or Limits()
+    return asyncio.run(
+        fetch(url, study_uid=study_uid, series_uid=series_uid, folder=folder, limits=bounds, access=access)
+    )
+
+
+def refused(
+    url: str,
+    folder: Path,
+    access: Access,
+    limits: Limits | None = None,
+    *,
+    study_uid: str = STUDY,
+    series_uid: str = SERIES,
+) -> str:
+    with pytest.raises(DataError) as raised:
+        got(url, folder, access, limits, study_uid=study_uid, series_uid=series_uid)
+    assert not folder.exists()
+    assert PLANTED not in str(raised.value)
+    assert STUDY not in str(raised.value)
+    return raised.value.code
+
+
+@pytest.mark.data
+def test_a_real_series_is_fetched_and_an_object_is_stored(orthanc: str, shared_data: Path, tmp_path: Path) -> None:
+    source = shared_data / "lidc" / "LIDC-IDRI-0001_16sl_dicom"
+    paths = sorted(source.glob("*.dcm"))
+    for path in paths:
+        put(orthanc, path.read_bytes())
+    first = pydicom.dcmread(paths[0])
+    study, series = str(first.StudyInstanceUID), str(first.SeriesInstanceUID)
+    access = Access(allowed=(orthanc,))
+    received = got(f"{orthanc}/dicom-web", tmp_path / "study", access, study_uid=study, series_uid=series)
+    assert received.num_files == 16
+    info: StudyInfo = asyncio.run(parse(tmp_path / "study", Limits(), series_uid=series))
+    assert info.series == series_handle(series)
+    assert (np.load(tmp_path / "study" / "volume.npy") == read_volume(source).voxels).all()
+
+    made = pydicom.dcmread(paths[0])
+    made.SeriesInstanceUID, made.SOPInstanceUID = pydicom.uid.generate_uid(), pydicom.uid.generate_uid()
+    made.file_meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID
+    made.SeriesDescription = "stored back"
+    made.save_as(tmp_path / "made.dcm")
+    asyncio.run(store(f"{orthanc}/dicom-web/", [tmp_path / "made.dcm"], limits=Limits(), access=access))
+    (entry,) = found_by_qido(orthanc, f"studies/{study}/series/{made.SeriesInstanceUID}/instances")
+    assert entry["00080018"]["Value"] == [made.SOPInstanceUID]
+
+
+def test_limits_hold_for_archives_too(orthanc: str, tmp_path: Path) -> None:
+    for data in series_files(12).values():
+        put(orthanc, data)
+    root, access = f"{orthanc}/dicom-web", Access(allowed=(orthanc,))
+    assert got(root, tmp_path / "all", access).num_files == 12
+    assert refused(root, tmp_path / "a", access, Limits(entries=11)) == "upload.too_many_files"
+    assert refused(root, tmp_path / "b", access, Limits(upload_bytes=5000)) == "upload.too_large"
+    assert refused(root, tmp_path / "c", access, series_uid="1.2.3.4") == "dicomweb.not_found"
+    assert refused(orthanc, tmp_path / "d", access) == "dicomweb.not_found"
+
+
+def test_only_allowed_origins_are_spoken_to(tmp_path: Path) -> None:
+    access = Access(allowed=("https://pacs.example.org", "http://127.0.0.1:8042/"))
+    for number, url in enumerate(
+        [
+            "http://pacs.example.org/dicom-web",
+            "https://pacs.example.org:8443/dicom-web",
+            "https://pacs.example.org.evil.net/dicom-web",
+            "http://127.0.0.1/dicom-web",
+            "http://localhost:8042/dicom-web",
+            "http://169.254.169.254/latest",
+        ]
+    ):
+        assert refused(url, tmp_path / f"a{number}", access) == "dicomweb.not_allowed"
+    for number, url in enumerate(
+        [
+            "https://pacs.example.org@evil.net/",
+            "https://user:word@pacs.example.org/",
+            "file:///etc/passwd",
+            "https://pacs.example.org/a/../b",
+            "https://pacs.example.org/?x=1",
+            "https://pacs.example.org:99999/",
+            "",
+        ]
+    ):
+        assert refused(url, tmp_path / f"b{number}", access) == "dicomweb.bad_address"
+    assert refused("https://pacs.example.org", tmp_path / "c", access, study_uid="1.2/../3") == "dicomweb.bad_address"
+
+
+def test_an_origin_must_be_one() -> None:
+    from voxray.config import parse as parse_config
+
+    for wrong in ("pacs.example.org", "https://pacs.example.org/dicom-web", "ftp://pacs.example.org"):
+        with pytest.raises(ConfigError, match="must be origins"):
+            parse_config(Access, {"allowed": [wrong]}, where="service")
+    assert "word" not in repr(Access(allowed=("http://a",), tokens={"http://a": "word"}))
+
+
+Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
+
+
+@contextlib.contextmanager
+def archive(answer: Answer) -> Iterator[str]:
+    """An archive that answers as told."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            with contextlib.suppress(OSError):
+                answer(self)
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.do_GET()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def says(status: int, body: bytes = b"", **headers: str) -> Answer:
+    def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return answer
+
+
+MULTIPART = 'multipart/related; type="application/dicom"; boundary=B'
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (says(500, PLANTED.encode()), "dicomweb.bad_answer"),
+        (says(401), "dicomweb.refused"),
+        (says(404), "dicomweb.not_found"),
+        (says(200, b"<html>hello</html>", Content_Type="text/html"), "dicomweb.bad_answer"),
+        (says(200, b"\r\n--B\r\n\r\njunk\r\n--B--", Content_Type=MULTIPART), "dicomweb.bad_answer"),
+        (says(200, b"\r\n--B--", Content_Type=MULTIPART), "dicomweb.not_found"),
+    ],
+)
+def test_answers_that_are_none(tmp_path: Path, answer: Answer, code: str) -> None:
+    with archive(answer) as address:
+        assert refused(address, tmp_path / "study", Access(allowed=(address,))) == code
+
+
+def test_redirects_are_not_followed(tmp_path: Path) -> None:
+    reached: list[object] = []
+    with archive(reached.append) as secret, archive(says(302, Location=f"{secret}/meta")) as address:
+        access = Access(allowed=(address,))
+        assert refused(address, tmp_path / "study", access) == "dicomweb.refused"
+        (tmp_path / "made.dcm").write_bytes(slice_file())
+        with pytest.raises(DataError) as raised:
+            asyncio.run(store(address, [tmp_path / "made.dcm"], limits=Limits(), access=access))
+    assert raised.value.code == "dicomweb.refused"
+    assert not reached
+
+
+def test_a_token_goes_to_its_own_origin_alone(tmp_path: Path) -> None:
+    seen: dict[str, str | None] = {}
+
+    def note(handler: http.server.BaseHTTPRequestHandler) -> None:
+        seen[handler.path.split("/")[1]] = handler.headers.get("Authorization")
+        says(404)(handler)
+
+    with archive(note) as one, archive(note) as other:
+        access = Access(allowed=(one, other), tokens={one: "word"})
+        refused(f"{one}/one", tmp_path / "a", access)
+        refused(f"{other}/other", tmp_path / "b", access)
+    assert seen == {"one": "Bearer word", "other": None}
+
+
+def test_an_archive_that_never_ends_is_cut_off(tmp_path: Path) -> None:
+    def endless(handler: http.server.BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", MULTIPART)
+        handler.end_headers()
+        while True:
+            handler.wfile.write(bytes(1 << 16))
+
+    with archive(endless) as address:
+        limits = Limits(upload_bytes=8 << 20)
+        assert refused(address, tmp_path / "study", Access(allowed=(address,)), limits) == "upload.too_large"
+
+
+def test_an_archive_that_falls_silent_or_is_not_there(tmp_path: Path) -> None:
+    def silent(_: http.server.BaseHTTPRequestHandler) -> None:
+        time.sleep(20)
+
+    with archive(silent) as address:
+        access = Access(allowed=(address,), silence_s=0.2)
+        assert refused(address, tmp_path / "a", access) == "dicomweb.unreachable"
+        patient = Access(allowed=(address,))
+        assert refused(address, tmp_path / "b", patient, Limits(fetch_s=1.0)) == "dicomweb.too_slow"
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    assert refused(nowhere, tmp_path / "c", Access(allowed=(nowhere,))) == "dicomweb.unreachable"
+
+
+def test_an_object_that_was_not_taken_is_no_success(tmp_path: Path) -> None:
+    (tmp_path / "made.dcm").write_bytes(slice_file())
+    deaf = says(200, b"{}", Content_Type="application/dicom+json")
+    with archive(deaf) as address, pytest.raises(DataError, match="took 0 of 1 objects") as raised:
+        asyncio.run(store(address, [tmp_path / "made.dcm"], limits=Limits(), access=Access(allowed=(address,))))
+    assert raised.value.code == "dicomweb.not_stored"

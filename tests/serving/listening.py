@@ -1,0 +1,68 @@
+"""The real service behind a real socket, in one process: for clients that bring their own HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from voxray.serving.app import check
+from voxray.serving.config import ServeConfig
+from voxray.serving.door import make_door
+from voxray.serving.doors import ROUTERS
+from voxray.serving.ledger import Ledger
+from voxray.serving.local import LocalWorkers, open_desk
+from voxray.serving.places import Places
+from voxray.serving.service import Service
+
+
+@dataclass(frozen=True)
+class Listening:
+    """A service that answers at an address."""
+
+    host: str
+    """With the port."""
+    service: Service
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"http://{self.host}"
+
+
+@contextmanager
+def listening(folder: Path, models: dict[str, Any], **fields: Any) -> Iterator[Listening]:
+    """A service with these models for the block; `fields` go into its configuration."""
+    config = ServeConfig.model_validate({"models": models, "folder": str(folder / "service"), **fields})
+    places = Places(config.root).prepared()
+    ledger = Ledger(config.database_url)
+    workers = LocalWorkers(config, places)
+    service = Service(config, ledger, workers, places, check(config))
+    app = make_door(service, routers=ROUTERS)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, ws="none"))
+
+    async def serve() -> None:
+        desk = open_desk(config, ledger, workers, places)
+        working = asyncio.create_task(desk.run())
+        await server.serve()
+        await desk.stop()
+        await working
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            thread.join(0.02)
+        host, port = server.servers[0].sockets[0].getsockname()[:2]
+        yield Listening(f"{host}:{port}", service)
+    finally:
+        server.should_exit = True
+        thread.join()
+        ledger.close()

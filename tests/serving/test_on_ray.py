@@ -1,0 +1,153 @@
+"""`voxray serve` as users start it: real Ray, real HTTP, real kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from serving.load import right_answers, use
+from serving.services import await_ready, small_models, small_scan, start
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+class Bench:
+    """A service, its scans and their right answers."""
+
+    def __init__(self, folder: Path) -> None:
+        self.models = small_models(folder / "runs")
+        self.scans = [small_scan(folder / f"scan{seed}.nii.gz", seed=seed) for seed in range(2)]
+        self.served = start(folder / "service", self.models)
+        await_ready(self.served)
+        self.answers = right_answers(self.served.address, self.scans)
+        self._random = random.Random(0)
+
+    def accepted(self) -> tuple[str, Any]:
+        """A job that the service has taken, and its right answer."""
+        number, model = self._random.choice(list(self.answers))
+        with httpx.Client(base_url=self.served.address, timeout=60) as client:
+            study = client.post("/v1/studies?name=a.nii.gz", content=self.scans[number].read_bytes()).json()[
+                "study_id"
+            ]
+            reply = client.post("/v1/jobs", json={"study_id": study, "model": model})
+            assert reply.status_code == 202, reply.text
+            return reply.json()["job_id"], self.answers[number, model]
+
+    def assert_right(self, job: str, answer: Any) -> None:
+        """Waits for the job's end, through whatever is broken meanwhile."""
+        until, found = time.monotonic() + 150, None
+        while time.monotonic() < until:
+            try:
+                found = httpx.get(f"{self.served.address}/v1/jobs/{job}?wait=20", timeout=60).json()
+                if found.get("state") in ("done", "failed", "cancelled"):
+                    break
+            except (httpx.HTTPError, ValueError):
+                time.sleep(0.5)
+        assert found is not None
+        assert found["state"] == "done", found
+        assert found["result"].get("findings", found["result"].get("labels")) == answer
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    made = Bench(tmp_path_factory.mktemp("serve"))
+    yield made
+    made.served.process.send_signal(signal.SIGINT)
+    try:
+        assert made.served.process.wait(90) == 0
+    finally:
+        made.served.kill_all()
+
+
+def test_load_with_bad_requests_and_cancels(bench: Bench) -> None:
+    record = use(bench.served.address, bench.scans, bench.answers, clients=4, seconds=15)
+    assert not record.faults
+    assert not record.broken
+    assert record.jobs > 0
+    assert record.refused > 0
+
+
+@pytest.mark.parametrize("what", ["model-organs", "desk", "door", "scans"])
+def test_jobs_survive_the_death_of(bench: Bench, what: str) -> None:
+    jobs = [bench.accepted() for _ in range(4)]
+    killed = bench.served.processes(f"voxray:{what}")
+    assert killed
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
+    for job, answer in jobs:
+        bench.assert_right(job, answer)
+
+
+def test_jobs_survive_the_death_of_everything(bench: Bench) -> None:
+    jobs = [bench.accepted() for _ in range(4)]
+    port = int(bench.served.address.rsplit(":", 1)[1])
+    bench.served.kill_all()
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"{bench.served.address}/livez", timeout=5)
+    bench.served = start(bench.served.folder, bench.models, port=port)
+    await_ready(bench.served)
+    for job, answer in jobs:
+        bench.assert_right(job, answer)
+
+
+def test_log_is_json_and_knows_no_patient(bench: Bench) -> None:
+    canary = "Canary^Patient"
+    with httpx.Client(base_url=bench.served.address, timeout=60) as client:
+        junk = client.post("/v1/studies", files={"file": (f"{canary}.nii.gz", b"junk" * 100)})
+        named = client.post(f"/v1/studies?name={canary}.nii.gz", content=bench.scans[0].read_bytes())
+        metrics = client.get("/metrics")
+    assert junk.status_code in (415, 422)
+    assert named.status_code == 201
+    assert canary not in junk.text + named.text + metrics.text
+    assert canary not in bench.served.log.read_text()
+    files = [path for path in bench.served.folder.rglob("*") if path.is_file()]
+    assert not [path for path in files if canary in str(path) or canary.encode() in path.read_bytes()]
+    lines = [line for path in files if path.suffix == ".jsonl" for line in path.read_text().splitlines()]
+    assert {"request", "job done"} <= {json.loads(line)["message"] for line in lines}
+
+
+def test_port_that_is_taken_is_named(bench: Bench, tmp_path: Path) -> None:
+    port = bench.served.address.rsplit(":", 1)[1]
+    command = [
+        sys.executable,
+        "-m",
+        "voxray",
+        "serve",
+        bench.models["organs"]["path"],
+        "--port",
+        port,
+        "--folder",
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert f"127.0.0.1:{port}" in done.stderr
+    assert "--port" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_ports_of_ray_want_a_token(bench: Bench) -> None:
+    """Another user's client, without the token, is shut out of the cluster."""
+    code = "import ray, sys; ray.init(address=sys.argv[1], logging_level='ERROR'); print(ray.cluster_resources())"
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+    done = subprocess.run(
+        [sys.executable, "-c", code, bench.served.ray_address()],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "CPU" not in done.stdout
