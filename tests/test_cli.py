@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 from inference.bright import sphere_scan
 from pipelines.bright_runs import register, write_run, write_spheres
-from voxray import cli
+from voxray import cli, terminal
 from voxray.errors import ConfigError, DataError, ResourceError
 from voxray.readers import write_nifti
 
@@ -30,6 +30,8 @@ VERBS = (
     "train",
     "predict",
     "evaluate",
+    "sweep",
+    "report",
     "import-weights",
     "doctor",
     "demo",
@@ -110,8 +112,12 @@ def test_predict_and_evaluate_from_the_command_line(
     scored = voxray("evaluate", tmp_path / "run")
     assert scored.exit_code == 0, scored.stderr
     assert "bright on 2 cases (val) of spheres" in scored.output
-    assert re.search(r"│ mean +│ 1\.000", scored.output)
+    assert re.search(r"│ mAP +│ 1\.000 │ 1\.000 to 1\.000 │", scored.output)
     assert (tmp_path / "run" / "evaluation" / "evaluation.json").exists()
+    reported = voxray("report", tmp_path / "run", "-o", tmp_path / "report.html")
+    assert reported.exit_code == 0, reported.stderr
+    assert reported.output.splitlines()[-1] == str(tmp_path / "report.html")
+    assert "<h1>bright on spheres</h1>" in (tmp_path / "report.html").read_text()
 
 
 def test_a_bad_scan_among_good_ones_ends_with_one(
@@ -141,7 +147,8 @@ def test_a_bad_scan_among_good_ones_ends_with_one(
         (["train", "nothing", "splen", "-o", "r"], 2, ["no such recipe"]),
         (["predict", "norun", ".", "-o", "out"], 2, ["holds no scan"]),
         (["predict", "norun", "scan.nii.gz", "-o", "out"], 2, ["scan.nii.gz: no such file"]),
-        (["evaluate", "norun"], 2, ["norun: no run here"]),
+        (["evaluate", "norun"], 2, ["norun: no such file or folder"]),
+        (["report", "norun"], 2, ["norun: no such file or folder", "evaluation.json"]),
         (["import-weights", "model.pt", "spleen", "-o", "r"], 2, ["model.pt: no such file"]),
         (["import-weights", "model.pt", "my.toml", "-o", "r"], 2, ["has no published weights"]),
         (["toy", "t", "--kind", "cube"], 2, ["must be one of", "'cube'"]),
@@ -189,7 +196,7 @@ def test_missing_arguments_are_named() -> None:
 def test_kinds_of_errors_have_their_codes(
     error: Exception, code: int, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli._explain(error) == code
+    assert terminal.explain(error) == code
     assert text in capsys.readouterr().err
 
 
@@ -201,7 +208,7 @@ def test_the_cause_is_told_not_its_wrapping(capsys: pytest.CaptureFixture[str]) 
 
     outer = RuntimeError("the job failed")
     outer.__cause__ = WrappedError("a long trace")
-    assert cli._explain(outer) == 2
+    assert terminal.explain(outer) == 2
     assert capsys.readouterr().err == "voxray: the real sentence.\n"
 
 
@@ -216,7 +223,10 @@ def test_debug_shows_the_traceback_wherever_it_stands(tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_with_130_and_how_to_go_on(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "voxray", "toy", str(tmp_path / "toy"), "--cases", "900"]
+    # A shell starts what runs in its background with Ctrl-C ignored, and that is inherited.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
     wait_until((tmp_path / "toy" / "images").exists, 200)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=200)
@@ -239,3 +249,22 @@ def test_doctor_says_what_is_there() -> None:
     assert result.exit_code in (0, 1)
     for name in ("python", "torch", "ray", "cores", "memory", "free disk", "gpu"):
         assert name in result.output
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's use of SQLAlchemy
+def test_a_sweep_prints_both_figures_and_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register(monkeypatch)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    dataset = write_spheres(tmp_path / "data", count=4)
+    cases = ("s0", "s1", "s2", "s3")
+    write_run(tmp_path / "run", "segmentation", threshold=0.7, dataset_file=str(dataset), val_cases=cases)
+    space = tmp_path / "space.toml"
+    space.write_text('[fields]\n"merge.threshold" = { low = 0.02, high = 0.9 }\n')
+    done = voxray("sweep", tmp_path / "run", space, "--trials", 20, "--device", "cpu")
+    assert done.exit_code == 0, done.output + done.stderr
+    assert "tuned on these cases" in done.output
+    assert "unseen cases" in done.output
+    assert "--set merge.threshold=" in done.output
+    space.write_text('[fields]\n"merge.treshold" = { low = 0.02, high = 0.9 }\n')
+    sentence = "space.toml: merge.treshold: no such field; did you mean 'threshold'?"
+    refused(voxray("sweep", tmp_path / "run", space), 2, sentence)

@@ -19,7 +19,8 @@ import pytest
 from voxray.phantoms import write_toy
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-VERBS = ("check", "evaluate", "export", "ingest", "predict", "train")
+
+VERBS = ("check", "crossval", "evaluate", "export", "ingest", "predict", "report", "serve", "sweep", "train")
 START_S = 120.0
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from voxray.dataset import read_dataset
+from voxray.evaluation import Evaluation
 from voxray.pipelines.check import check
-from voxray.pipelines.evaluate import EvaluateReport, evaluate
+from voxray.pipelines.evaluate import EvaluateOptions, evaluate
 from voxray.pipelines.ingest import ingest
 from voxray.pipelines.predict import predict
 from voxray.pipelines.progress import SilentProgress
@@ -72,7 +73,7 @@ def places(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
 
 
-def walk(dataset_file: Path, recipe: Recipe, folder: Path, *, fold: int | None) -> EvaluateReport:
+def walk(dataset_file: Path, recipe: Recipe, folder: Path, *, fold: int | None) -> Evaluation:
     """Check, ingest, train and evaluate; the score on all cases."""
     dataset = read_dataset(dataset_file)
     assert check(dataset, progress=SilentProgress()).problems == ()
@@ -80,7 +81,7 @@ def walk(dataset_file: Path, recipe: Recipe, folder: Path, *, fold: int | None) 
     assert not ingested.failed
     trained = train(folder / "store", recipe, folder / "run", fold=fold, workers=0, seed=1)
     assert np.isfinite(trained.loss)
-    report = evaluate(folder / "run", dataset=dataset_file, which="all", progress=SilentProgress())
+    report = evaluate(folder / "run", EvaluateOptions(which="all"), dataset=dataset_file, progress=SilentProgress())
     assert not report.failed
     return report
 

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+from typing import Annotated, Any, ParamSpec
 
 import typer
 
-from voxray.errors import ConfigError, VoxrayError
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from voxray import serve_verbs, study_verbs, terminal
+from voxray.errors import ConfigError
+from voxray.verb_options import Device, Recipe, Root, Run, Set, Workers
 
 app = typer.Typer(
     name="voxray",
@@ -28,13 +27,6 @@ app = typer.Typer(
 )
 
 P = ParamSpec("P")
-
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Overrides a field; repeatable.")]
-Workers = Annotated[int, typer.Option(min=1, help="Ray workers; more than one, or a cluster, uses Ray.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Root = Annotated[Path | None, typer.Option(help="The folder of the data, in place of the dataset file's own.")]
-Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or a TOML or JSON file.")]
-Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its s3:// address.")]
 
 _state = {"debug": False}
 
@@ -58,12 +50,12 @@ def verb(name: str, *, resume: str = "") -> Callable[[Callable[P, None]], Callab
             except typer.Exit:
                 raise
             except KeyboardInterrupt:
-                _complain(f"stopped. {resume}".strip())
+                terminal.complain(f"stopped. {resume}".strip())
                 raise typer.Exit(130) from None
             except Exception as error:
                 if _state["debug"]:
                     raise
-                raise typer.Exit(_explain(error)) from None
+                raise typer.Exit(terminal.explain(error)) from None
 
         app.command(name)(guarded)
         return guarded
@@ -95,7 +87,11 @@ def info(
     if as_json:
         print(json.dumps(found, indent=2))
     else:
-        _show(_table(("", ""), [(key, _text(value)) for key, value in found.items() if value not in (None, [])]))
+        terminal.show(
+            terminal.table(
+                ("", ""), [(key, terminal.as_text(value)) for key, value in found.items() if value not in (None, [])]
+            )
+        )
 
 
 @verb("check")
@@ -110,10 +106,10 @@ def check(
     report = run_check(read_dataset(dataset, root=root), progress=_progress())
     for problem in report.problems:
         where = f"case {problem.case_id}: " if problem.case_id else ""
-        _complain(f"{where}[{problem.code}] {problem.message} {problem.remedy}")
+        terminal.complain(f"{where}[{problem.code}] {problem.message} {problem.remedy}")
     objects, cases = report.objects_of_class, report.cases_of_class
     rows = [(name, str(cases[name]), str(objects[name])) for name in report.classes]
-    _show(_table(("class", "cases", "objects"), rows))
+    terminal.show(terminal.table(("class", "cases", "objects"), rows))
     _say(
         f"{report.dataset}: {report.num_cases} cases of {report.num_patients} patients, {len(report.cases)} can be "
         f"used, {report.num_empty} of them hold nothing; {len(report.problems)} problems."
@@ -199,14 +195,15 @@ def train(
 @verb("predict", resume="Run the same command again: scans that are answered are not answered again.")
 def predict(  # noqa: PLR0913
     run: Run,
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Scans, DICOM series, folders of them.")],
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="INPUT...", help="Scans, DICOM series, folders or .txt lists of them.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the answers are written.")],
     set_: Set = None,
     device: Device = "auto",
     runtime: Annotated[
-        str | None,
-        typer.Option(help="torch, torch-compiled, onnxruntime, openvino, tensorrt or auto."),
-    ] = None,
+        str, typer.Option(help="torch, torch-compiled, onnxruntime, openvino, tensorrt, or auto: the machine's best.")
+    ] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, fp16 or bf16.")] = "auto",
     fast: Annotated[
         bool, typer.Option("--fast", help="Fewer, larger windows, in half precision where that pays.")
@@ -214,7 +211,20 @@ def predict(  # noqa: PLR0913
     mirrors: Annotated[
         bool, typer.Option("--mirrors", help="Answer each window mirrored on x, y and z, too.")
     ] = False,
-    save: Annotated[str, typer.Option(help="Also write: preview, csv-luna16, monai-json, separated by commas.")] = "",
+    save: Annotated[
+        str,
+        typer.Option(
+            metavar="FORMS",
+            help="Also write, with commas: preview; dicom-sr for DICOM scans; findings: csv-luna16, monai-json, "
+            "markups; label maps: dicom-seg, rtstruct.",
+        ),
+    ] = "",
+    keep_candidates: Annotated[
+        bool, typer.Option("--keep-candidates", help="Also write what the network said before the merge, for sweeps.")
+    ] = False,
+    keep_classes: Annotated[
+        str, typer.Option(metavar="NAMES", help="Segmentation: of which classes, with commas; default: up to 7, all.")
+    ] = "",
     workers: Workers = 1,
 ) -> None:
     """Answer scans with a run or a package: findings as JSON, label maps as NIfTI on each scan's own grid."""
@@ -232,9 +242,14 @@ def predict(  # noqa: PLR0913
         precision=precision,
         save=save,
         workers=workers,
+        keep_candidates=keep_candidates,
+        keep_classes=terminal.names(keep_classes),
     )
     report = run_predict(run, inputs, out, options, progress=_progress())
     _say(f"{len(report.done)} answered, {len(report.skipped)} answered before, {len(report.failed)} failed: {out}")
+    for name, sentences in report.without.items():
+        for sentence in sentences:
+            _say(f"{name}: without {sentence}")
     _end(report.failed)
 
 
@@ -247,9 +262,10 @@ def export(  # noqa: PLR0913
     batch: Annotated[str, typer.Option(help="One size, or the smallest, the usual and the largest.")] = "1,4,8",
     window: Annotated[str | None, typer.Option(metavar="X,Y,Z", help="Voxels; default: the recipe's.")] = None,
     scan: Annotated[Path | None, typer.Option(help="Whose patches the answers are compared on.")] = None,
+    device: Device = "auto",
     as_: Annotated[str, typer.Option("--as", help="package, or monai-bundle for MONAI's tools.")] = "package",
 ) -> None:
-    """Make a package of a run: engine, weights, checksums, model card; refused where its answers are not torch's."""
+    """Make a package of a run or an ensemble: engines, weights, checksums, card; answers are held against torch's."""
     from voxray.pipelines.export import ExportOptions, export_bundle
     from voxray.pipelines.export import export as run_export
 
@@ -258,9 +274,10 @@ def export(  # noqa: PLR0913
     options = ExportOptions(
         runtime=runtime,
         precision=precision,
-        batches=_numbers("--batch", batch),
-        window_vox=None if window is None else _numbers("--window", window),
+        batches=terminal.numbers("--batch", batch),
+        window_vox=None if window is None else terminal.numbers("--window", window),
         scan=scan,
+        device=device,
     )
     if as_ == "monai-bundle":
         export_bundle(run, out, options, progress=_progress())
@@ -272,7 +289,7 @@ def export(  # noqa: PLR0913
         f"{out}: {parity.runtime} at {parity.precision}, compared on {parity.num_patches} patches of {parity.patches}"
     )
     rows = [(row.output, f"{row.max_difference:.3g}", f"{row.tolerance:.3g}") for row in parity.outputs]
-    _show(_table(("output", "largest difference from torch", "allowed"), rows))
+    terminal.show(terminal.table(("output", "largest difference from torch", "allowed"), rows))
     times = (speed.torch_fp32, speed.torch_amp, speed.engine_fp32, speed.engine_half)
     names = (
         "ms for a patch: torch fp32",
@@ -280,30 +297,70 @@ def export(  # noqa: PLR0913
         f"{speed.runtime} fp32",
         f"{speed.runtime} {speed.half}",
     )
-    _show(_table(names, [tuple("-" if time is None else f"{time:g}" for time in times)]))
+    terminal.show(terminal.table(names, [tuple("-" if time is None else f"{time:g}" for time in times)]))
 
 
 @verb("evaluate", resume="Run the same command again: cases that are answered are not answered again.")
-def evaluate(
-    run: Run,
-    dataset: Annotated[Path | None, typer.Option(help="Another dataset's file than the run's own.")] = None,
+def evaluate(  # noqa: PLR0913
+    answers: Annotated[
+        str, typer.Argument(metavar="RUN|ANSWERS", help="A run or package, or answers in a file or folder.")
+    ],
+    truth: Annotated[
+        Path | None, typer.Argument(metavar="[TRUTH]", help="A dataset's file, or a folder or file of truth.")
+    ] = None,
     root: Root = None,
-    cases: Annotated[str, typer.Option(help="val: the run's validation cases; test; all.")] = "val",
+    cases: Annotated[
+        str | None, typer.Option(help="Of a run: val (default), test or all; of files: all (default) or answered.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Default: RUN/evaluation.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="The result as JSON.")] = None,
+    rules: Annotated[str | None, typer.Option(help="iou, or luna16 for its official FROC.")] = None,
+    ious: Annotated[str, typer.Option(help="Thresholds of IoU: first:last:step, or a list.")] = "0.1:0.5:0.05",
+    against: Annotated[Path | None, typer.Option(help="Another's evaluation.json, compared case by case.")] = None,
+    dataset: Annotated[Path | None, typer.Option(help="The same as TRUTH.")] = None,
+    trust_pickle: Annotated[
+        bool, typer.Option("--trust-pickle", help="Read pickles, which can run any code: only from those you trust.")
+    ] = False,
     workers: Workers = 1,
 ) -> None:
-    """Score a run on original scans against their original truth: mAP and mAR, or Dice."""
-    from voxray.pipelines.evaluate import evaluate as run_evaluate
+    """Score a run on original scans, or answers that anything else wrote, against the original truth."""
+    from voxray.evaluation import Evaluation
+    from voxray.pipelines.evaluate_files import FileOptions, evaluate_anything
 
-    report = run_evaluate(
-        run, dataset=dataset, root=root, which=cases, output=out, workers=workers, progress=_progress()
+    options = FileOptions(
+        which=cases,
+        root=root,
+        output=out,
+        json_file=json_file,
+        rules=rules,
+        ious=ious,
+        against=against,
+        trust_pickle=trust_pickle,
+        workers=workers,
     )
-    _say(f"{report.run} on {len(report.cases)} cases ({cases}) of {report.dataset}")
-    _show(_score_table(report.metrics))
-    if report.without_truth:
-        _say(f"without truth, so without a score: {', '.join(report.without_truth)}")
-    _say(f"answers and evaluation.json: {report.output}")
-    _end(report.failed)
+    report = evaluate_anything(answers, _one_truth(truth, dataset), options, progress=_progress())
+    for line in report.lines:
+        _say(line)
+    for table in report.tables:
+        terminal.show(terminal.table(table.header, table.rows))
+    for line in report.ending:
+        _say(line)
+    if isinstance(report.result, Evaluation):
+        _end(report.result.failed)
+
+
+verb("sweep", resume="Run the same command again to go on with the next trial.")(study_verbs.sweep)
+verb("report")(study_verbs.report)
+verb("crossval", resume="Run the same command again: each fold goes on after its last finished epoch.")(
+    study_verbs.crossval
+)
+verb("consolidate")(study_verbs.consolidate)
+
+
+verb("serve", resume="Run the same command again: jobs that were accepted are brought to their end.")(
+    serve_verbs.serve
+)
+verb("token")(serve_verbs.token)
 
 
 @verb("import-weights")
@@ -353,7 +410,7 @@ def demo(
         for outcome in report.outcomes
         for name, trained, untrained in headline(outcome)
     ]
-    _show(_table(("recipe", "metric", "untrained", "trained"), rows))
+    terminal.show(terminal.table(("recipe", "metric", "untrained", "trained"), rows))
     steps = ("phantoms", "check", "ingest", "train", "evaluate")
     costs = [
         (
@@ -364,7 +421,7 @@ def demo(
         )
         for outcome in report.outcomes
     ]
-    _show(_table(("recipe", "cases", *steps, "peak"), costs))
+    terminal.show(terminal.table(("recipe", "cases", *steps, "peak"), costs))
     _say(f"took {report.seconds / 60:.1f} minutes; stores, runs, answers, pictures and summary.json: {report.folder}")
     _say(f"curves and pictures: mlflow ui --backend-store-uri sqlite:///{folder / 'runs' / 'mlflow.db'}")
 
@@ -376,42 +433,15 @@ def doctor() -> None:
 
     findings = run_doctor()
     rows = [(finding.name, finding.found, "ok" if finding.ok else finding.remedy) for finding in findings]
-    _show(_table(("", "found", ""), rows))
+    terminal.show(terminal.table(("", "found", ""), rows))
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
 
 
-def _explain(error: BaseException) -> int:
-    """Says what is wrong; the exit code. Ray wraps what its workers raise: the cause is what counts."""
-    known = next((cause for cause in _causes(error) if isinstance(cause, VoxrayError)), None)
-    if known is None:
-        kind, text = type(error).__name__, (str(error) or "no message").strip().splitlines()[0]
-        _complain(f"a fault of voxray: {kind}: {text[:300]} (run again with --debug for the traceback)")
-        return 3
-    _complain(str(known))
-    return 2 if isinstance(known, ConfigError) else 1
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The innermost first: Ray's own subclass of a worker's error has a traceback for a text."""
-    if error is not None:
-        cause = getattr(error, "cause", None)
-        yield from _causes(cause if isinstance(cause, BaseException) else error.__cause__)
-        for inner in getattr(error, "worker_failures", {}).values():
-            yield from _causes(inner)
-        yield error
-
-
-def _numbers(option: str, text: str) -> tuple[int, ...]:
-    """Whole numbers with commas between them."""
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ConfigError(f"{option} {text}: must be whole numbers with commas, such as 1,4,8.") from None
-
-
-def _complain(text: str) -> None:
-    typer.secho(f"voxray: {text}", fg="red", err=True)
+def _one_truth(truth: Path | None, dataset: Path | None) -> Path | None:
+    if truth is not None and dataset is not None:
+        raise ConfigError(f"TRUTH {truth} and --dataset {dataset} say the same thing; give one of them.")
+    return truth or dataset
 
 
 def _say(text: str) -> None:
@@ -420,7 +450,7 @@ def _say(text: str) -> None:
 
 def _end(failed: Any) -> None:
     for name, sentence in failed.items():
-        _complain(f"{name}: {sentence}")
+        terminal.complain(f"{name}: {sentence}")
     if failed:
         raise typer.Exit(1)
 
@@ -429,35 +459,3 @@ def _progress() -> Any:
     from voxray.pipelines.progress import open_progress
 
     return open_progress()
-
-
-def _score_table(metrics: Mapping[str, float]) -> Table:
-    """A row for the mean and one for each class, from names such as ``mAP`` and ``mAP/nodule``."""
-    names = [name for name in metrics if "/" not in name]
-    kinds = dict.fromkeys(name.split("/", 1)[1] for name in metrics if "/" in name)
-    rows = [("mean", *(f"{metrics[name]:.3f}" for name in names))]
-    rows += [(kind, *(f"{metrics[f'{name}/{kind}']:.3f}" for name in names)) for kind in kinds]
-    return _table(("", *names), rows)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    from rich.table import Table as RichTable
-
-    table = RichTable(show_header=any(header))
-    for name in header:
-        table.add_column(name)
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
-def _show(table: Table) -> None:
-    from rich.console import Console
-
-    Console().print(table)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    return ", ".join(map(_text, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,15 @@
+"""Options and arguments that several verbs have, each with one meaning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Overrides a field; repeatable.")]
+Workers = Annotated[int, typer.Option(min=1, help="Ray workers; more than one, or a cluster, uses Ray.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Root = Annotated[Path | None, typer.Option(help="The folder of the data, in place of the dataset file's own.")]
+Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or a TOML or JSON file.")]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its s3:// address.")]
