@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: setup demo test check-style check-types check-floors check-tests benchmarks clean
+.PHONY: setup tools demo test check-style check-types check-floors check-tests benchmarks clean
 
 setup: $(VENV)/.installed
 
@@ -14,6 +14,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,onnx,openvino,tensorrt-rtx,monai-bundle]'
 	touch $@
+
+tools: # Debian's packages that some tests look for, and skip without: DICOM checkers, an archive, a browser
+	apt-get install -y --no-install-recommends dicom3tools dcmtk orthanc orthanc-dicomweb chromium
 
 demo: setup
 	$(BIN)/voxray demo $(DEMO)
