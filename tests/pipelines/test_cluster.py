@@ -12,6 +12,7 @@ from voxray.errors import ResourceError
 from voxray.pipelines import cluster
 
 SCRIPT = """
+import os
 import ray
 from voxray.errors import ResourceError
 from voxray.pipelines.cluster import cluster_total, connect, require_cpus
@@ -31,13 +32,14 @@ with connect(num_cpus=3) as outer:
     assert not context.use_datasource_v2 and not context.enable_progress_bars
     assert ray.get(ray.remote(lambda: 7).remote()) == 7
 assert not ray.is_initialized()
+assert "RAY_AUTH_MODE" not in os.environ  # a service that this process starts must still want a token
 """
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_local_ray_is_quiet_and_ends_with_its_block() -> None:
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    environment = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_AUTH_MODE")}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment, timeout=120, check=False
     )

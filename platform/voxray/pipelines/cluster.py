@@ -77,15 +77,16 @@ def connect(*, num_cpus: float | None = None) -> Iterator[Cluster]:
         yield _totals(ray, local=False)
         return
     local = not os.environ.get("RAY_ADDRESS")
-    if local:
-        _start(ray, num_cpus)
-    else:
-        _join(ray)
-    try:
-        configure_data()
-        yield _totals(ray, local=local)
-    finally:
-        ray.shutdown()
+    with _guard_chosen(local):
+        if local:
+            _start(ray, num_cpus)
+        else:
+            _join(ray)
+        try:
+            configure_data()
+            yield _totals(ray, local=local)
+        finally:
+            ray.shutdown()
 
 
 def require_cpus(needed: float, what: str) -> None:
@@ -127,8 +128,20 @@ def configure_data() -> Any:
     return context
 
 
+@contextmanager
+def _guard_chosen(local: bool) -> Iterator[None]:
+    """A Ray of this process's own asks for no token unless the user wants one; a program started later may want it."""
+    if not local or "RAY_AUTH_MODE" in os.environ:
+        yield
+        return
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    try:
+        yield
+    finally:
+        os.environ.pop("RAY_AUTH_MODE", None)
+
+
 def _start(ray: Any, num_cpus: float | None) -> None:
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     folder = os.environ.get("RAY_TMPDIR", "")
     if len(folder) > _MAX_TEMP_PATH:
         raise ResourceError(

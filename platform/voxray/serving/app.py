@@ -58,7 +58,10 @@ def check(config: ServeConfig) -> list[ModelInfo]:
 
 def run(config: ServeConfig, *, port: int, progress: Progress, ready: Callable[[str], None] | None = None) -> None:
     """Serves until it is told to stop; what is under way is finished by the next service over the same folder."""
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's own doors: the dashboard is off, its ports want a token
+    if os.environ.setdefault("RAY_AUTH_MODE", "token") != "token":  # the dashboard is off, Ray's ports want a token
+        progress.say(
+            "RAY_AUTH_MODE is not `token`: whoever reaches Ray's ports runs code here; unset it to close them"
+        )
     check(config)
     _require_free(config.host, port)
     stopped = threading.Event()
