@@ -130,7 +130,7 @@ def configure_data() -> Any:
 
 @contextmanager
 def _guard_chosen(local: bool) -> Iterator[None]:
-    """A Ray of this process's own asks for no token unless the user wants one; a program started later may want it."""
+    """This process's own Ray asks for no token unless the user wants one; a program started later may want it."""
     if not local or "RAY_AUTH_MODE" in os.environ:
         yield
         return
