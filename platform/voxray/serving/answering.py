@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 
 import numpy as np
@@ -31,6 +32,8 @@ _CHECK_SHARE = 50
 _CHECK_EVERY_S = 30.0
 _STUCK_S = 900.0
 """A window that takes longer than this will not come."""
+_PATIENCE_S = 0.1
+"""How long a check waits for a thread before it takes the model to be busy."""
 
 
 class AbandonedError(Exception):
@@ -53,7 +56,8 @@ class Answering:
         self._predictor = self._engine.predictor()
         self._together = share_windows(self._predictor, model.window_batch) if model.window_batch > 1 else ()
         self._places = places
-        self._busy = threading.Semaphore(model.at_once if self._together else 1)
+        # The same threads for every answer: each holds buffers of torch's own, which a new one would take again.
+        self._threads = ThreadPoolExecutor(model.at_once if self._together else 1, thread_name_prefix=name)
         self._moved = time.monotonic()
         self.info = card(name, model).model_copy(
             update={"sha256": self._engine.stamp.sha256, "engine": self._engine.stamp.engine, "ready": True}
@@ -64,11 +68,7 @@ class Answering:
     def answer(self, scan: Prepared, job: str, study: str, watch: Callable[[float], None]) -> float:
         """Answers a prepared scan and writes the answer into the job's folder; the seconds until it was answered."""
         self._predictor.require_memory(scan.grid)
-        with self._busy:
-            watch(0.0)
-            begin = time.monotonic()
-            prediction = self._answered(scan, watch)
-            seconds = time.monotonic() - begin
+        prediction, seconds = self._threads.submit(self._timed, scan, watch).result()
         folder = self._places.job(job)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_answer(prediction, folder, case=study, engine=self._engine)
@@ -76,21 +76,28 @@ class Answering:
 
     def check(self) -> None:
         """Answers a tiny scan, where the last answer is not fresh; raises where the network does not answer."""
-        now = time.monotonic()
-        if not self._busy.acquire(blocking=False):
-            if now - self._moved > _STUCK_S:
-                raise ResourceError(f"{self.info.name}: a window has been under way for {now - self._moved:.0f} s.")
+        asked = self._threads.submit(self._checked)
+        wait([asked], timeout=_PATIENCE_S)
+        if not asked.cancel():
+            asked.result()
             return
-        try:
-            if now - max(self._moved, self._last_check) < max(_CHECK_EVERY_S, _CHECK_SHARE * self._check_s) and (
-                self._last_check
-            ):
-                return
-            self._answered(tiny_scan(self._engine.recipe), lambda _: None)
-            self._last_check = time.monotonic()
-            self._check_s = self._last_check - now
-        finally:
-            self._busy.release()
+        still = time.monotonic() - self._moved
+        if still > _STUCK_S:
+            raise ResourceError(f"{self.info.name}: a window has been under way for {still:.0f} s.")
+
+    def _checked(self) -> None:
+        now = time.monotonic()
+        fresh = max(_CHECK_EVERY_S, _CHECK_SHARE * self._check_s)
+        if self._last_check and now - max(self._moved, self._last_check) < fresh:
+            return
+        self._answered(tiny_scan(self._engine.recipe), lambda _: None)
+        self._last_check = time.monotonic()
+        self._check_s = self._last_check - now
+
+    def _timed(self, scan: Prepared, watch: Callable[[float], None]) -> tuple[Prediction, float]:
+        watch(0.0)
+        begin = time.monotonic()
+        return self._answered(scan, watch), time.monotonic() - begin
 
     def _answered(self, scan: Prepared, watch: Callable[[float], None]) -> Prediction:
         def moved(share: float) -> None:
