@@ -167,6 +167,11 @@ class Ledger:
             query = query.where(JOBS.c.study == study)
         return self._rows(query)
 
+    def still_open(self, jobs: Sequence[str]) -> set[str]:
+        """Those of the jobs that have not ended."""
+        with self._reader.connect() as db:
+            return set(db.scalars(sa.select(JOBS.c.id).where(JOBS.c.id.in_(jobs), JOBS.c.state.in_(OPEN))))
+
     def place(self, row: Row) -> int:
         """How many queued jobs of the model are before this one."""
         query = sa.select(sa.func.count()).where(

@@ -18,6 +18,7 @@ from voxray.errors import ConfigError
 from voxray.inference.findings import FindingsFile, LabelsFile
 from voxray.serving.config import ServeConfig
 from voxray.serving.desk import timing_of
+from voxray.serving.endings import Endings
 from voxray.serving.forms import FILES, forms_of
 from voxray.serving.intake.dicomweb import peer
 from voxray.serving.intake.receive import Part, receive
@@ -40,8 +41,6 @@ from voxray.serving.workers import WorkerDiedError, Workers
 T = TypeVar("T")
 
 _READ_ATTEMPTS = 3
-_LOOK_S, _LOOK_SHARE, _LOOK_MOST_S = 0.005, 0.02, 0.25
-"""Who waits for a job looks again after a fiftieth of the time that it has waited."""
 _REFRESH_S = 2.0
 RETRY_S = 5
 """What a client that comes too soon is told to wait."""
@@ -56,6 +55,7 @@ class Service:
         self.config, self.ledger, self.workers, self.places = config, ledger, workers, places
         self._models = {card.name: card for card in cards}
         self._refreshed = -_REFRESH_S
+        self._endings = Endings(ledger)
 
     # Models
 
@@ -150,15 +150,11 @@ class Service:
 
     async def job(self, owner: str, job_id: str, *, wait_s: float = 0.0) -> Job:
         """How far a job is; with `wait_s` not before it has ended, or that time is over, and with its result."""
-        begin = time.monotonic()
-        until = begin + wait_s
-        while True:
+        row = await self._job(owner, job_id)
+        if wait_s > 0 and row["state"] not in ENDED:
+            await self._endings.wait(job_id, wait_s)
             row = await self._job(owner, job_id)
-            left = until - time.monotonic()
-            if row["state"] in ENDED or left <= 0:
-                return await self._job_of(row, with_result=wait_s > 0)
-            waited = time.monotonic() - begin
-            await asyncio.sleep(min(left, _LOOK_MOST_S, max(_LOOK_S, _LOOK_SHARE * waited)))
+        return await self._job_of(row, with_result=wait_s > 0)
 
     async def jobs(self, owner: str) -> tuple[Job, ...]:
         """The owner's jobs, the newest first."""
