@@ -104,35 +104,32 @@ def open_tracking(run: Run, location: Location, *, say: Callable[[str], None]) -
     A ResourceError where MLflow cannot be reached: better before a training than after it.
     """
     uri = tracking_uri(location)
-    _probe(uri)
-    folder = Place.of(location)
-    try:
-        client = _client(uri)
-        run_id = _remembered(folder, client, uri) or _create(client, run, uri)
-        folder.write(REMEMBERED, json.dumps({"uri": _without_password(uri), "run_id": run_id}).encode())
-        client.update_run(run_id, status="RUNNING")
-    except (ConfigError, ResourceError):
-        raise
-    except Exception as error:
-        raise _unreachable(uri, _line(error)) from error
-    return Tracking(client, run_id, uri=_without_password(uri), say=say)
+    return _opened(location, uri, lambda client: _create(client, run, uri), say=say)
 
 
 def open_sweep(
     run: Run, folder: Location, *, uri: str, name: str, params: Mapping[str, str], say: Callable[[str], None]
 ) -> Tracking:
     """The MLflow run of a sweep over a run, in its experiment: a new one, or the one that `folder` remembers."""
+
+    def create(client: Any) -> str:
+        tags = {"dataset": run.dataset, "licence": run.licence, "run": run.name, "kind": "sweep"}
+        run_id = str(client.create_run(_experiment(client, run, uri), tags=tags, run_name=name).info.run_id)
+        for field, value in params.items():
+            client.log_param(run_id, field, value[:_PARAM_LENGTH])
+        return run_id
+
+    return _opened(folder, uri, create, say=say)
+
+
+def _opened(location: Location, uri: str, create: Callable[[Any], str], *, say: Callable[[str], None]) -> Tracking:
+    """The MLflow run that the folder remembers, or a new one that it will."""
     _probe(uri)
-    place = Place.of(folder)
+    folder = Place.of(location)
     try:
         client = _client(uri)
-        run_id = _remembered(place, client, uri)
-        if run_id is None:
-            tags = {"dataset": run.dataset, "licence": run.licence, "run": run.name, "kind": "sweep"}
-            run_id = str(client.create_run(_experiment(client, run, uri), tags=tags, run_name=name).info.run_id)
-            for field, value in params.items():
-                client.log_param(run_id, field, value[:_PARAM_LENGTH])
-        place.write(REMEMBERED, json.dumps({"uri": _without_password(uri), "run_id": run_id}).encode())
+        run_id = _remembered(folder, client, uri) or create(client)
+        folder.write(REMEMBERED, json.dumps({"uri": _without_password(uri), "run_id": run_id}).encode())
         client.update_run(run_id, status="RUNNING")
     except (ConfigError, ResourceError):
         raise
