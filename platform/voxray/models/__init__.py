@@ -1,4 +1,8 @@
-"""The networks. A new one is one file with a config class and an `nn.Module`, and one line here."""
+"""The networks. A new one is one file with a config class and an `nn.Module`, and one line here.
+
+MONAI is imported where a network is built: it brings all that it can find, which takes seconds, and most of what
+reads a recipe builds none.
+"""
 
 from __future__ import annotations
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from monai.networks.blocks.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
-from monai.networks.nets.resnet import ResNet
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from voxray.outputs import DetectionOutput
 from voxray.recipe import NetworkConfig, Recipe, Sides
+
+if TYPE_CHECKING:
+    from monai.networks.nets.resnet import ResNet
 
 _BACKBONES: dict[str, tuple[str, list[int]]] = {
     "resnet10": ("basic", [1, 1, 1, 1]),
@@ -100,6 +101,9 @@ class PyramidFeatures(nn.Module):
     """The backbone up to its last returned layer and a feature pyramid (Lin 2017a) on the returned ones."""
 
     def __init__(self, config: RetinaNetConfig) -> None:
+        from monai.networks.blocks.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
+        from monai.networks.nets.resnet import ResNet
+
         super().__init__()
         block, depths = _BACKBONES[config.backbone]
         backbone = ResNet(

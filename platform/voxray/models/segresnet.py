@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 
 from jaxtyping import Float
-from monai.networks.nets.segresnet import SegResNet as MonaiSegResNet
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
@@ -57,6 +56,8 @@ class SegResNet(nn.Module):
     """
 
     def __init__(self, config: SegResNetConfig, num_outputs: int) -> None:
+        from monai.networks.nets.segresnet import SegResNet as MonaiSegResNet
+
         super().__init__()
         blocks: Any = MonaiSegResNet(
             spatial_dims=3,

@@ -6,7 +6,6 @@ import math
 from typing import Annotated, ClassVar, Literal
 
 from jaxtyping import Float
-from monai.networks.nets.unet import UNet as MonaiUNet
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
@@ -59,6 +58,8 @@ class UNet(nn.Module):
     """
 
     def __init__(self, config: UNetConfig, num_outputs: int) -> None:
+        from monai.networks.nets.unet import UNet as MonaiUNet
+
         super().__init__()
         self.model = MonaiUNet(
             spatial_dims=3,

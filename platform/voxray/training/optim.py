@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterable, Mapping
 
 import torch
-from monai.optimizers.novograd import Novograd
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
@@ -34,6 +33,8 @@ def build_optimizer(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> 
         case "adamw":
             return AdamW(parameters, rate, weight_decay=decay)
         case "novograd":
+            from monai.optimizers.novograd import Novograd  # seconds, which others need not wait for
+
             return Novograd(parameters, rate, weight_decay=decay)
 
 
