@@ -30,6 +30,8 @@ _TINY = 32
 _CHECK_SHARE = 50
 """A check may cost a fiftieth of the time."""
 _CHECK_EVERY_S = 30.0
+_TELL_S = 0.25
+"""How often it is told how far an answer is: each word passes through three processes."""
 _STUCK_S = 900.0
 """A window that takes longer than this will not come."""
 _PATIENCE_S = 0.1
@@ -131,9 +133,16 @@ async def watched(answering: Answering, scan: Prepared, job: str, study: str) ->
     steps: asyncio.Queue[Step | None] = asyncio.Queue()
     loop, left = asyncio.get_running_loop(), threading.Event()
 
+    told = -_TELL_S
+
     def watch(share: float) -> None:
+        nonlocal told
         if left.is_set():
             raise AbandonedError
+        now = time.monotonic()
+        if now - told < _TELL_S:
+            return
+        told = now
         loop.call_soon_threadsafe(steps.put_nowait, Step("answering", share))
 
     work = asyncio.ensure_future(asyncio.to_thread(answering.answer, scan, job, study, watch))

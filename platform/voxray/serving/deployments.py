@@ -183,6 +183,14 @@ class RayWorkers:
         if self._desk is not None:
             self._desk.poke.remote()
 
+    async def news(self, seen: int) -> int:
+        """See `workers.Workers`."""
+        if self._desk is None:
+            raise WorkerDiedError("no desk")
+        with _deaths():
+            found: int = await self._desk.news.remote(seen)
+        return found
+
 
 class DeskReplica:
     """The desk; one, though two may overlap while one replaces the other."""
@@ -205,6 +213,10 @@ class DeskReplica:
     async def poke(self) -> None:
         """There is something to do."""
         self._desk.poke()
+
+    async def news(self, seen: int) -> int:
+        """See `Desk.news`."""
+        return await self._desk.news(seen)
 
     async def check_health(self) -> None:
         """Fails where the loop has ended."""

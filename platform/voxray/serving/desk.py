@@ -33,6 +33,7 @@ _TICK_S = 0.5
 _RENEW_S = 2.0
 _REPORT_S = 0.25
 _PAUSE_S = 0.5
+_NEWS_S = 30.0
 _ORPHAN_S = 6 * 3600
 
 log = logging.getLogger("voxray.serving")
@@ -55,11 +56,24 @@ class Desk:
         self._widths, self._lease_s, self._tidy_s, self._name = dict(widths), lease_s, tidy_s, new_id()
         self._running: dict[str, tuple[str, asyncio.Task[None]]] = {}
         self._poked, self._stopping = asyncio.Event(), False
+        self._ended, self._told = 0, asyncio.Event()
         self._metrics = Metrics(ledger)
 
     def poke(self) -> None:
         """There is something new: a job, or one that was cancelled."""
         self._poked.set()
+
+    async def news(self, seen: int) -> int:
+        """Waits until another number of jobs has ended here than `seen`, at most `_NEWS_S`; that number."""
+        if self._ended == seen:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._told.wait(), _NEWS_S)
+        return self._ended
+
+    def _tell(self) -> None:
+        self._ended += 1
+        self._told.set()
+        self._told = asyncio.Event()
 
     async def run(self) -> None:
         """Works until it is stopped."""
@@ -134,6 +148,7 @@ class Desk:
             log.exception("job failed", extra={"fields": {"job": job, "kind": type(error).__name__}})
             await self._fail(row, fault())
         finally:
+            self._tell()
             self.poke()
 
     async def _answer(self, row: Row) -> Step:

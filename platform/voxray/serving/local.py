@@ -14,7 +14,7 @@ from voxray.serving.ledger import Ledger
 from voxray.serving.messages import DicomwebSource, Form, ModelInfo
 from voxray.serving.places import Places
 from voxray.serving.reading import Reading
-from voxray.serving.workers import Step
+from voxray.serving.workers import Step, WorkerDiedError
 
 
 class LocalWorkers:
@@ -62,6 +62,12 @@ class LocalWorkers:
         """See `workers.Workers`."""
         if self.desk is not None:
             self.desk.poke()
+
+    async def news(self, seen: int) -> int:
+        """See `workers.Workers`."""
+        if self.desk is None:
+            raise WorkerDiedError("no desk")
+        return await self.desk.news(seen)
 
 
 def open_desk(config: ServeConfig, ledger: Ledger, workers: LocalWorkers, places: Places, **times: float) -> Desk:

@@ -55,7 +55,7 @@ class Service:
         self.config, self.ledger, self.workers, self.places = config, ledger, workers, places
         self._models = {card.name: card for card in cards}
         self._refreshed = -_REFRESH_S
-        self._endings = Endings(ledger)
+        self._endings = Endings(ledger, workers.news)
 
     # Models
 

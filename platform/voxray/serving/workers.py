@@ -66,3 +66,10 @@ class Workers(Readers, Protocol):
     def poke(self) -> None:
         """Tells the desk that there is something to do; without it the desk finds it a little later."""
         ...
+
+    async def news(self, seen: int) -> int:
+        """Returns when the desk has brought another number of jobs to an end than `seen`: that number.
+
+        Or after a while, with the same number. Raises where there is no desk at the moment.
+        """
+        ...
