@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ import pytest
 from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+RAY_CPUS = 4
+"""Logical CPUs of the Ray that tests share."""
+_RAY = pytest.StashKey[ExitStack]()
 
 # Before torch is imported: two test runs whose threads wait for each other's processors are thirty times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -32,3 +36,29 @@ def shared_data() -> Path:
 def rng() -> np.random.Generator:
     """A seeded generator."""
     return np.random.default_rng(20260101)
+
+
+@pytest.fixture(scope="module")
+def one_ray(pytestconfig: pytest.Config) -> None:
+    """A local Ray, the same for all modules in a row that want one: to start it takes longer than most tests."""
+    import ray
+
+    if not ray.is_initialized():
+        from voxray.pipelines.cluster import connect
+
+        with ExitStack() as stack:
+            stack.enter_context(pytest.MonkeyPatch.context()).delenv("RAY_ADDRESS", raising=False)
+            stack.enter_context(connect(num_cpus=RAY_CPUS))
+            pytestconfig.stash[_RAY] = stack.pop_all()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Ends the shared Ray before modules that want none, or lie elsewhere and may start a service."""
+    if nextitem is not None:
+        beside = nextitem.path.parent == item.path.parent and nextitem.get_closest_marker("ray") is not None
+        if nextitem.path == item.path or beside:
+            return
+    if _RAY in item.config.stash:
+        item.config.stash[_RAY].close()
+        del item.config.stash[_RAY]

@@ -64,7 +64,13 @@ SMALL_RETINANET = (
     "inference.window_vox=[96, 96, 32]",
 )
 
-pytestmark = [pytest.mark.data, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.data,
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.usefixtures("one_ray"),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from voxray.dataset import CaseSource, Dataset, read_dataset
 from voxray.errors import ConfigError
 from voxray.loading import list_cases
 from voxray.pipelines.check import CheckedCase, CheckReport, Problem, answers, check, check_case
-from voxray.pipelines.cluster import connect
 from voxray.pipelines.progress import SilentProgress
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
@@ -54,12 +52,6 @@ def describe(root: Path, **changes: Any) -> Dataset:
         **changes,
     }
     return Dataset.model_validate(data, context={"root": str(root)})
-
-
-@pytest.fixture(scope="module")
-def one_ray() -> Iterator[None]:
-    with connect(num_cpus=2):
-        yield
 
 
 @pytest.fixture(scope="module")

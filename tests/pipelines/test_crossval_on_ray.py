@@ -10,7 +10,6 @@ import pytest
 
 from pipelines.balls import RECIPE, Teller, store_of, told, weights_of, write_balls
 from voxray.errors import DataError, ResourceError
-from voxray.pipelines.cluster import connect
 from voxray.pipelines.consolidate import consolidate
 from voxray.pipelines.crossval import CrossvalOptions, crossval
 from voxray.pipelines.fold_runs import finished_folds
@@ -28,12 +27,11 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _ray(one_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    del one_ray
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}")
-        patch.delenv("RAY_ADDRESS", raising=False)
-        with connect(num_cpus=4):
-            yield
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ from voxray.dataset import Dataset, read_dataset
 from voxray.errors import DataError, ResourceError
 from voxray.loading import list_cases, load_case
 from voxray.pipelines import ingest as ingest_module
-from voxray.pipelines.cluster import connect
 from voxray.pipelines.ingest import ingest, signature
 from voxray.preprocess import prepare_case
 from voxray.recipes import read_recipe
@@ -61,17 +59,10 @@ def made(tmp_path: Path) -> Dataset:
     return read_dataset(folder / "made.toml")
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """One local Ray for all tests of this module."""
-    with connect(num_cpus=2):
-        yield
-
-
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_dataset_becomes_a_store_and_follows_its_changes(made: Dataset, tmp_path: Path, cluster: None) -> None:
-    del cluster
+@pytest.mark.usefixtures("one_ray")
+def test_a_dataset_becomes_a_store_and_follows_its_changes(made: Dataset, tmp_path: Path) -> None:
     out = tmp_path / "store"
     first = ingest(made, RECIPE, out)
     assert (first.done, first.kept, first.removed) == (("a", "b"), (), ())
@@ -111,8 +102,8 @@ def test_a_dataset_becomes_a_store_and_follows_its_changes(made: Dataset, tmp_pa
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_damage_that_only_a_checksum_sees_is_made_anew(made: Dataset, tmp_path: Path, cluster: None) -> None:
-    del cluster
+@pytest.mark.usefixtures("one_ray")
+def test_damage_that_only_a_checksum_sees_is_made_anew(made: Dataset, tmp_path: Path) -> None:
     out = tmp_path / "store"
     ingest(made, RECIPE, out)
     path = out / "cases" / "a.parquet"
@@ -126,10 +117,8 @@ def test_damage_that_only_a_checksum_sees_is_made_anew(made: Dataset, tmp_path: 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_case_whose_worker_dies_leaves_no_answer_and_stops_no_other(
-    made: Dataset, tmp_path: Path, cluster: None
-) -> None:
-    del cluster
+@pytest.mark.usefixtures("one_ray")
+def test_a_case_whose_worker_dies_leaves_no_answer_and_stops_no_other(made: Dataset, tmp_path: Path) -> None:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
     place = ingest_module._writable(tmp_path / "store")
     job = ingest_module._Job(place, made, ingest_module._without_network(RECIPE), Deadly({"a": "1", "b": "2"}))
@@ -150,8 +139,8 @@ class Deadly(dict[str, str]):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_nothing_usable_is_an_error(made: Dataset, tmp_path: Path, cluster: None) -> None:
-    del cluster
+@pytest.mark.usefixtures("one_ray")
+def test_nothing_usable_is_an_error(made: Dataset, tmp_path: Path) -> None:
     for path in Path(made.root).glob("*_labels*"):
         path.unlink()
     with pytest.raises(DataError, match=r"none of 3 cases can be used. case a: \[labels.missing\]"):
@@ -202,6 +191,7 @@ def test_a_full_disk_ends_the_run(made: Dataset, tmp_path: Path, monkeypatch: py
 @pytest.mark.data
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_ray")
 @pytest.mark.parametrize(
     ("name", "recipe", "num_cases"),
     [("sts_ct", "lung_nodule", 4), ("ts_spleen", "spleen", 1), ("luna16_style", "lung_nodule", 2)],
@@ -210,12 +200,10 @@ def test_real_scans(
     shared_data: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    cluster: None,
     name: str,
     recipe: str,
     num_cases: int,
 ) -> None:
-    del cluster
     monkeypatch.setenv("VOXRAY_TEST_DATA", str(shared_data))
     dataset = read_dataset(Path(__file__).resolve().parents[1] / "datasets" / f"{name}.toml")
     chosen = read_recipe(recipe)

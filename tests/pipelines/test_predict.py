@@ -134,6 +134,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, scans: Path) -> None
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_ray")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 def test_two_workers_give_what_one_gives(tmp_path: Path, scans: Path) -> None:
     write_small_unet(tmp_path / "run")

@@ -62,6 +62,7 @@ def test_the_shares_leave_room(total: float, workers: int) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_ray")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 def test_a_killed_worker_costs_no_item(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -84,6 +85,7 @@ def test_a_killed_worker_costs_no_item(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_ray")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 def test_what_the_work_raises_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ from voxray.batch import PatchBatch
 from voxray.case import Case
 from voxray.errors import ConfigError, DataError, ResourceError
 from voxray.pipelines import stream
-from voxray.pipelines.cluster import connect
 from voxray.pipelines.stream import from_table, patch_stream, to_table
 from voxray.place import Place
 from voxray.recipe import Recipe
@@ -76,13 +74,6 @@ def segmentation(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return made_store(tmp_path_factory.mktemp("segmentation"), SEGMENTATION)
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """One local Ray for all tests of this module."""
-    with connect(num_cpus=4):
-        yield
-
-
 def assert_same(first: PatchBatch, second: PatchBatch) -> None:
     for one, other in zip(first, second, strict=True):
         assert (one is None) == (other is None)
@@ -141,9 +132,9 @@ def test_every_batch_mixes_foreground_and_background(detection: Store) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_ray")
 @pytest.mark.parametrize("rank", [0, 1])
-def test_the_stream_is_the_plan_bit_for_bit(detection: Store, cluster: None, rank: int) -> None:
-    del cluster
+def test_the_stream_is_the_plan_bit_for_bit(detection: Store, rank: int) -> None:
     source = PatchSource.of(detection, DETECTION, ["a", "b", "c"], SCHEDULE)
     expected = list(read_batches(source, range(2, 5), rank=rank, start_step=2))
     found = list(
@@ -158,10 +149,8 @@ def test_the_stream_is_the_plan_bit_for_bit(detection: Store, cluster: None, ran
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_stream_goes_on_over_segments(
-    segmentation: Store, cluster: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    del cluster
+@pytest.mark.usefixtures("one_ray")
+def test_the_stream_goes_on_over_segments(segmentation: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "_SEGMENT", 4)
     monkeypatch.setattr(stream, "_LEAD", 2)
     source = PatchSource.of(segmentation, SEGMENTATION, segmentation.case_ids, SCHEDULE)
@@ -172,8 +161,8 @@ def test_the_stream_goes_on_over_segments(
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_closed_stream_leaves_no_thread(detection: Store, cluster: None) -> None:
-    del cluster
+@pytest.mark.usefixtures("one_ray")
+def test_a_closed_stream_leaves_no_thread(detection: Store) -> None:
     found = patch_stream(detection, DETECTION, detection.case_ids, schedule=SCHEDULE, epochs=range(10_000))
     next(found)
     assert [thread for thread in threading.enumerate() if "_drain" in thread.name]
@@ -183,8 +172,8 @@ def test_a_closed_stream_leaves_no_thread(detection: Store, cluster: None) -> No
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_damage_reaches_the_worker_as_one_sentence(tmp_path: Path, cluster: None) -> None:
-    del cluster
+@pytest.mark.usefixtures("one_ray")
+def test_damage_reaches_the_worker_as_one_sentence(tmp_path: Path) -> None:
     store = made_store(tmp_path, DETECTION)
     for path in (tmp_path / "cases").iterdir():
         path.write_bytes(b"?")
@@ -194,8 +183,8 @@ def test_damage_reaches_the_worker_as_one_sentence(tmp_path: Path, cluster: None
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_store_that_changes_under_the_stream_is_noticed(tmp_path: Path, cluster: None) -> None:
-    del cluster
+@pytest.mark.usefixtures("one_ray")
+def test_a_store_that_changes_under_the_stream_is_noticed(tmp_path: Path) -> None:
     store = made_store(tmp_path, DETECTION)
     manifest = tmp_path / "manifest.json"
     manifest.write_text(manifest.read_text().replace("CC0-1.0", "CC-BY-4.0"))
@@ -205,8 +194,8 @@ def test_a_store_that_changes_under_the_stream_is_noticed(tmp_path: Path, cluste
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_readers_that_find_no_cpu_are_named(detection: Store, cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    del cluster
+@pytest.mark.usefixtures("one_ray")
+def test_readers_that_find_no_cpu_are_named(detection: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "STALL_S", 2.0)
     monkeypatch.setattr(stream, "READER_CPUS", 100.0)
     with pytest.raises(ResourceError, match="no training patch has arrived for 2 s: the reading tasks find no CPU"):

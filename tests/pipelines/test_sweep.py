@@ -208,6 +208,7 @@ def test_a_dataset_that_is_gone_is_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_ray")
 @pytest.mark.parametrize("executor", ["ask", "tune"])
 def test_on_ray(tmp_path: Path, executor: str) -> None:
     run = run_with(tmp_path / "run", range(8))

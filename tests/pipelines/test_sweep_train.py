@@ -96,6 +96,7 @@ def test_cases_without_anything_to_find_judge_no_trial(run: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_ray")
 @pytest.mark.timeout(900)
 def test_every_trial_is_a_training_and_the_best_is_judged_on_cases_it_never_saw(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -16,7 +16,6 @@ import pytest
 
 from pipelines.tiny_training import last_weights, made_store, segmentation_recipe
 from voxray.errors import DataError, ResourceError
-from voxray.pipelines.cluster import connect
 from voxray.pipelines.train import train
 from voxray.store import Store
 from voxray.training.checkpoint import find_state, read_state
@@ -38,12 +37,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.fixture(scope="module")
-def _ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _ray(one_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    del one_ray
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}")
-        patch.delenv("RAY_ADDRESS", raising=False)
-        with connect(num_cpus=4):
-            yield
+        yield
 
 
 @pytest.mark.usefixtures("_ray")

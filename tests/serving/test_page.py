@@ -20,7 +20,8 @@ from playwright.sync_api import Browser, FloatRect, Page, expect
 
 from serving.browsers import Watched, browser, watched
 from serving.firing_runs import detector, segmentation
-from serving.services import Served, in_process, on_ray
+from serving.listening import Listening, listening
+from serving.services import QUOTA, in_process
 from voxray.readers import read_label_map, read_volume
 from voxray.serving import page_door
 from voxray.serving.config import database_url
@@ -31,7 +32,7 @@ FOLDER = Path(page_door.__file__).parent / "page"
 NIIVUE = "niivue-0.69.0.umd.js"
 NAMESPACE = "http://www.w3.org/2000/svg"
 
-in_a_browser = [pytest.mark.ray, pytest.mark.slow, pytest.mark.data, pytest.mark.timeout(900)]
+in_a_browser = [pytest.mark.slow, pytest.mark.data, pytest.mark.timeout(900)]
 
 
 # ---- The files
@@ -122,14 +123,14 @@ def seen() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Iterator[Served]:
-    """The real service with a detector and a segmentation that find something on the scans below."""
+def service(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Iterator[Listening]:
+    """The real service behind a real socket; its models find something on the scans below."""
     folder = tmp_path_factory.mktemp("page")
     models = {
         "nodules": {"path": str(detector(folder / "nodules", read_volume(chest(shared_data))))},
         "organs": {"path": str(segmentation(folder / "organs", read_volume(abdomen(shared_data))))},
     }
-    with on_ray(folder / "service", models) as served:
+    with listening(folder, models, quota=QUOTA) as served:
         yield served
 
 
@@ -150,20 +151,20 @@ def abdomen(shared_data: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def nodules(service: Served, shared_data: Path) -> str:
+def nodules(service: Listening, shared_data: Path) -> str:
     """A job of the detector that is done."""
     return answered(service, "nodules", chest(shared_data), chest(shared_data).with_suffix(".raw"))
 
 
 @pytest.fixture(scope="module")
-def organs(service: Served, shared_data: Path) -> str:
+def organs(service: Listening, shared_data: Path) -> str:
     """A job of the segmentation that is done."""
     return answered(service, "organs", abdomen(shared_data))
 
 
-def answered(service: Served, model: str, *files: Path) -> str:
+def answered(service: Listening, model: str, *files: Path) -> str:
     """A job, at its end."""
-    with httpx.Client(base_url=service.address, timeout=600) as client:
+    with httpx.Client(base_url=service.url, timeout=600) as client:
         study = client.post("/v1/studies", files=[("file", (path.name, path.read_bytes())) for path in files]).json()
         job = client.post("/v1/jobs", json={"study_id": study["study_id"], "model": model}).json()["job_id"]
         while (state := client.get(f"/v1/jobs/{job}?wait=60").json()["state"]) in ("queued", "running"):
@@ -172,9 +173,9 @@ def answered(service: Served, model: str, *files: Path) -> str:
         return str(job)
 
 
-def result(service: Served, job: str, form: str) -> httpx.Response:
+def result(service: Listening, job: str, form: str) -> httpx.Response:
     """A job's answer in a form."""
-    return httpx.get(f"{service.address}/v1/jobs/{job}/results/{form}", timeout=60)
+    return httpx.get(f"{service.url}/v1/jobs/{job}/results/{form}", timeout=60)
 
 
 def at_cross(page: Page) -> dict[str, Any]:
@@ -191,10 +192,10 @@ class TestDetection:
     pytestmark = in_a_browser
 
     def test_findings_are_shown_where_they_are_and_walked_through_by_keyboard(
-        self, seen: Browser, service: Served, shared_data: Path
+        self, seen: Browser, service: Listening, shared_data: Path
     ) -> None:
         files = [chest(shared_data), chest(shared_data).with_suffix(".raw")]
-        with watched(seen, service.address) as look:
+        with watched(seen, service.url) as look:
             page = look.page
             look.give(*files, model="nodules")
             expect(page.locator("#answer [role=progressbar]")).to_be_visible()
@@ -224,9 +225,9 @@ class TestDetection:
             look.must_be_clean()
 
     def test_boxes_lie_on_the_picture_where_niivue_draws_their_corners(
-        self, seen: Browser, service: Served, nodules: str
+        self, seen: Browser, service: Listening, nodules: str
     ) -> None:
-        with watched(seen, service.address, path=f"/#{nodules}") as look:
+        with watched(seen, service.url, path=f"/#{nodules}") as look:
             look.drawn()
             for layout in ("All", "Axial", "Sagittal"):
                 look.page.get_by_role("button", name=layout, exact=True).click()
@@ -241,9 +242,9 @@ class TestDetection:
                 assert look.js(INK_HAS_COLOUR)
             look.must_be_clean()
 
-    def test_score_window_zoom_and_layout_answer(self, seen: Browser, service: Served, nodules: str) -> None:
+    def test_score_window_zoom_and_layout_answer(self, seen: Browser, service: Listening, nodules: str) -> None:
         reply = result(service, nodules, "json")
-        with watched(seen, service.address, path=f"/#{nodules}") as look:
+        with watched(seen, service.url, path=f"/#{nodules}") as look:
             page = look.page
             look.drawn()
             page.locator("#least").fill("0.05")
@@ -272,10 +273,10 @@ class TestDetection:
             expect(page.get_by_role("button", name="Lung")).to_have_attribute("aria-pressed", "true")
             look.must_be_clean()
 
-    def test_every_form_can_be_saved(self, seen: Browser, service: Served, nodules: str) -> None:
-        with watched(seen, service.address, path=f"/#{nodules}") as look:
+    def test_every_form_can_be_saved(self, seen: Browser, service: Listening, nodules: str) -> None:
+        with watched(seen, service.url, path=f"/#{nodules}") as look:
             look.drawn()
-            forms = httpx.get(f"{service.address}/v1/jobs/{nodules}").json()["outputs"]
+            forms = httpx.get(f"{service.url}/v1/jobs/{nodules}").json()["outputs"]
             links = look.page.locator(".downloads a")
             expect(links).to_have_count(len(forms))
             for number, form in enumerate(forms):
@@ -285,8 +286,10 @@ class TestDetection:
                 assert waited.value.suggested_filename.startswith(nodules)
                 assert Path(waited.value.path()).stat().st_size > 0
 
-    def test_on_a_phone_nothing_is_wider_than_the_screen(self, seen: Browser, service: Served, nodules: str) -> None:
-        with watched(seen, service.address, width=360, height=740) as look:
+    def test_on_a_phone_nothing_is_wider_than_the_screen(
+        self, seen: Browser, service: Listening, nodules: str
+    ) -> None:
+        with watched(seen, service.url, width=360, height=740) as look:
             assert look.js("document.documentElement.scrollWidth") == 360
             look.page.locator(f"#jobs [data-job='{nodules}'] .job").tap()
             look.drawn()
@@ -307,8 +310,10 @@ class TestSegmentation:
 
     pytestmark = in_a_browser
 
-    def test_masks_are_listed_coloured_and_jumped_to(self, seen: Browser, service: Served, shared_data: Path) -> None:
-        with watched(seen, service.address) as look:
+    def test_masks_are_listed_coloured_and_jumped_to(
+        self, seen: Browser, service: Listening, shared_data: Path
+    ) -> None:
+        with watched(seen, service.url) as look:
             page = look.page
             look.give(abdomen(shared_data), model="organs")
             look.drawn()
@@ -351,12 +356,12 @@ class TestSegmentation:
         return float((np.ptp(picture, axis=-1) > 0.08).mean())
 
     def test_the_mask_that_is_shown_is_the_one_that_is_downloaded(
-        self, seen: Browser, service: Served, organs: str, tmp_path: Path
+        self, seen: Browser, service: Listening, organs: str, tmp_path: Path
     ) -> None:
         reply = result(service, organs, "nifti")
         (tmp_path / "mask.nii.gz").write_bytes(reply.content)
         mask = read_label_map(tmp_path / "mask.nii.gz")
-        with watched(seen, service.address, path=f"/#{organs}") as look:
+        with watched(seen, service.url, path=f"/#{organs}") as look:
             look.drawn()
             named = json.loads(result(service, organs, "json").text)["labels"]
             for label in [label for label in named if label["num_voxels"]]:
@@ -370,30 +375,30 @@ class TestEverydayUse:
 
     pytestmark = in_a_browser
 
-    def test_a_refusal_is_told_with_its_remedy(self, seen: Browser, service: Served, tmp_path: Path) -> None:
+    def test_a_refusal_is_told_with_its_remedy(self, seen: Browser, service: Listening, tmp_path: Path) -> None:
         (tmp_path / "notes.nii.gz").write_text("no scan at all")
-        with watched(seen, service.address) as look:
+        with watched(seen, service.url) as look:
             look.give(tmp_path / "notes.nii.gz", model="organs")
             card = look.page.get_by_role("alert")
             expect(card).to_be_visible()
             with (tmp_path / "notes.nii.gz").open("rb") as file:
-                told = httpx.post(f"{service.address}/v1/studies", files={"file": file}, timeout=60).json()
+                told = httpx.post(f"{service.url}/v1/studies", files={"file": file}, timeout=60).json()
             expect(card.locator(".problem-detail")).to_have_text(told["detail"])
             expect(card.locator(".problem-remedy")).to_have_text(told["remedy"])
             assert told["code"] in card.inner_text()
             look.must_be_clean(but="/v1/studies")
 
-    def test_what_is_dropped_is_sent(self, seen: Browser, service: Served, shared_data: Path) -> None:
-        with watched(seen, service.address) as look:
+    def test_what_is_dropped_is_sent(self, seen: Browser, service: Listening, shared_data: Path) -> None:
+        with watched(seen, service.url) as look:
             look.page.select_option("#model", "organs")
             look.js(DROP, list(abdomen(shared_data).read_bytes()))
             look.drawn()
             look.must_be_clean()
 
     def test_a_reload_finds_earlier_jobs_which_can_be_cancelled_and_deleted(
-        self, seen: Browser, service: Served, shared_data: Path
+        self, seen: Browser, service: Listening, shared_data: Path
     ) -> None:
-        with watched(seen, service.address) as look:
+        with watched(seen, service.url) as look:
             page = look.page
             look.give(*series(shared_data), model="nodules")
             page.get_by_role("button", name="Cancel").click()
@@ -401,7 +406,7 @@ class TestEverydayUse:
             job = look.job
             page.reload()
             expect(page.locator("#answer")).to_contain_text("This job was cancelled.")
-            assert httpx.get(f"{service.address}/v1/jobs/{job}").json()["state"] == "cancelled"
+            assert httpx.get(f"{service.url}/v1/jobs/{job}").json()["state"] == "cancelled"
 
             row = page.locator(f"#jobs [data-job='{job}']")
             row.locator(".remove").focus()
@@ -410,15 +415,15 @@ class TestEverydayUse:
             page.keyboard.press("Tab")
             page.keyboard.press("Enter")
             expect(row).to_have_count(0)
-            assert httpx.get(f"{service.address}/v1/jobs/{job}").status_code == 404
+            assert httpx.get(f"{service.url}/v1/jobs/{job}").status_code == 404
             look.must_be_clean()
 
-    def test_signing_in_and_out(self, seen: Browser, service: Served) -> None:
-        ledger = Ledger(database_url(service.folder))
+    def test_signing_in_and_out(self, seen: Browser, service: Listening) -> None:
+        ledger = service.service.ledger
         token = make_token(ledger, "reader")
         try:
             time.sleep(2.5)  # the gate looks at the ledger every two seconds
-            with watched(seen, service.address) as look:
+            with watched(seen, service.url) as look:
                 page = look.page
                 assert look.js("document.activeElement.id") == "token"
                 page.keyboard.type("wrong")
@@ -434,7 +439,6 @@ class TestEverydayUse:
                 look.must_be_clean(but="401 (Unauthorized)")
         finally:
             ledger.remove_token("reader")
-            ledger.close()
             time.sleep(2.5)
 
 
