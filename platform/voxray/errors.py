@@ -10,6 +10,11 @@ Our own mistakes are ``assert``s, never these.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+Facts = Mapping[str, Any]
+
 
 class VoxrayError(Exception):
     """The root: its text is shown to the user as it is, without a traceback."""
@@ -27,11 +32,15 @@ class DataError(VoxrayError):
     """A file holds something that cannot be used as it is.
 
     ``code`` is stable (``nifti.truncated``), ``remedy`` says what to do, ``case_id`` names the case
-    once it is known (readers know only paths; whoever knows the case adds it with `of_case`).
+    once it is known (readers know only paths; whoever knows the case adds it with `of_case`). ``facts`` is JSON for
+    programs: what the message names, such as the series that there are.
     """
 
-    def __init__(self, code: str, message: str, *, remedy: str, case_id: str | None = None) -> None:
+    def __init__(
+        self, code: str, message: str, *, remedy: str, case_id: str | None = None, facts: Facts | None = None
+    ) -> None:
         self.code, self.message, self.remedy, self.case_id = code, message, remedy, case_id
+        self.facts: Facts = facts or {}
         super().__init__(str(self))
 
     def __str__(self) -> str:
@@ -39,12 +48,12 @@ class DataError(VoxrayError):
         return f"{case}[{self.code}] {self.message} {self.remedy}"
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _restore_data_error, (self.code, self.message, self.remedy, self.case_id)
+        return _restore_data_error, (self.code, self.message, self.remedy, self.case_id, self.facts)
 
     def of_case(self, case_id: str) -> DataError:
         """The same error with its case named."""
-        return DataError(self.code, self.message, remedy=self.remedy, case_id=case_id)
+        return DataError(self.code, self.message, remedy=self.remedy, case_id=case_id, facts=self.facts)
 
 
-def _restore_data_error(code: str, message: str, remedy: str, case_id: str | None) -> DataError:
-    return DataError(code, message, remedy=remedy, case_id=case_id)
+def _restore_data_error(code: str, message: str, remedy: str, case_id: str | None, facts: Facts) -> DataError:
+    return DataError(code, message, remedy=remedy, case_id=case_id, facts=facts)

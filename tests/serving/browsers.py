@@ -61,6 +61,13 @@ class Watched:
         self.page.select_option("#model", model)
         self.page.set_input_files("#files", list(files))
 
+    def drop(self, *paths: Path) -> None:
+        """Drops files and folders upon the page, as a person does by the mouse."""
+        devtools = self.page.context.new_cdp_session(self.page)
+        data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            devtools.send("Input.dispatchDragEvent", {"type": kind, "x": 200, "y": 200, "data": data})
+
     def js(self, expression: str, argument: Any = None) -> Any:
         """What an expression is on the page."""
         return self.page.evaluate(expression, argument)

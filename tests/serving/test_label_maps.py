@@ -13,7 +13,8 @@ from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
 from voxray.readers import read_label_map, write_nifti
-from voxray.serving.label_maps import DTYPES, EXTENSIONS, centroids, label_file
+from voxray.serving.label_maps import centroids, centroids_of, label_file
+from voxray.serving.workers import EXTENSIONS, LABEL_TYPES, Extension, LabelType, LabelWish
 from voxray.volume import Grid, Volume
 
 OBLIQUE = Grid((5, 4, 3), (0.7, 0.8, 2.5), (-12.5, 40.0, -300.25), (0.0, -1.0, 0, 0.6, 0, -0.8, 0.8, 0, 0.6))
@@ -21,14 +22,14 @@ LABELS = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=3, max_dims=3, max_side=
 
 
 @pytest.mark.parametrize("extension", EXTENSIONS)
-@pytest.mark.parametrize("dtype", [None, *DTYPES])
+@pytest.mark.parametrize("dtype", [None, *LABEL_TYPES])
 @pytest.mark.parametrize("compress", [True, False])
 def test_values_and_places_stay(
-    extension: str, dtype: str | None, compress: bool, tmp_path: Path, rng: np.random.Generator
+    extension: Extension, dtype: LabelType | None, compress: bool, tmp_path: Path, rng: np.random.Generator
 ) -> None:
     labels = Volume(rng.integers(0, 7, OBLIQUE.shape).astype(np.uint8), OBLIQUE)
     write_nifti(labels, tmp_path / "answer.nii.gz")
-    path = label_file(tmp_path / "answer.nii.gz", extension=extension, dtype=dtype, compress=compress)
+    path = label_file(tmp_path / "answer.nii.gz", LabelWish(extension, dtype, compress))
     image: Any = SimpleITK.ReadImage(str(path))
     np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(image).transpose(2, 1, 0), labels.voxels)
     np.testing.assert_allclose(image.GetOrigin(), OBLIQUE.origin_mm, atol=1e-4)
@@ -37,14 +38,14 @@ def test_values_and_places_stay(
     assert image.GetPixelID() == (SimpleITK.sitkUInt16 if dtype == "uint16" else SimpleITK.sitkUInt8)
     if extension == ".nrrd":
         assert (b"encoding: raw" in path.read_bytes()) == (not compress)
-    assert label_file(tmp_path / "answer.nii.gz", extension=extension, dtype=dtype, compress=compress) == path
+    assert label_file(tmp_path / "answer.nii.gz", LabelWish(extension, dtype, compress)) == path
 
 
 def test_a_value_that_would_not_fit_is_not_changed(tmp_path: Path) -> None:
     voxels = np.zeros(OBLIQUE.shape, np.uint16)
     voxels[1, 2, 1] = 300
     write_nifti(Volume(voxels, OBLIQUE), tmp_path / "answer.nii.gz")
-    path = label_file(tmp_path / "answer.nii.gz", extension=".nrrd", dtype="uint8")
+    path = label_file(tmp_path / "answer.nii.gz", LabelWish(".nrrd", "uint8", compress=True))
     np.testing.assert_array_equal(read_label_map(path).voxels, voxels)
 
 
@@ -56,3 +57,12 @@ def test_centroids_are_centres_of_mass(voxels: np.ndarray[tuple[int, int, int], 
         if value
     }
     assert centroids(voxels) == want
+
+
+def test_centroids_are_reckoned_once(tmp_path: Path) -> None:
+    voxels = np.zeros(OBLIQUE.shape, np.uint8)
+    voxels[1, 2, 0] = voxels[3, 2, 2] = 2
+    write_nifti(Volume(voxels, OBLIQUE), tmp_path / "answer.nii.gz")
+    assert centroids_of(tmp_path / "answer.nii.gz") == {2: (2, 2, 1)}
+    (tmp_path / "answer.nii.gz").unlink()
+    assert centroids_of(tmp_path / "answer.nii.gz") == {2: (2, 2, 1)}

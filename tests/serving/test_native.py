@@ -12,6 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 
+from serving.intake.conftest import series_files
 from serving.services import in_process, small_models, small_scan, upload
 from voxray.pipelines.predict import AnswerOptions, predict
 from voxray.pipelines.progress import SilentProgress
@@ -144,8 +145,8 @@ def test_wrong_requests(tmp_path: Path) -> None:
             )
             problem(
                 await client.post("/v1/jobs", content=b"{", headers={"content-type": "application/json"}),
-                422,
-                "request.invalid",
+                400,
+                "request.malformed",
             )
             problem(await client.get("/v1/nothing"), 404, "route.unknown")
             problem(await client.put("/v1/jobs"), 405, "route.method")
@@ -230,7 +231,7 @@ def test_what_comes_too_large_is_refused_as_it_comes(tmp_path: Path) -> None:
         async with in_process(tmp_path, limits={"upload_bytes": 1 << 20}) as client:
             said = await client.post("/v1/studies?name=a.nii", content=b"x" * (3 << 20))
             problem(said, 413, "upload.too_large")
-            problem(await client.post("/v1/studies?name=a.nii", content=endless()), 413, "upload.too_large")
+            problem(await client.post("/v1/studies?name=a.raw", content=endless()), 413, "upload.too_large")
             problem(await client.post("/v1/jobs", content=b" " * (2 << 20)), 413, "upload.too_large")
             assert not list((tmp_path / "service" / "studies").iterdir())
 
@@ -313,3 +314,49 @@ def test_nothing_of_the_patient_comes_out(
     names = [path.name for path in (tmp_path / "service").rglob("*")]
     assert not [name for name in names if canary in name]
     assert canary.encode() not in (tmp_path / "service" / "service.db").read_bytes()
+
+
+@pytest.mark.parametrize("body", [b"{", b"\xff\xfe{}", b"[" * 100_000, b""])
+def test_what_is_no_json_is_said_to_be_none(tmp_path: Path, body: bytes) -> None:
+    async def served() -> None:
+        async with in_process(tmp_path) as client:
+            for path in ("/v1/jobs", "/v1/studies"):
+                reply = await client.post(path, content=body, headers={"content-type": "application/json"})
+                assert reply.status_code in (400, 422), reply.text
+                assert reply.json()["code"] in ("request.malformed", "request.invalid")
+                assert not reply.json()["detail"].startswith((":", "body."))
+
+    asyncio.run(served())
+
+
+def test_what_is_deleted_while_it_is_fetched_is_gone_and_no_fault(tmp_path: Path) -> None:
+    scan = small_scan(tmp_path / "scan.nii.gz", side=64)
+
+    async def served() -> None:
+        quota = {"requests_per_minute": 10_000, "uploads_per_minute": 1000}
+        async with in_process(tmp_path, quota=quota) as client:
+            for _ in range(12):
+                study = (await upload(client, scan))["study_id"]
+                volume, gone = await asyncio.gather(
+                    client.get(f"/v1/studies/{study}/volume"), client.delete(f"/v1/studies/{study}")
+                )
+                assert gone.status_code == 204
+                assert volume.status_code in (200, 404), volume.text
+
+    asyncio.run(served())
+
+
+def test_series_of_an_upload_are_told_to_programs(tmp_path: Path) -> None:
+    first = series_files(4, prefix="A", SeriesNumber=12)
+    second = series_files(3, prefix="B", SeriesNumber=5, SeriesInstanceUID="1.2.3.4.5.6.7.1.9")
+
+    async def served() -> None:
+        async with in_process(tmp_path) as client:
+            files = [("file", (name, data)) for name, data in (first | second).items()]
+            told = problem(await client.post("/v1/studies", files=files), 422, "dicom.several_series")["series"]
+            assert [(one["number"], one["num_files"]) for one in told] == [("5", 3), ("12", 4)]
+            reply = await client.post(f"/v1/studies?series={told[0]['handle']}", files=files)
+            assert (reply.status_code, reply.json()["shape"]) == (201, [8, 6, 3])
+            assert "series" not in problem(await client.get("/v1/jobs/" + "0" * 32), 404, "job.unknown")
+
+    asyncio.run(served())

@@ -27,6 +27,8 @@ from voxray.serving import page_door
 from voxray.serving.config import database_url
 from voxray.serving.ledger import Ledger
 from voxray.serving.tokens import make_token
+from voxray.volume import Grid, Volume
+from writers.dicom_series import write_volume
 
 FOLDER = Path(page_door.__file__).parent / "page"
 NIIVUE = "niivue-0.69.0.umd.js"
@@ -160,6 +162,13 @@ def nodules(service: Listening, shared_data: Path) -> str:
 def organs(service: Listening, shared_data: Path) -> str:
     """A job of the segmentation that is done."""
     return answered(service, "organs", abdomen(shared_data))
+
+
+def block(num_slices: int) -> Volume:
+    """A bright block in air."""
+    voxels = np.full((40, 36, num_slices), -1000, np.int16)
+    voxels[10:25, 12:28, 8:20] = 60
+    return Volume(voxels, Grid(voxels.shape, (1.5, 1.5, 2.0), (10.0, -20.0, 30.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0)))
 
 
 def answered(service: Listening, model: str, *files: Path) -> str:
@@ -394,6 +403,57 @@ class TestEverydayUse:
             look.js(DROP, list(abdomen(shared_data).read_bytes()))
             look.drawn()
             look.must_be_clean()
+
+    def test_a_folder_that_is_dropped_is_read_through_and_one_of_its_series_chosen_by_keyboard(
+        self, seen: Browser, service: Listening, tmp_path: Path
+    ) -> None:
+        study = tmp_path / "CD" / "STUDY"
+        first = write_volume(study / "A", block(24), SeriesInstanceUID="1.2.3.4.5.6.7.1", SeriesNumber=2)
+        second = write_volume(study / "B", block(30), SeriesInstanceUID="1.2.3.4.5.6.7.2", SeriesNumber=7)
+        (tmp_path / "CD" / "DICOMDIR").write_bytes(b"no image")
+        (study / ".hidden").write_bytes(b"no image")
+        with watched(seen, service.url) as look:
+            page = look.page
+            page.select_option("#model", "organs")
+            look.drop(tmp_path / "CD")
+            card = page.get_by_role("alert")
+            expect(card.locator(".problem-code")).to_contain_text("dicom.several_series")
+            choices = card.get_by_role("button")
+            expect(choices).to_have_text(["Series 2, 24 images", "Series 7, 30 images"])
+            choices.nth(1).focus()
+            page.keyboard.press("Enter")
+            look.drawn()
+            expect(page.get_by_role("alert")).to_have_count(0)
+            expect(page.locator(".scan-facts")).to_contain_text("DICOM, 40 \u00d7 36 \u00d7 30 voxels")
+            expect(page.locator(".warning")).to_contain_text("left out (24 files)")
+            look.must_be_clean(but="/v1/studies")
+        assert len(list(first.iterdir())) + len(list(second.iterdir())) == 54
+
+    def test_scans_that_are_opened_one_upon_the_other_are_not_mixed_up(
+        self, seen: Browser, service: Listening, nodules: str, organs: str
+    ) -> None:
+        with watched(seen, service.url) as look:
+            page = look.page
+            for job in (nodules, organs, nodules, organs, nodules):
+                page.locator(f"#jobs [data-job='{job}'] .job").click()
+            look.drawn()
+            assert look.job == nodules
+            study = httpx.get(f"{service.url}/v1/jobs/{nodules}").json()["study_id"]
+            assert look.js("window.voxray.shown") == study
+            shape = httpx.get(f"{service.url}/v1/studies/{study}").json()["shape"]
+            assert look.js("window.voxray.viewer.facts().shapes") == [[shape], 1]
+            look.must_be_clean()
+
+    def test_a_scan_that_is_deleted_meanwhile_is_said_to_be_gone(
+        self, seen: Browser, service: Listening, shared_data: Path
+    ) -> None:
+        job = answered(service, "organs", abdomen(shared_data))
+        study = httpx.get(f"{service.url}/v1/jobs/{job}").json()["study_id"]
+        with watched(seen, service.url) as look:
+            httpx.delete(f"{service.url}/v1/studies/{study}").raise_for_status()
+            look.js("(job) => { location.hash = job; }", job)
+            expect(look.page.get_by_role("alert")).to_contain_text("There is no such job.")
+            look.must_be_clean(but="404")
 
     def test_a_reload_finds_earlier_jobs_which_can_be_cancelled_and_deleted(
         self, seen: Browser, service: Listening, shared_data: Path

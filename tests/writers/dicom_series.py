@@ -53,7 +53,7 @@ def write_series(
     return folder
 
 
-def write_volume(folder: Path, volume: Volume) -> Path:
+def write_volume(folder: Path, volume: Volume, **changes: Any) -> Path:
     """A scan as a series of single slices; its axes must be right-handed, as DICOM's are."""
     grid = volume.grid
     assert np.linalg.det(grid.rotation) > 0
@@ -67,6 +67,7 @@ def write_volume(folder: Path, volume: Volume) -> Path:
         dataset.RescaleSlope, dataset.RescaleIntercept = 1, -4096
         dataset.PixelData = np.ascontiguousarray((volume.voxels[:, :, z].T + 4096).astype(np.uint16)).tobytes()
         dataset["PixelData"].VR = "OW"
+        _change(dataset, changes)
         dataset.save_as(folder / f"{z:03d}.dcm", enforce_file_format=True)
     return folder
 

@@ -31,7 +31,7 @@ from voxray.serving.messages import DicomwebSource, Form, ModelInfo
 from voxray.serving.places import Places
 from voxray.serving.problems import Problem
 from voxray.serving.service import Service
-from voxray.serving.workers import Step, WorkerDiedError
+from voxray.serving.workers import Centroids, LabelWish, Step, WorkerDiedError
 
 if TYPE_CHECKING:
     from voxray.inference.predictor import Prepared
@@ -103,6 +103,14 @@ class ReaderReplica:
         """See `workers.Readers`."""
         return await self._reading.make(job, study, model, form)
 
+    async def viewer_labels(self, job: str, study: str, wish: LabelWish) -> Path:
+        """See `workers.Readers`."""
+        return await self._reading.viewer_labels(job, study, wish)
+
+    async def centroids(self, job: str, study: str) -> Centroids:
+        """See `workers.Readers`."""
+        return await self._reading.centroids(job, study)
+
     async def store(self, job: str, study: str, model: str, url: str) -> None:
         """See `workers.Readers`."""
         await self._reading.store(job, study, model, url)
@@ -142,6 +150,18 @@ class RayWorkers:
         with _deaths():
             path: Path = await self._readers.make.remote(job, study, model, form)
         return path
+
+    async def viewer_labels(self, job: str, study: str, wish: LabelWish) -> Path:
+        """See `workers.Readers`."""
+        with _deaths():
+            path: Path = await self._readers.viewer_labels.remote(job, study, wish)
+        return path
+
+    async def centroids(self, job: str, study: str) -> Centroids:
+        """See `workers.Readers`."""
+        with _deaths():
+            found: Centroids = await self._readers.centroids.remote(job, study)
+        return found
 
     async def store(self, job: str, study: str, model: str, url: str) -> None:
         """See `workers.Readers`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import pathlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -134,7 +135,7 @@ def studies_router(service: Get, owner: Owner) -> APIRouter:
     async def volume(request: Request, study_id: Id) -> FileResponse:
         """The scan as NIfTI in HU."""
         path = await service().volume(owner(request), study_id)
-        return FileResponse(path, media_type="application/gzip", filename=f"{study_id}.nii.gz")
+        return file_reply(path, media_type="application/gzip", name=f"{study_id}.nii.gz")
 
     @api.delete("/studies/{study_id}", status_code=204)
     async def delete_study(request: Request, study_id: Id) -> None:
@@ -192,7 +193,7 @@ def results_router(service: Get, owner: Owner) -> APIRouter:
         """A job's result in a form."""
         path = await service().result(owner(request), job_id, form)
         suffix = path.name[path.name.index(".") :]
-        return FileResponse(path, media_type=MEDIA_TYPES[form], filename=f"{job_id}{suffix}")
+        return file_reply(path, media_type=MEDIA_TYPES[form], name=f"{job_id}{suffix}")
 
     return api
 
@@ -317,6 +318,15 @@ def refuse_at_the_gate(problem: Problem) -> ASGIApp:
     return answer
 
 
+def file_reply(path: pathlib.Path, *, media_type: str, name: str) -> FileResponse:
+    """A file to download as `name`; whoever deletes it at this moment is not to blame the service for it."""
+    try:
+        return FileResponse(path, media_type=media_type, filename=name, stat_result=path.stat())
+    except FileNotFoundError:
+        text = "The file was deleted at this moment."
+        raise Problem(404, "result.gone", text, remedy="It may have expired; ask for it again.") from None
+
+
 async def files_of(parts: AsyncIterator[FormPart]) -> AsyncIterator[Part]:
     """The parts of a form that are files."""
     async for part in parts:
@@ -328,7 +338,7 @@ async def _json(request: Request, kind: Any) -> Any:
     try:
         return kind.model_validate_json(await request.body())
     except ValidationError as error:
-        raise _invalid([".".join(map(str, one["loc"])) for one in error.errors()], error.errors()[0]["msg"]) from None
+        raise _unfit(error.errors()) from None
 
 
 def _reply(request: Request, problem: Problem) -> Response:
@@ -348,27 +358,32 @@ async def _refuse_error(request: Request, error: Exception) -> Response:
 
 async def _refuse_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    return _reply(
-        request, _invalid([".".join(str(part) for part in one["loc"]) for one in error.errors()], first["msg"])
-    )
+    return _reply(request, _unfit(error.errors()))
 
 
 async def _refuse_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == 400:  # FastAPI's, of a body that is not even text
+        return _reply(request, _no_json())
     remedy = "See /openapi.json for what there is." if error.status_code in (404, 405) else "Mend the request."
-    code = {404: "route.unknown", 405: "route.method", 400: "request.malformed"}.get(
-        error.status_code, "request.refused"
-    )
+    code = {404: "route.unknown", 405: "route.method"}.get(error.status_code, "request.refused")
     title = TITLES.get(error.status_code, "Refused")
     headers = dict(error.headers or {})
     return _reply(request, Problem(error.status_code, code, f"{title}.", remedy=remedy, headers=headers))
 
 
-def _invalid(fields: Sequence[str], why: str) -> Problem:
-    """What is wrong, without the values that came."""
-    named = ", ".join(list(dict.fromkeys(fields))[:5])
+def _unfit(errors: Sequence[Any]) -> Problem:
+    """What pydantic found wrong, without the values that came."""
+    if errors[0]["type"] == "json_invalid":
+        return _no_json()
+    fields = dict.fromkeys(".".join(map(str, one["loc"])) for one in errors)
+    named, why = ", ".join(list(fields)[:5]) or "body", errors[0]["msg"]
     return Problem(422, "request.invalid", f"{named}: {why}.", remedy="See /openapi.json for what is allowed.")
+
+
+def _no_json() -> Problem:
+    text = "The body is not JSON, or nested too deeply."
+    return Problem(400, "request.malformed", text, remedy="Send a JSON object in UTF-8; see /openapi.json.")
 
 
 FETCH: dict[str, Any] = {

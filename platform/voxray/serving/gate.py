@@ -89,7 +89,7 @@ class Gate:
         """Whose request it is; a Problem where it is refused."""
         headers, path = Headers(scope=scope), scope["path"]
         self._check_origin(headers)
-        if not self.needs_token():
+        if not needs_token(self._config, self._tokens):
             self._check_host(headers)
             owner = NOBODY
         elif path == PAGE:
@@ -112,11 +112,6 @@ class Gate:
         if path != "/livez":
             self._limit(scope, owner or stranger_of(scope))
         return owner
-
-    def needs_token(self) -> bool:
-        """Whether only those with a token may ask."""
-        wanted = self._config.require_token
-        return not self._config.is_loopback or (self._tokens.any() if wanted is None else wanted)
 
     def _check_origin(self, headers: Headers) -> None:
         origin = headers.get("origin")
@@ -184,6 +179,12 @@ class Gate:
         log.info("request", extra={"fields": fields | {"ms": round(1000 * seconds, 1)}})
 
 
+def needs_token(config: ServeConfig, tokens: Tokens) -> bool:
+    """Whether only those with a token may ask."""
+    wanted = config.require_token
+    return not config.is_loopback or (tokens.any() if wanted is None else wanted)
+
+
 def stranger_of(scope: Scope) -> str:
     """Whoever asks without a token, by address; no token's owner has a name with a space."""
     return f"stranger {(scope.get('client') or ('', 0))[0]}"
@@ -218,5 +219,8 @@ def token_in(headers: Headers) -> str:
 
 def refusal_body(problem: Problem, request_id: str | None, **more: str) -> tuple[bytes, dict[str, str]]:
     """A problem's body and headers."""
-    body = json.dumps({**problem.details(request_id).model_dump(), **more}).encode()
+    told = problem.details(request_id).model_dump(mode="json")
+    if not told["series"]:
+        del told["series"]
+    body = json.dumps({**told, **more}).encode()
     return body, {"Content-Type": MEDIA_TYPE, **problem.headers}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,16 @@ from jaxtyping import Shaped
 
 from voxray.place import whole
 from voxray.readers import read_label_map, write_nifti
+from voxray.serving.workers import Centroids, LabelWish
 from voxray.volume import Volume
 
-EXTENSIONS = (".nrrd", ".nii.gz", ".nii")
-DTYPES = ("uint8", "uint16")
 
-
-def label_file(labels: Path, *, extension: str, dtype: str | None = None, compress: bool = True) -> Path:
+def label_file(labels: Path, wish: LabelWish) -> Path:
     """The label map in another format or type, beside the original; the original where nothing is to be done.
 
-    `dtype` None keeps the type; one that is too narrow for a value is widened, as a label may not change.
+    A type that is too narrow for a value is widened, as a label may not change.
     """
-    assert extension in EXTENSIONS, extension
+    extension, dtype, compress = wish
     volume = read_label_map(labels)
     wanted = np.dtype(dtype or volume.voxels.dtype)
     if int(volume.voxels.max(initial=0)) > np.iinfo(wanted).max:
@@ -34,6 +33,15 @@ def label_file(labels: Path, *, extension: str, dtype: str | None = None, compre
     if not path.exists():
         _write(Volume(volume.voxels.astype(wanted), volume.grid), path, compress=compress)
     return path
+
+
+def centroids_of(labels: Path) -> Centroids:
+    """Those of a file with a label map; reckoned once, and kept beside it."""
+    kept = labels.with_name(f"{labels.name.split('.')[0]}-centroids.json")
+    if not kept.exists():
+        with whole(kept) as beside:
+            beside.write_text(json.dumps(centroids(read_label_map(labels).voxels)))
+    return {int(value): (x, y, z) for value, (x, y, z) in json.loads(kept.read_text()).items()}
 
 
 def centroids(voxels: Shaped[np.ndarray, "x y z"]) -> dict[int, tuple[int, int, int]]:

@@ -14,7 +14,7 @@ from voxray.serving.ledger import Ledger
 from voxray.serving.messages import DicomwebSource, Form, ModelInfo
 from voxray.serving.places import Places
 from voxray.serving.reading import Reading
-from voxray.serving.workers import Step, WorkerDiedError
+from voxray.serving.workers import Centroids, LabelWish, Step, WorkerDiedError
 
 
 class LocalWorkers:
@@ -40,6 +40,14 @@ class LocalWorkers:
     async def make(self, job: str, study: str, model: str, form: Form) -> Path:
         """See `workers.Readers`."""
         return await self._reading.make(job, study, model, form)
+
+    async def viewer_labels(self, job: str, study: str, wish: LabelWish) -> Path:
+        """See `workers.Readers`."""
+        return await self._reading.viewer_labels(job, study, wish)
+
+    async def centroids(self, job: str, study: str) -> Centroids:
+        """See `workers.Readers`."""
+        return await self._reading.centroids(job, study)
 
     async def store(self, job: str, study: str, model: str, url: str) -> None:
         """See `workers.Readers`."""

@@ -11,9 +11,8 @@ from pydantic import Field
 from voxray.config import Config
 from voxray.inference.findings import FindingsFile, LabelsFile
 from voxray.recipe import GridConfig
-from voxray.serving.intake.study import StudyInfo
+from voxray.serving.intake.study import ScanFacts
 from voxray.serving.problems import ProblemDetails
-from voxray.volume import Shape, Vector
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 Stage = Literal["queued", "preparing", "answering", "writing", "done"]
@@ -23,23 +22,10 @@ Identifier = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 ENDED: tuple[State, ...] = ("done", "failed", "cancelled")
 
 
-class Study(Config):
+class Study(ScanFacts):
     """An uploaded scan that was read and can be answered."""
 
     study_id: Identifier
-    format: str
-    shape: Shape
-    """Voxels along x, y and z as the scan stores them."""
-    spacing_mm: Vector
-    origin_mm: Vector
-    """The centre of the first voxel, LPS."""
-    direction: tuple[float, ...]
-    """Row-major 3x3; the columns are the LPS directions of the voxel axes."""
-    orientation: str
-    num_files: int
-    modality: str | None
-    is_dicom: bool
-    warnings: tuple[str, ...]
     created: datetime
     expires: datetime
 
@@ -143,4 +129,4 @@ class SignIn(Config):
     token: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.~-]{1,256}$")]
 
 
-__all__ = ["ENDED", "Form", "Job", "JobRequest", "Jobs", "ModelInfo", "Models", "Study", "StudyInfo", "Timing"]
+__all__ = ["ENDED", "Form", "Job", "JobRequest", "Jobs", "ModelInfo", "Models", "Study", "Timing"]

@@ -5,24 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import Field, ValidationError
 
 from voxray.config import Config
 from voxray.inference.findings import FindingsFile
-from voxray.readers import read_label_map
-from voxray.serving.label_maps import centroids, label_file
 from voxray.serving.messages import Job, ModelInfo, Study
 from voxray.serving.problems import Problem
 from voxray.serving.service import Service
+from voxray.serving.workers import Extension, LabelType, LabelWish
 
 
 class Wishes(Config):
     """What a client's ``params`` may ask of an answer; all else in them does nothing here."""
 
-    result_extension: Literal[".nrrd", ".nii.gz", ".nii"] = ".nii.gz"
-    result_dtype: Literal["uint8", "uint16"] | None = None
+    result_extension: Extension = ".nii.gz"
+    result_dtype: LabelType | None = None
     result_compress: bool = True
     save_label: bool = False
     label_tag: str = Field(default="original", pattern=r"^[A-Za-z0-9_-]{1,64}$")
@@ -55,14 +54,8 @@ def wishes_of(text: str) -> Wishes:
 async def file_of(service: Service, owner: str, job: Job, model: ModelInfo, wishes: Wishes) -> Sent:
     """The file of an answer: a label map, or Slicer's Markups for boxes."""
     if model.task == "segmentation":
-        labels = await service.result(owner, job.job_id, "nifti")
-        path = await asyncio.to_thread(
-            label_file,
-            labels,
-            extension=wishes.result_extension,
-            dtype=wishes.result_dtype,
-            compress=wishes.result_compress,
-        )
+        wish = LabelWish(wishes.result_extension, wishes.result_dtype, wishes.result_compress)
+        path = await service.viewer_labels(owner, job.job_id, wish)
         return Sent(path, f"label{wishes.result_extension}", "application/octet-stream")
     path = await service.result(owner, job.job_id, "markups")
     if isinstance(job.result, FindingsFile) and not job.result.findings:
@@ -87,8 +80,7 @@ async def params_of(service: Service, owner: str, job: Job, model: ModelInfo) ->
     answer = job.result.model_dump(mode="json", by_alias=True)
     if isinstance(job.result, FindingsFile):
         return told | {"findings": answer["findings"], "frame": answer["frame"], "unit": answer["unit"]}
-    labels = await service.result(owner, job.job_id, "nifti")
-    middles = await asyncio.to_thread(lambda: centroids(read_label_map(labels).voxels))
+    middles = await service.centroids(owner, job.job_id)
     told["centroids"] = {
         f"label_{value}": [str(value), *map(str, middle)] for value, middle in sorted(middles.items())
     }

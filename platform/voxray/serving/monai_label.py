@@ -13,6 +13,7 @@ import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Form, Query, Request
@@ -22,7 +23,9 @@ from starlette.responses import Response
 
 from voxray import __version__
 from voxray.serving.aliases import Aliases
+from voxray.serving.door import file_reply
 from voxray.serving.form_reply import form_reply
+from voxray.serving.gate import needs_token
 from voxray.serving.intake.receive import Part
 from voxray.serving.messages import JobRequest, Study
 from voxray.serving.monai_answers import (
@@ -94,9 +97,7 @@ def _signing_in(api: APIRouter, service: Get) -> None:
     """Open to all: the plugin asks whether it needs a token, and trades a password for one: that same token."""
 
     def is_wanted() -> bool:
-        config = service().config
-        any_tokens = Tokens(service().ledger).any()
-        return not config.is_loopback or (any_tokens if config.require_token is None else config.require_token)
+        return needs_token(service().config, Tokens(service().ledger))
 
     @api.get("/auth")
     @api.get("/auth/")
@@ -366,8 +367,8 @@ async def _one(part: FormPart) -> AsyncIterator[Part]:
     yield Part(part.name, part.chunks)
 
 
-def _download(path: Any, study: Study) -> FileResponse:
-    return FileResponse(path, media_type="application/gzip", filename=f"{study.study_id}.nii.gz")
+def _download(path: Path, study: Study) -> FileResponse:
+    return file_reply(path, media_type="application/gzip", name=f"{study.study_id}.nii.gz")
 
 
 def _object(text: str) -> dict[str, Any]:

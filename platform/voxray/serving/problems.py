@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from voxray.config import Config
 from voxray.errors import ConfigError, DataError, ResourceError, VoxrayError
 from voxray.serving.intake.codes import status_of
+from voxray.serving.intake.study import SeriesChoice
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -23,20 +24,29 @@ class ProblemDetails(Config):
     detail: str
     remedy: str
     request_id: str | None = None
+    series: tuple[SeriesChoice, ...] = ()
+    """Where one of several series is to be named: what there is. Left out where it is empty."""
 
 
 class Problem(Exception):  # noqa: N818  # RFC 9457's word
     """A request that is refused."""
 
     def __init__(
-        self, status: int, code: str, detail: str, *, remedy: str, headers: Mapping[str, str] | None = None
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        *,
+        remedy: str,
+        headers: Mapping[str, str] | None = None,
+        series: Sequence[SeriesChoice] = (),
     ) -> None:
         super().__init__(f"[{code}] {detail} {remedy}")
         self.status, self.code, self.detail, self.remedy = status, code, detail, remedy
-        self.headers = dict(headers or {})
+        self.headers, self.series = dict(headers or {}), tuple(series)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _again, (self.status, self.code, self.detail, self.remedy, self.headers)
+        return _again, (self.status, self.code, self.detail, self.remedy, self.headers, self.series)
 
     def details(self, request_id: str | None = None) -> ProblemDetails:
         """What the client reads."""
@@ -47,13 +57,15 @@ class Problem(Exception):  # noqa: N818  # RFC 9457's word
             detail=self.detail,
             remedy=self.remedy,
             request_id=request_id,
+            series=self.series,
         )
 
 
 def problem_of(error: VoxrayError) -> Problem:
     """A refusal of voxray's as a client is told of it."""
     if isinstance(error, DataError):
-        return Problem(status_of(error.code), error.code, error.message, remedy=error.remedy)
+        series = [SeriesChoice.model_validate(one) for one in error.facts.get("series", ())]
+        return Problem(status_of(error.code), error.code, error.message, remedy=error.remedy, series=series)
     if isinstance(error, ResourceError):
         return Problem(503, "service.lacks", str(error), remedy="Give a smaller scan, or ask who runs the service.")
     assert isinstance(error, ConfigError)
@@ -65,8 +77,9 @@ def fault() -> Problem:
     return Problem(500, "service.fault", "The service failed.", remedy="Tell whoever runs it the job or request id.")
 
 
-def _again(status: int, code: str, detail: str, remedy: str, headers: Mapping[str, str]) -> Problem:
-    return Problem(status, code, detail, remedy=remedy, headers=headers)
+def _again(status: int, code: str, *said: Any) -> Problem:
+    detail, remedy, headers, series = said
+    return Problem(status, code, detail, remedy=remedy, headers=headers, series=series)
 
 
 TITLES = {

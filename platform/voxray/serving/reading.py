@@ -16,10 +16,12 @@ from voxray.serving.intake.confined import warm_up
 from voxray.serving.intake.disk import remove
 from voxray.serving.intake.parse import parse
 from voxray.serving.intake.study import StudyInfo
+from voxray.serving.label_maps import centroids_of, label_file
 from voxray.serving.making import Answered
 from voxray.serving.messages import DicomwebSource, Form, ModelInfo
 from voxray.serving.places import Places
 from voxray.serving.scans import prepare_study, write_scan
+from voxray.serving.workers import Centroids, LabelWish
 
 
 class Reading:
@@ -62,6 +64,14 @@ class Reading:
     async def make(self, job: str, study: str, model: str, form: Form) -> Path:
         """See `workers.Readers`."""
         return await asyncio.to_thread(self._make, job, study, model, form)
+
+    async def viewer_labels(self, job: str, study: str, wish: LabelWish) -> Path:
+        """See `workers.Readers`."""
+        return await asyncio.to_thread(label_file, self._places.labels(job, study), wish)
+
+    async def centroids(self, job: str, study: str) -> Centroids:
+        """See `workers.Readers`."""
+        return await asyncio.to_thread(centroids_of, self._places.labels(job, study))
 
     async def store(self, job: str, study: str, model: str, url: str) -> None:
         """See `workers.Readers`."""

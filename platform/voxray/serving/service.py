@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from voxray.config import parse
 from voxray.errors import ConfigError
@@ -22,7 +22,7 @@ from voxray.serving.endings import Endings
 from voxray.serving.forms import FILES, forms_of
 from voxray.serving.intake.dicomweb import peer
 from voxray.serving.intake.receive import Part, receive
-from voxray.serving.intake.study import StudyInfo
+from voxray.serving.intake.study import ScanFacts, StudyInfo
 from voxray.serving.ledger import Ledger, Row, TooManyError, new_id
 from voxray.serving.messages import (
     ENDED,
@@ -36,7 +36,7 @@ from voxray.serving.messages import (
 )
 from voxray.serving.places import Places
 from voxray.serving.problems import Problem, ProblemDetails
-from voxray.serving.workers import WorkerDiedError, Workers
+from voxray.serving.workers import Centroids, LabelWish, WorkerDiedError, Workers
 
 T = TypeVar("T")
 
@@ -104,7 +104,11 @@ class Service:
     async def volume(self, owner: str, study_id: str) -> Path:
         """The scan as NIfTI."""
         await self._study(owner, study_id)
-        return await self._tried(lambda: self.workers.scan(study_id))
+        try:
+            return await self._tried(lambda: self.workers.scan(study_id))
+        except Exception:
+            await self._study(owner, study_id)  # deleted, or expired, while it was made
+            raise
 
     async def delete_study(self, owner: str, study_id: str) -> None:
         """Ends its jobs, and removes them, the study and every file of theirs."""
@@ -186,7 +190,19 @@ class Service:
         path = FILES[form](self.places, job, study)
         if await asyncio.to_thread(path.exists):
             return path
-        return await self._tried(lambda: self.workers.make(job, study, model, form))
+        return await self._made(owner, job, lambda: self.workers.make(job, study, model, form))
+
+    async def viewer_labels(self, owner: str, job_id: str, wish: LabelWish) -> Path:
+        """The label map of a segmentation as a viewer wants it."""
+        await self.result(owner, job_id, "nifti")
+        row = await self._job(owner, job_id)
+        return await self._made(owner, job_id, lambda: self.workers.viewer_labels(row["id"], row["study"], wish))
+
+    async def centroids(self, owner: str, job_id: str) -> Centroids:
+        """The voxel in the middle of each label of a segmentation."""
+        await self.result(owner, job_id, "nifti")
+        row = await self._job(owner, job_id)
+        return await self._made(owner, job_id, lambda: self.workers.centroids(row["id"], row["study"]))
 
     def findings(self, row: Row) -> FindingsFile | LabelsFile | None:
         """The answer itself."""
@@ -235,6 +251,14 @@ class Service:
             remedy="Try again.",
             headers={"Retry-After": str(RETRY_S)},
         )
+
+    async def _made(self, owner: str, job_id: str, action: Callable[[], Awaitable[T]]) -> T:
+        """What a worker makes of a job's result; it may be deleted, or expire, meanwhile."""
+        try:
+            return await self._tried(action)
+        except Exception:
+            await self._job(owner, job_id)
+            raise
 
     async def _study(self, owner: str, study_id: str) -> Row:
         row = await asyncio.to_thread(self.ledger.study, study_id, owner)
@@ -335,11 +359,8 @@ class Service:
 
 def study_of(row: Row) -> Study:
     """A study as its owner sees it."""
-    info = StudyInfo.model_validate_json(row["info"])
-    shown: dict[str, Any] = {name: getattr(info, name) for name in Study.model_fields if hasattr(info, name)}
-    return Study(
-        **shown | {"study_id": row["id"], "created": _date(row["created"]), "expires": _date(row["expires"])}
-    )
+    told = StudyInfo.model_validate_json(row["info"]).model_dump(include=set(ScanFacts.model_fields))
+    return Study(**told, study_id=row["id"], created=_date(row["created"]), expires=_date(row["expires"]))
 
 
 def _date(seconds: float) -> datetime:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol, get_args
 
 from voxray.serving.intake.study import StudyInfo
 from voxray.serving.messages import DicomwebSource, Form, ModelInfo, Stage
@@ -25,6 +25,25 @@ class Step:
     answer_s: float = 0.0
 
 
+Centroids = Mapping[int, tuple[int, int, int]]
+"""Label -> the voxel at its centre of mass."""
+
+
+Extension = Literal[".nrrd", ".nii.gz", ".nii"]
+LabelType = Literal["uint8", "uint16"]
+EXTENSIONS: tuple[Extension, ...] = get_args(Extension)
+LABEL_TYPES: tuple[LabelType, ...] = get_args(LabelType)
+
+
+class LabelWish(NamedTuple):
+    """A label map as a viewer wants it."""
+
+    extension: Extension
+    dtype: LabelType | None
+    """None keeps the type; one that is too narrow is widened."""
+    compress: bool
+
+
 class Readers(Protocol):
     """Uploads read, and results put into other forms. What is wrong with them is a VoxrayError."""
 
@@ -42,6 +61,14 @@ class Readers(Protocol):
 
     async def make(self, job: str, study: str, model: str, form: Form) -> Path:
         """The file of a job's result in one form; made once."""
+        ...
+
+    async def viewer_labels(self, job: str, study: str, wish: LabelWish) -> Path:
+        """The file of a segmentation's label map as a viewer wants it; made once."""
+        ...
+
+    async def centroids(self, job: str, study: str) -> Centroids:
+        """The middles of the labels of a segmentation."""
         ...
 
     async def store(self, job: str, study: str, model: str, url: str) -> None:

@@ -29,6 +29,7 @@ from voxray.serving.intake import (
     status_of,
     take_in,
 )
+from voxray.serving.problems import problem_of
 
 Nifti = Callable[..., bytes]
 UID = "1.2.3.4.5.6.7.1.1"
@@ -80,12 +81,19 @@ def test_one_of_several_series_is_chosen_by_its_uid_or_its_handle(tmp_path: Path
     assert error.code == "dicom.several_series"
     assert f"{series_handle(UID)} (4 files, number 3); {series_handle(OTHER)} (3 files, number 9)" in error.message
     assert UID not in str(error)
+    choices = [
+        {"handle": series_handle(UID), "num_files": 4, "number": "3"},
+        {"handle": series_handle(OTHER), "num_files": 3, "number": "9"},
+    ]
+    assert error.facts == pickle.loads(pickle.dumps(error)).facts == {"series": choices}
+    assert list(problem_of(error).details().model_dump(mode="json")["series"]) == choices
     for number, name in enumerate((OTHER, series_handle(OTHER))):
         info = taken(two, tmp_path / f"study{number}", series=name)
         assert info.shape == (8, 6, 3)
         assert info.warnings == (f"series {series_handle(UID)} left out (4 files)",)
     error = refusal(two, tmp_path / "wrong", series="1.2.3.9.9.9.9.9")
     assert error.code == "dicom.no_such_series"
+    assert error.facts == {"series": choices}
     assert "1.2.3.9" not in str(error)
 
 

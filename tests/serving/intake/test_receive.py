@@ -36,6 +36,31 @@ def test_files_lie_under_our_own_names(tmp_path: Path) -> None:
     assert folder.stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
+def test_what_is_no_nifti_is_refused_before_it_has_come(tmp_path: Path, name: str) -> None:
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while True:
+            sent += 1 << 16
+            yield bytes(1 << 16)
+
+    async def one() -> AsyncIterator[Part]:
+        yield Part(name, endless())
+
+    assert refused(one(), tmp_path / "study", Limits()).code == "nifti.not_nifti"
+    assert sent == 1 << 16
+
+
+@pytest.mark.parametrize(
+    "start", [b"\x1f\x8b", b"PK\x03\x04", b"NRRD0004", b"\x5c\x01\0\0", b"\0\0\x02\x1c", bytes(128) + b"DICM"]
+)
+def test_a_wrong_name_alone_refuses_nothing(tmp_path: Path, start: bytes) -> None:
+    files = {"scan.nii": start + bytes(1000)}
+    assert asyncio.run(receive(parts_of(files), tmp_path / "study", Limits())).num_files == 1
+
+
 def test_nothing_and_no_bytes_are_refused(tmp_path: Path) -> None:
     assert refused(parts_of({}), tmp_path / "a", Limits()).code == "upload.empty"
     assert refused(parts_of({"scan.nii": b""}), tmp_path / "b", Limits()).code == "upload.empty"
@@ -52,7 +77,7 @@ def test_two_gigabytes_are_refused_at_the_limit_in_flat_memory(tmp_path: Path) -
             yield piece
 
     async def one() -> AsyncIterator[Part]:
-        yield Part("scan.nii", endless())
+        yield Part("scan.raw", endless())
 
     limit = 96 << 20
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -118,7 +143,7 @@ def test_a_cancelled_upload_leaves_nothing(tmp_path: Path) -> None:
             await asyncio.sleep(0)
 
     async def one() -> AsyncIterator[Part]:
-        yield Part("scan.nii", forever())
+        yield Part("scan.raw", forever())
 
     async def cancelled(after_s: float) -> None:
         task = asyncio.create_task(receive(one(), tmp_path / "study", Limits()))
@@ -177,7 +202,7 @@ def test_memory_does_not_grow_with_the_upload(tmp_path: Path) -> None:
             yield bytes(1 << 18)
 
     async def one() -> AsyncIterator[Part]:
-        yield Part("scan.nii", many())
+        yield Part("scan.raw", many())
 
     tracemalloc.start()
     asyncio.run(receive(one(), tmp_path / "study", Limits()))

@@ -95,8 +95,8 @@ def _outcome(frames: list[dict[str, Any]]) -> Any:
     if "answer" in first:
         return first["answer"]
     if "refusal" in first:
-        code, message, remedy = first["refusal"]
-        raise DataError(str(code), str(message), remedy=str(remedy))
+        code, message, remedy, facts = first["refusal"]
+        raise DataError(str(code), str(message), remedy=str(remedy), facts=dict(facts))
     if first.get("error") == "DiskFull":
         raise disk_full()
     if "error" in first:

@@ -95,7 +95,7 @@ def _work(request: Mapping[str, Any], caller: socket.socket) -> None:
         module, _, name = request["target"].rpartition(".")
         answer = {"answer": getattr(importlib.import_module(module), name)(**request["arguments"])}
     except DataError as error:
-        answer = {"refusal": [error.code, error.message, error.remedy]}
+        answer = {"refusal": [error.code, error.message, error.remedy, dict(error.facts)]}
     except MemoryError:
         answer = {"error": "MemoryError"}
     except OSError as error:

@@ -21,6 +21,8 @@ from voxray.serving.intake.study import series_handle
 _SERIES_NUMBER = 0x00200011
 _TAGS = (0x00080008, 0x00080060, 0x00100020, 0x0020000D, 0x0020000E, _SERIES_NUMBER)
 _LISTED = 8
+"""In the sentence; programs are told of more."""
+_TOLD = 1000
 
 
 class _Header(NamedTuple):
@@ -31,23 +33,29 @@ class _Header(NamedTuple):
     is_slice: bool
 
 
+_Series = Mapping[str, Sequence[_Header]]
+
+
 def series_of(paths: Sequence[Path], wanted: str | None) -> str | None:
     """The UID of the CT series to read, `wanted` being a UID or its handle; None where there is only one or none.
 
     Files of several patients are refused whatever is wanted, those of several studies where no series is named.
     """
     headers = [header for path in paths if (header := _header(path)) is not None]
-    _check_patients(headers, wanted)
     series: dict[str, list[_Header]] = defaultdict(list)
     for header in headers:
         if header.is_slice:
             series[header.series].append(header)
+    series = dict(sorted(series.items(), key=lambda one: _place_of(one[1][0].number)))
+    _check_patients(headers)
+    _check_studies(headers, series, wanted)
     if wanted is None:
         if len(series) > 1:
             raise DataError(
                 "dicom.several_series",
                 f"The upload holds {len(series)} CT series: {_listed(series)}.",
                 remedy="Name one of them as the series to read, or send it alone.",
+                facts=_choices(series),
             )
         return None
     found = [uid for uid in series if wanted in (uid, series_handle(uid))]
@@ -56,11 +64,12 @@ def series_of(paths: Sequence[Path], wanted: str | None) -> str | None:
             "dicom.no_such_series",
             f"The upload holds no CT series of that name; it holds {_listed(series) or 'none'}.",
             remedy="Name one of these.",
+            facts=_choices(series),
         )
     return found[0]
 
 
-def _check_patients(headers: Sequence[_Header], wanted: str | None) -> None:
+def _check_patients(headers: Sequence[_Header]) -> None:
     patients = {header.patient for header in headers} - {""}
     if len(patients) > 1:
         raise DataError(
@@ -68,16 +77,35 @@ def _check_patients(headers: Sequence[_Header], wanted: str | None) -> None:
             f"The upload holds files of {len(patients)} patients.",
             remedy="Send the files of one patient alone.",
         )
+
+
+def _check_studies(headers: Sequence[_Header], series: _Series, wanted: str | None) -> None:
     studies = {header.study for header in headers} - {""}
     if len(studies) > 1 and wanted is None:
         raise DataError(
             "dicom.several_studies",
-            f"The upload holds files of {len(studies)} studies.",
+            f"The upload holds files of {len(studies)} studies; their CT series: {_listed(series) or 'none'}.",
             remedy="Send one study alone, or name the series to read.",
+            facts=_choices(series),
         )
 
 
-def _listed(series: Mapping[str, Sequence[_Header]]) -> str:
+def _place_of(number: str) -> float:
+    """Series are listed by their numbers, as viewers list them."""
+    return float(number) if number.isdigit() else float("inf")
+
+
+def _choices(series: _Series) -> dict[str, Any]:
+    """The series as `SeriesChoice`s, as JSON."""
+    return {
+        "series": [
+            {"handle": series_handle(uid), "num_files": len(headers), "number": headers[0].number}
+            for uid, headers in list(series.items())[:_TOLD]
+        ]
+    }
+
+
+def _listed(series: _Series) -> str:
     """The first few series by their handles, with what helps to choose one and tells nothing of the patient."""
     texts = [
         f"{series_handle(uid)} ({len(headers)} files, number {headers[0].number})" for uid, headers in series.items()

@@ -95,6 +95,20 @@ def is_foreign_archive(start: bytes, suffix: str) -> bool:
     return suffix in _FOREIGN_SUFFIXES or start[257:262] == b"ustar" or start.startswith(_FOREIGN_STARTS)
 
 
+def is_no_nifti(start: bytes, suffix: str) -> bool:
+    """Whether a file that is named NIfTI can be none, nor anything else that is read; `start` is whole."""
+    if suffix not in (".nii", ".nii.gz") or is_dicom(start) or is_zip(start):
+        return False
+    sizes = {int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big")}
+    return not (sizes & {348, 540} or start.startswith((b"\x1f\x8b", b"NRRD0")))
+
+
+def not_nifti() -> DataError:
+    """The refusal of a file that is named NIfTI, before all of it has come."""
+    text = "A file that is named .nii or .nii.gz does not start with a NIfTI header."
+    return DataError("nifti.not_nifti", text, remedy="Copy or download the file again.")
+
+
 def not_zip() -> DataError:
     """The refusal of an archive that is not unpacked."""
     return DataError(

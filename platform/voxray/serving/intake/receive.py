@@ -11,7 +11,16 @@ from typing import NamedTuple
 
 from voxray.errors import DataError
 from voxray.serving.intake.disk import disk_full, in_thread, remove
-from voxray.serving.intake.items import START_BYTES, Item, is_foreign_archive, item_of, not_zip, write_list
+from voxray.serving.intake.items import (
+    START_BYTES,
+    Item,
+    is_foreign_archive,
+    is_no_nifti,
+    item_of,
+    not_nifti,
+    not_zip,
+    write_list,
+)
 from voxray.serving.intake.limits import Limits
 from voxray.serving.intake.study import RECEIVED
 
@@ -118,6 +127,8 @@ async def _lively(chunks: AsyncIterator[bytes], idle_s: float) -> AsyncIterator[
 def _check_start(start: bytes, item: Item) -> None:
     if is_foreign_archive(start, item.suffix):
         raise not_zip()
+    if len(start) == START_BYTES and is_no_nifti(start, item.suffix):
+        raise not_nifti()
 
 
 def _append(path: Path, pieces: Sequence[bytes]) -> None:

@@ -17,12 +17,23 @@ WORK = "unfinished"
 """The folder, in a study's, that a reading works in."""
 
 
-class StudyInfo(Config):
-    """A scan that was read whole and found sound; nothing in it tells of the patient."""
+class SeriesChoice(Config):
+    """A series of an upload that holds several."""
+
+    handle: str
+    """Names it when the upload is sent again (``?series=``); see `series_handle`."""
+    num_files: int
+    number: str
+    """The series' number as its scanner gave it, or ``?``."""
+
+
+class ScanFacts(Config):
+    """What is told of a scan that was read whole and found sound; nothing in it tells of the patient."""
 
     format: str
     """Such as ``NIfTI-1`` or ``DICOM series``."""
     shape: Shape
+    """Voxels along x, y and z as the scan stores them."""
     spacing_mm: Vector
     origin_mm: Vector
     """The centre of the first voxel, LPS."""
@@ -34,9 +45,14 @@ class StudyInfo(Config):
     modality: str | None
     """None where the format does not tell."""
     is_dicom: bool
+    warnings: tuple[str, ...]
+
+
+class StudyInfo(ScanFacts):
+    """What the service knows of a scan."""
+
     series: str | None
     """Stands for the series' UID; see `series_handle`."""
-    warnings: tuple[str, ...]
 
     @property
     def grid(self) -> Grid:

@@ -37,7 +37,7 @@ def for_sender(error: DataError, source: Path) -> DataError:
         message = re.sub(r"\((\w+): .*\)", r"(\1)", message)
     if error.code in _QUOTES_VALUE:
         message = re.sub(r" \(.*\)", "", message)
-    return DataError(error.code, plain(message, source), remedy=plain(error.remedy, source))
+    return DataError(error.code, plain(message, source), remedy=plain(error.remedy, source), facts=error.facts)
 
 
 def plain(text: str, source: Path) -> str:

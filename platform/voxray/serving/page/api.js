@@ -1,9 +1,9 @@
 // The service's native API, /v1. Everything that goes wrong is a ServiceError with the server's sentence and remedy.
 
 export class ServiceError extends Error {
-  constructor({ status = 0, code = "", detail, remedy = "", request_id: requestId = "" }) {
+  constructor({ status = 0, code = "", detail, remedy = "", request_id: requestId = "", series = [] }) {
     super(detail);
-    Object.assign(this, { status, code, detail, remedy, requestId });
+    Object.assign(this, { status, code, detail, remedy, requestId, series });
   }
 }
 

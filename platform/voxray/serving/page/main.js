@@ -17,6 +17,7 @@ const page = {
   job: null, // the one that is shown
   study: null, // the one whose scan is in the views
   viewer: null,
+  opening: null, // a promise of the viewer
   list: null, // of the answer that is shown
   progress: null,
   turn: 0, // counts what was opened, so that a slow load does not overwrite a later one
@@ -179,19 +180,28 @@ async function open(jobId) {
 
 const note = (text) => (byId("views-note").textContent = text);
 
+// One for all scans, also where a second scan is opened before it is there.
+function theViewer() {
+  page.opening ??= openViewer(
+    { views: byId("views"), planes: byId("planes"), render: byId("render"), ink: byId("ink") },
+    { onMove: tellPlace, onWindow: tellWindow, onPoint: pointed },
+  ).catch((error) => {
+    page.opening = null;
+    throw error;
+  });
+  return page.opening;
+}
+
 async function showScan(studyId, turn) {
   try {
-    page.viewer ??= await openViewer(
-      { views: byId("views"), planes: byId("planes"), render: byId("render"), ink: byId("ink") },
-      { onMove: tellPlace, onWindow: tellWindow, onPoint: pointed },
-    );
+    page.viewer = await theViewer();
     if (turn !== page.turn) return false;
     if (page.shown === studyId) {
-      page.viewer.clearMasks();
-      return true;
+      await page.viewer.clearMasks();
+      return turn === page.turn;
     }
     page.shown = null;
-    page.viewer.clear();
+    await page.viewer.clear();
     note("Loading the scan");
     const [study, bytes] = await Promise.all([
       api.study(studyId),
@@ -202,8 +212,8 @@ async function showScan(studyId, turn) {
     drawAnswer(page.job, null);
     const window = chosenWindow();
     await page.viewer.showScan(bytes, window);
+    if (turn !== page.turn) return false; // it may have been cleared again
     page.shown = studyId;
-    if (turn !== page.turn) return false;
     note("");
     tools.tell({ window });
     return true;

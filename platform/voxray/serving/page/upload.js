@@ -61,12 +61,6 @@ async function filesOf(entry) {
   }
 }
 
-// Of an upload with several CT series, as the service lists them: "0123456789ab (84 files, number 3)".
-const seriesIn = (error) =>
-  error.code === "dicom.several_series"
-    ? [...error.detail.matchAll(/\b([0-9a-f]{12}) \((\d+) files, number ([^)]+)\)/g)].map(([, handle, count, number]) => ({ handle, count, number }))
-    : [];
-
 // Sends the files and shows how far it is. Gives the study, or null where it was stopped or refused. Where the service asks
 // which series is meant, `again(series)` is called with the one that is chosen.
 export async function upload(files, { series = null, again }) {
@@ -92,8 +86,8 @@ export async function upload(files, { series = null, again }) {
   } catch (error) {
     if (error.name === "AbortError") announce("The upload was stopped.");
     else {
-      const choices = seriesIn(error).map(({ handle, count, number }) =>
-        el("button", { type: "button", onclick: () => again(handle), text: `Series ${number}, ${count} images` }));
+      const choices = error.series.map(({ handle, num_files: count, number }) =>
+        el("button", { type: "button", onclick: () => again(handle), text: `Series ${number}, ${count === 1 ? "one image" : `${count} images`}` }));
       byId("give-problem").replaceChildren(problemCard(error, ...choices));
     }
     return null;

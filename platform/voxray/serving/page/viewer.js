@@ -174,9 +174,17 @@ function viewerOf({ NVImage, planes, render, elements, events }) {
     I: [0, ...labels.map((entry) => entry.value)],
   });
 
+  // What changes the volumes is done one after the other: loading waits, and what was begun earlier may not end later.
+  let last = Promise.resolve();
+  const inTurn = (work) => (last = last.catch(() => null).then(work));
+
   return {
     // The CT of `bytes` (.nii.gz) in place of what is shown.
-    async showScan(bytes, window) {
+    showScan(bytes, window) {
+      return inTurn(() => this.loadScan(bytes, window));
+    },
+
+    async loadScan(bytes, window) {
       const image = await NVImage.loadFromUrl({
         url: bytes, name: "scan.nii.gz", colormap: "gray", cal_min: window.low, cal_max: window.high,
       });
@@ -198,18 +206,18 @@ function viewerOf({ NVImage, planes, render, elements, events }) {
       tell();
     },
 
-    clear() {
+    clear: () => inTurn(() => {
       for (const nv of [planes, render]) for (const volume of [...nv.volumes]) nv.removeVolume(volume);
       Object.assign(state, { boxes: [], chosen: -1, grid: null, places: null });
       inkSoon();
-    },
+    }),
 
-    clearMasks() {
+    clearMasks: () => inTurn(() => {
       for (const nv of [planes, render]) for (const volume of nv.volumes.slice(1)) nv.removeVolume(volume);
       if (render.volumes.length) render.setOpacity(0, 1);
       Object.assign(state, { boxes: [], chosen: -1, places: null });
       inkSoon();
-    },
+    }),
 
     // Boxes of findings, of which `box` is in edge voxels of the scan.
     showBoxes(findings) {
@@ -229,7 +237,7 @@ function viewerOf({ NVImage, planes, render, elements, events }) {
     },
 
     // The label map of `bytes` over the CT; labels are {value, rgb}.
-    async showMasks(bytes, labels) {
+    showMasks: (bytes, labels) => inTurn(async () => {
       const image = await NVImage.loadFromUrl({ url: bytes, name: "labels.nii.gz", opacity: 0.5 });
       image.hdr.intent_code = LABELS;
       image.setColormapLabel(labelColours(labels, new Set()));
@@ -244,7 +252,7 @@ function viewerOf({ NVImage, planes, render, elements, events }) {
       render.setOpacity(0, CT_AROUND_MASKS);
       render.addVolume(small);
       tell();
-    },
+    }),
 
     setMasks(labels, hidden, opacity) {
       for (const nv of [planes, render]) {
@@ -317,6 +325,9 @@ function viewerOf({ NVImage, planes, render, elements, events }) {
     },
 
     // For tests and the curious: what is drawn where.
-    facts: () => ({ boxes: state.boxes, chosen: state.chosen, tiles: tiles(planes), cross: Array.from(planes.scene.crosshairPos) }),
+    facts: () => ({
+      shapes: [planes.volumes.map((volume) => volume.dims.slice(1, 4)), render.volumes.length],
+      boxes: state.boxes, chosen: state.chosen, tiles: tiles(planes), cross: Array.from(planes.scene.crosshairPos),
+    }),
   };
 }
