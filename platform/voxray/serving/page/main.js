@@ -58,7 +58,7 @@ async function loadModels() {
 function aboutModel() {
   const model = modelOf(byId("model").value);
   const classes = model && (model.classes.length > 3 ? `${model.classes.length} classes` : model.classes.map(spoken).join(", "));
-  byId("model-about").textContent = model ? [model.description, model.task === "detection" ? `Boxes: ${classes}.` : `Masks: ${classes}.`].filter(Boolean).join(" ") : "";
+  byId("model-about").textContent = model ? [model.description.replace(/[^.]$/, "$&."), model.task === "detection" ? `Boxes: ${classes}.` : `Masks: ${classes}.`].filter(Boolean).join(" ") : "";
 }
 
 // ---- Giving a scan

@@ -88,7 +88,8 @@ export async function upload(files, { series = null, again }) {
     else {
       const choices = error.series.map(({ handle, num_files: count, number }) =>
         el("button", { type: "button", onclick: () => again(handle), text: `Series ${number}, ${count === 1 ? "one image" : `${count} images`}` }));
-      byId("give-problem").replaceChildren(problemCard(error, ...choices));
+      const asked = { ...error, detail: `There are ${choices.length} CT series here.`, remedy: "Choose the one to read." };
+      byId("give-problem").replaceChildren(problemCard(choices.length > 1 ? asked : error, ...choices));
     }
     return null;
   } finally {
