@@ -12,11 +12,11 @@ setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,onnx,openvino,tensorrt-rtx,monai-bundle]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,onnx,openvino,tensorrt-rtx,monai-bundle,postgres]'
 	touch $@
 
-tools: # Debian's packages that some tests look for, and skip without: DICOM checkers, an archive, a browser
-	apt-get install -y --no-install-recommends dicom3tools dcmtk orthanc orthanc-dicomweb chromium
+tools: # Debian's packages that some tests look for, and skip without: DICOM checkers, an archive, a browser, a database
+	apt-get install -y --no-install-recommends dicom3tools dcmtk orthanc orthanc-dicomweb chromium postgresql
 
 demo: setup
 	$(BIN)/voxray demo $(DEMO)

@@ -17,6 +17,8 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from voxray.errors import ResourceError
+from voxray.place import sync
+from voxray.serving.database import create_tables, put
 from voxray.serving.ledger import TABLES
 
 ALIASES = sa.Table(
@@ -25,7 +27,7 @@ ALIASES = sa.Table(
     sa.Column("owner", sa.String(64), primary_key=True),
     sa.Column("digest", sa.String(64), primary_key=True),
     sa.Column("study", sa.ForeignKey("studies.id", ondelete="CASCADE"), nullable=False, index=True),
-    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("created", sa.Double, nullable=False),
 )
 KEY = "aliases.key"
 _KEY_BYTES = 32
@@ -37,14 +39,13 @@ class Aliases:
 
     def __init__(self, engine: sa.Engine, folder: Path) -> None:
         self._engine, self._key = engine, key_in(folder)
-        ALIASES.create(engine, checkfirst=True)
+        create_tables(engine, TABLES)
 
     def give(self, owner: str, name: str, study: str) -> None:
         """From now on the owner's name stands for this study."""
         row = {"owner": owner, "digest": self._digest(owner, name), "study": study, "created": time.time()}
         with self._engine.begin() as db:
-            db.execute(ALIASES.delete().where(self._is(owner, name)))
-            db.execute(ALIASES.insert().values(row))
+            put(db, ALIASES, [row])
 
     def study(self, owner: str, name: str) -> str | None:
         """The study that the owner's name stands for."""
@@ -67,8 +68,10 @@ def key_in(folder: Path) -> bytes:
         file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         try:
             os.write(file, secrets.token_bytes(_KEY_BYTES))
+            os.fsync(file)
         finally:
             os.close(file)
+        sync(folder)
     until = time.monotonic() + _WAIT_S
     while len(key := path.read_bytes()) != _KEY_BYTES:
         if time.monotonic() > until:

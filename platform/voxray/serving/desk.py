@@ -16,6 +16,7 @@ from contextlib import aclosing
 from typing import Any
 
 from voxray.errors import VoxrayError
+from voxray.serving.database import UnreachableError
 from voxray.serving.ledger import Ledger, Row, new_id
 from voxray.serving.messages import JobRequest
 from voxray.serving.metrics import Metrics
@@ -142,6 +143,8 @@ class Desk:
             await self._again(row, str(died))
         except (VoxrayError, Problem) as error:
             await self._fail(row, error if isinstance(error, Problem) else problem_of(error))
+        except UnreachableError:  # the lease lapses, and the job is queued again
+            log.exception("the database did not answer", extra={"fields": {"job": job}})
         except asyncio.CancelledError:
             log.info("job let go", extra={"fields": {"job": job, "after_s": round(time.time() - begin, 3)}})
         except Exception as error:

@@ -20,9 +20,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from voxray.serving.config import LOOPBACK, ServeConfig
+from voxray.serving.database import UnreachableError
 from voxray.serving.ledger import new_id
 from voxray.serving.metrics import Metrics
-from voxray.serving.problems import MEDIA_TYPE, Problem, fault
+from voxray.serving.problems import MEDIA_TYPE, Problem, fault, no_database
 from voxray.serving.tokens import Tokens
 
 COOKIE = "voxray_session"
@@ -72,12 +73,17 @@ class Gate:
 
         try:
             try:
+                await self._tokens.refresh()
                 state["owner"] = self._owner(scope)
                 app: ASGIApp = self._app
                 receive = self._counted(scope, receive)
             except Problem as problem:
                 app = self._refuse(problem)
             await app(scope, receive, answer)
+        except UnreachableError:
+            log.exception("the database did not answer", extra={"fields": {"request_id": request_id}})
+            if not started:
+                await self._refuse(no_database())(scope, receive, answer)
         except Exception:
             log.exception("a request failed", extra={"fields": {"request_id": request_id}})
             if not started:

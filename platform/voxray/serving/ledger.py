@@ -11,13 +11,11 @@ import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import event
 
-from voxray.errors import ResourceError
+from voxray.serving.database import JOBS_LOCK, lock, now, open_database, put
 
 TABLES = sa.MetaData()
 STUDIES = sa.Table(
@@ -26,13 +24,13 @@ STUDIES = sa.Table(
     sa.Column("id", sa.String(32), primary_key=True),
     sa.Column("owner", sa.String(64), nullable=False, index=True),
     sa.Column("info", sa.Text, nullable=False),
-    sa.Column("created", sa.Float, nullable=False),
-    sa.Column("expires", sa.Float, nullable=False, index=True),
+    sa.Column("created", sa.Double, nullable=False),
+    sa.Column("expires", sa.Double, nullable=False, index=True),
 )
 JOBS = sa.Table(
     "jobs",
     TABLES,
-    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("seq", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
     sa.Column("id", sa.String(32), nullable=False, unique=True),
     sa.Column("owner", sa.String(64), nullable=False, index=True),
     sa.Column("study", sa.String(32), nullable=False, index=True),
@@ -41,16 +39,16 @@ JOBS = sa.Table(
     sa.Column("key", sa.String(64)),
     sa.Column("state", sa.String(16), nullable=False, index=True),
     sa.Column("stage", sa.String(16), nullable=False),
-    sa.Column("progress", sa.Float, nullable=False, default=0.0),
+    sa.Column("progress", sa.Double, nullable=False, default=0.0),
     sa.Column("attempts", sa.Integer, nullable=False, default=0),
     sa.Column("desk", sa.String(32)),
-    sa.Column("leased_until", sa.Float, nullable=False, default=0.0),
+    sa.Column("leased_until", sa.Double, nullable=False, default=0.0),
     sa.Column("error", sa.Text),
     sa.Column("timing", sa.Text),
-    sa.Column("created", sa.Float, nullable=False),
-    sa.Column("started", sa.Float),
-    sa.Column("finished", sa.Float),
-    sa.Column("expires", sa.Float, nullable=False, index=True),
+    sa.Column("created", sa.Double, nullable=False),
+    sa.Column("started", sa.Double),
+    sa.Column("finished", sa.Double),
+    sa.Column("expires", sa.Double, nullable=False, index=True),
     sa.UniqueConstraint("owner", "key"),
 )
 TOKENS = sa.Table(
@@ -58,14 +56,14 @@ TOKENS = sa.Table(
     TABLES,
     sa.Column("name", sa.String(64), primary_key=True),
     sa.Column("digest", sa.String(64), nullable=False, unique=True),
-    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("created", sa.Double, nullable=False),
 )
 COUNTS = sa.Table(
     "counts",
     TABLES,
     sa.Column("name", sa.String(64), primary_key=True),
     sa.Column("labels", sa.String(256), primary_key=True),
-    sa.Column("value", sa.Float, nullable=False),
+    sa.Column("value", sa.Double, nullable=False),
 )
 OPEN = ("queued", "running")
 
@@ -85,16 +83,8 @@ class Ledger:
     """The tables and every question that is asked of them; each method is one transaction."""
 
     def __init__(self, url: str) -> None:
-        try:
-            self._engine = _engine(url)
-            self._reader = self._engine.execution_options(reading=True)
-            TABLES.create_all(self._engine, checkfirst=True)
-        except (sa.exc.SQLAlchemyError, OSError, ImportError) as error:
-            shown = sa.engine.make_url(url).render_as_string(hide_password=True)
-            raise ResourceError(
-                f"database {shown}: cannot be used ({str(error).splitlines()[0]}); give a SQLAlchemy URL of a "
-                "database that can be reached and written."
-            ) from None
+        self._engine = open_database(url, TABLES)
+        self._reader = self._engine.execution_options(reading=True)
 
     @property
     def engine(self) -> sa.Engine:
@@ -131,7 +121,7 @@ class Ledger:
     def remove_study(self, study: str) -> None:
         """Forgets a study and its jobs."""
         with self._engine.begin() as db:
-            db.execute(JOBS.delete().where(JOBS.c.study == study))
+            db.execute(JOBS.delete().where(_held(JOBS.c.study == study)))
             db.execute(STUDIES.delete().where(STUDIES.c.id == study))
 
     # Jobs
@@ -141,6 +131,7 @@ class Ledger:
         open_jobs = sa.select(sa.func.count()).where(JOBS.c.state.in_(OPEN))
         try:
             with self._engine.begin() as db:
+                lock(db, JOBS_LOCK)
                 if int(db.scalar(open_jobs.where(JOBS.c.owner == row["owner"])) or 0) >= most_of_owner:
                     raise TooManyError("owner")
                 if int(db.scalar(open_jobs) or 0) >= most:
@@ -182,38 +173,38 @@ class Ledger:
 
     def claim(self, desk: str, model: str, *, limit: int, lease_s: float) -> list[Row]:
         """Up to so many of a model's queued jobs, the oldest first, now leased to the desk."""
-        now = time.time()
-        claimed: list[Row] = []
-        for row in self._rows(
-            sa.select(JOBS).where(JOBS.c.state == "queued", JOBS.c.model == model).order_by(JOBS.c.seq).limit(limit)
-        ):
-            fresh = {
-                "state": "running",
-                "stage": "preparing",
-                "progress": 0.0,
-                "desk": desk,
-                "leased_until": now + lease_s,
-                "attempts": row["attempts"] + 1,
-                "started": row["started"] or now,
-            }
-            if self._change(row["id"], fresh, state=("queued",)):
-                claimed.append({**row, **fresh})
-        return claimed
+        queued = sa.and_(JOBS.c.state == "queued", JOBS.c.model == model)
+        with self._reader.connect() as db:
+            if db.scalar(sa.select(JOBS.c.seq).where(queued).limit(1)) is None:
+                return []
+        fresh = {
+            "state": "running",
+            "stage": "preparing",
+            "progress": 0.0,
+            "desk": desk,
+            "leased_until": now(self._engine) + lease_s,
+            "attempts": JOBS.c.attempts + 1,
+            "started": sa.func.coalesce(JOBS.c.started, time.time()),
+        }
+        mine = JOBS.update().where(_held(queued, limit=limit, skip=True)).values(fresh).returning(JOBS)
+        with self._engine.begin() as db:
+            return sorted((dict(row) for row in db.execute(mine).mappings()), key=lambda row: int(row["seq"]))
 
     def renew(self, desk: str, jobs: Sequence[str], *, lease_s: float) -> set[str]:
         """Lengthens the leases; the jobs among these that are still the desk's and under way."""
         if not jobs:
             return set()
-        mine = sa.and_(JOBS.c.id.in_(jobs), JOBS.c.desk == desk, JOBS.c.state == "running")
+        mine = _held(sa.and_(JOBS.c.id.in_(jobs), JOBS.c.desk == desk, JOBS.c.state == "running"))
+        longer = JOBS.update().where(mine).values(leased_until=now(self._engine) + lease_s).returning(JOBS.c.id)
         with self._engine.begin() as db:
-            db.execute(JOBS.update().where(mine).values(leased_until=time.time() + lease_s))
-            return set(db.scalars(sa.select(JOBS.c.id).where(mine)))
+            return set(db.scalars(longer))
 
     def requeue_lapsed(self) -> int:
         """Queues jobs again whose desk is gone; how many."""
-        lapsed = sa.and_(JOBS.c.state == "running", JOBS.c.leased_until < time.time())
+        lapsed = sa.and_(JOBS.c.state == "running", JOBS.c.leased_until < now(self._engine))
         with self._engine.begin() as db:
-            return int(db.execute(JOBS.update().where(lapsed).values(**_QUEUED)).rowcount)
+            again = JOBS.update().where(_held(lapsed, skip=True)).values(**_QUEUED).returning(JOBS.c.id)
+            return len(db.scalars(again).all())
 
     def requeue(self, job: str, desk: str) -> bool:
         """Queues a job again that the desk could not bring to an end."""
@@ -275,11 +266,9 @@ class Ledger:
 
     def count(self, amounts: Mapping[tuple[str, str], float]) -> None:
         """Adds to counts, by name and labels."""
+        rows = [{"name": name, "labels": labels, "value": amount} for (name, labels), amount in amounts.items()]
         with self._engine.begin() as db:
-            for (name, labels), amount in amounts.items():
-                same = sa.and_(COUNTS.c.name == name, COUNTS.c.labels == labels)
-                if not db.execute(COUNTS.update().where(same).values(value=COUNTS.c.value + amount)).rowcount:
-                    db.execute(COUNTS.insert().values(name=name, labels=labels, value=amount))
+            put(db, COUNTS, rows, add="value")
 
     def counts(self) -> list[Row]:
         """All counts."""
@@ -310,24 +299,10 @@ class Ledger:
 _QUEUED = {"state": "queued", "stage": "queued", "progress": 0.0, "desk": None}
 
 
-def _engine(url: str) -> sa.Engine:
-    parsed = sa.engine.make_url(url)
-    if parsed.get_backend_name() != "sqlite":
-        return sa.create_engine(parsed, pool_pre_ping=True)
-    if parsed.database:
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = sa.create_engine(parsed, connect_args={"timeout": 30, "check_same_thread": False})
+def _held(which: sa.ColumnElement[bool], *, limit: int | None = None, skip: bool = False) -> sa.ColumnElement[bool]:
+    """These jobs, the oldest first and each held against other changes, or left out where another holds it.
 
-    @event.listens_for(engine, "connect")
-    def _set_up(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # transactions begin as they should: for writing, at once
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000", "foreign_keys=ON"):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Any) -> None:
-        connection.exec_driver_sql(
-            "BEGIN" if connection.get_execution_options().get("reading") else "BEGIN IMMEDIATE"
-        )
-
-    return engine
+    All who change several jobs take them in this order, so that no two wait for each other.
+    """
+    held = sa.select(JOBS.c.seq).where(which).order_by(JOBS.c.seq).limit(limit).with_for_update(skip_locked=skip)
+    return JOBS.c.seq.in_(sa.select(held.cte("held").c.seq))

@@ -44,8 +44,15 @@ class Metrics:
         """Adds what was counted to the ledger."""
         with self._lock:
             held, self._held = self._held, defaultdict(float)
-        if held:
+        if not held:
+            return
+        try:
             self._ledger.count(held)
+        except BaseException:  # they are counted when the database is back
+            with self._lock:
+                for key, amount in held.items():
+                    self._held[key] += amount
+            raise
 
     def text(self, ready: Mapping[str, bool]) -> bytes:
         """All of it in Prometheus's text form."""

@@ -77,6 +77,17 @@ def fault() -> Problem:
     return Problem(500, "service.fault", "The service failed.", remedy="Tell whoever runs it the job or request id.")
 
 
+def no_database() -> Problem:
+    """What a client is told while the database is away."""
+    return Problem(
+        503,
+        "service.database",
+        "The service's database does not answer.",
+        remedy="Try again later.",
+        headers={"Retry-After": "5"},
+    )
+
+
 def _again(status: int, code: str, *said: Any) -> Problem:
     detail, remedy, headers, series = said
     return Problem(status, code, detail, remedy=remedy, headers=headers, series=series)

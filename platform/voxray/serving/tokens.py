@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import re
@@ -36,6 +37,11 @@ class Tokens:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger, self._read_at = ledger, -_FRESH_S
         self._known: dict[str, str] = {}
+
+    async def refresh(self) -> None:
+        """Looks them up where that is due, beside the event loop: the database may be far."""
+        if time.monotonic() - self._read_at >= _FRESH_S:
+            await asyncio.to_thread(self._fresh)
 
     def any(self) -> bool:
         """Whether there are any."""
