@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 from uuid import uuid4
@@ -9,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from voxray.errors import ConfigError, ResourceError
-from voxray.place import Place
+from voxray.place import Place, sync_all
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -82,3 +83,16 @@ def test_where_it_cannot_be_one_sentence_says_so(tmp_path: Path) -> None:
         Place.of("/proc/store").write("one", b"")
     with pytest.raises(ConfigError, match="nosuch://bucket: cannot be opened"):
         Place.of("nosuch://bucket")
+
+
+def test_what_is_synced_reaches_the_disk_with_its_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "study"
+    (folder / "source").mkdir(parents=True)
+    files = [folder / "volume", folder / "source" / "slice"]
+    for path in files:
+        path.write_bytes(b"x")
+    (folder / "link").symlink_to(tmp_path / "nothing")
+    synced = list[Path]()
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(Path(f"/proc/self/fd/{handle}").readlink()))
+    sync_all(folder)
+    assert sorted(synced) == sorted([*files, folder / "source", folder, tmp_path])

@@ -17,6 +17,7 @@ from voxray.errors import ResourceError
 from voxray.inference.device import choose_device
 from voxray.inference.predictor import Prediction, Predictor, Prepared, prepare_scan
 from voxray.pipelines.answers import open_engine, write_answer
+from voxray.place import sync_all
 from voxray.recipe import Recipe
 from voxray.serving.cards import card
 from voxray.serving.config import ServedModel
@@ -68,12 +69,13 @@ class Answering:
         self.check()
 
     def answer(self, scan: Prepared, job: str, study: str, watch: Callable[[float], None]) -> float:
-        """Answers a prepared scan and writes the answer into the job's folder; the seconds until it was answered."""
+        """Answers a prepared scan, the answer being on the disk then; the seconds until it was answered."""
         self._predictor.require_memory(scan.grid)
         prediction, seconds = self._threads.submit(self._timed, scan, watch).result()
         folder = self._places.job(job)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_answer(prediction, folder, case=study, engine=self._engine)
+        sync_all(folder)
         return seconds
 
     def check(self) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from voxray.inference.findings import FindingsFile, LabelsFile, ModelStamp, detections_of, read_file
 from voxray.inference.predictor import Prediction
 from voxray.pipelines.forms import CaseAnswer, write_form
+from voxray.place import sync
 from voxray.readers import read_label_map
 from voxray.serving.intake.study import series_uid_of
 from voxray.serving.messages import Form, ModelInfo
@@ -41,6 +42,8 @@ class Answered:
             ),
             path,
         )
+        sync(path)
+        sync(path.parent)
 
     def _answer(self) -> tuple[Prediction, ModelStamp]:
         grid = scan_of(self.places, self.study).grid

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from voxray.inference.predictor import Prepared, prepare_scan
+from voxray.place import sync
 from voxray.readers import write_nifti
 from voxray.recipe import GridConfig
 from voxray.serving.intake.study import VOLUME, read_study
@@ -30,4 +31,6 @@ def write_scan(places: Places, study: str) -> Path:
     path = places.study(study) / "scan.nii.gz"
     if not path.exists():
         write_nifti(scan_of(places, study), path)
+        sync(path)
+        sync(path.parent)
     return path

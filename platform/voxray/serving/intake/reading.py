@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from voxray.errors import DataError
-from voxray.place import whole
+from voxray.place import sync_all, whole
 from voxray.readers import Stored, hounsfield, open_scan
 from voxray.serving.intake.arrange import Arranged, arrange
 from voxray.serving.intake.identity import series_of
@@ -43,10 +43,11 @@ def read_received(*, folder: str, limits: Mapping[str, Any], series: str | None)
 
 
 def take(folder: Path, limits: Limits, series: str | None) -> StudyInfo:
-    """Unpacks, arranges and reads what was received; what is left is `source`, `volume.npy` and `study.json`."""
+    """Unpacks, arranges and reads what was received; what is left, on the disk, is as `study` says."""
     if (folder / STUDY).exists():
         # Read before, by a reader that was killed before it could tidy up.
         shutil.rmtree(folder / RECEIVED, ignore_errors=True)
+        sync_all(folder)
         return read_study(folder)
     work = folder / WORK
     for old in (work, folder / SOURCE):
@@ -65,6 +66,7 @@ def take(folder: Path, limits: Limits, series: str | None) -> StudyInfo:
     write_study(folder, info, series_uid=stored.series_uid)
     for done in (work, folder / RECEIVED):
         shutil.rmtree(done, ignore_errors=True)
+    sync_all(folder)
     return info
 
 
