@@ -13,7 +13,7 @@ from voxray.errors import ConfigError
 from voxray.verb_options import Device
 
 Folder = Annotated[Path, typer.Option(metavar="DIR", help="Where studies, results, jobs and tokens lie.")]
-Database = Annotated[str, typer.Option(metavar="URL", help="A SQLAlchemy URL; default: SQLite in the folder.")]
+Database = Annotated[str, typer.Option(metavar="URL", help="Of PostgreSQL or SQLite; default: SQLite in the folder.")]
 FOLDER = Path("voxray-service")
 
 
@@ -38,7 +38,7 @@ def serve(  # noqa: PLR0913
         typer.Option(metavar="DIR", help=f"Where studies, results, jobs and tokens lie; default {FOLDER}."),
     ] = None,
     database: Annotated[
-        str | None, typer.Option(metavar="URL", help="A SQLAlchemy URL; default: SQLite in the folder.")
+        str | None, typer.Option(metavar="URL", help="Of PostgreSQL or SQLite; default: SQLite in the folder.")
     ] = None,
     config: Annotated[
         Path | None,

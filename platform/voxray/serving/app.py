@@ -17,10 +17,10 @@ from typing import Any
 
 from voxray.config import parse
 from voxray.errors import ConfigError, ResourceError
-from voxray.pipelines.cluster import connect
+from voxray.pipelines.cluster import cluster_total, connect
 from voxray.pipelines.progress import Progress
 from voxray.serving.cards import card
-from voxray.serving.config import ServeConfig
+from voxray.serving.config import LOOPBACK, ServeConfig
 from voxray.serving.ledger import Ledger
 from voxray.serving.messages import ModelInfo
 from voxray.serving.places import Places
@@ -33,27 +33,64 @@ START_S = 600.0
 
 def build(args: dict[str, Any]) -> Any:
     """The application that ``import_path: voxray.serving.app:build`` names; `args` are a `ServeConfig`."""
-    config = parse(ServeConfig, args, where="args")
+    config = absolute(parse(ServeConfig, args, where="args"))
+    require_same_host(config, _listening_on())
     cards = check(config)
+    _require_gpus(config)
     from voxray.serving.deployments import application
 
     return application(config, cards)
+
+
+def absolute(config: ServeConfig) -> ServeConfig:
+    """With full paths: replicas may have other working folders."""
+    models = {
+        name: model.model_copy(update={"path": str(Path(model.path).expanduser().absolute())})
+        for name, model in config.models.items()
+    }
+    return config.model_copy(update={"folder": str(config.root), "models": models})
 
 
 def check(config: ServeConfig) -> list[ModelInfo]:
     """What is served; a sentence for what cannot work, before anything is started."""
     cards = [card(name, model) for name, model in config.models.items()]
     Places(config.root).prepared()
-    if not config.is_loopback:
-        ledger = Ledger(config.database_url)
-        known = ledger.tokens()
-        ledger.close()
-        if not known:
-            raise ConfigError(
-                f"host {config.host}: the service would be reached from other machines, and there is no token; make "
-                f"one with `voxray token add NAME --folder {config.folder}`, or listen on 127.0.0.1."
-            )
+    ledger = Ledger(config.database_url)
+    known = ledger.tokens()
+    ledger.close()
+    if not config.is_loopback and not known:
+        database = " --database URL" if config.database else ""
+        raise ConfigError(
+            f"host {config.host}: the service would be reached from other machines, and there is no token; make "
+            f"one with `voxray token add NAME --folder {config.folder}{database}`, or listen on 127.0.0.1."
+        )
     return cards
+
+
+def _listening_on() -> str | None:
+    """The address that this cluster's Ray Serve listens on; None where it does not run yet."""
+    context: Any = importlib.import_module("ray.serve.context")
+    client = context._get_global_client(raise_if_no_controller_running=False)
+    return None if client is None else str(client.http_config.host)
+
+
+def require_same_host(config: ServeConfig, listening: str | None) -> None:
+    """Tokens are asked for where `host` says that others reach the service: it must not say less."""
+    if listening is not None and listening not in LOOPBACK and config.is_loopback:
+        raise ConfigError(
+            f"args.host is {config.host}, and Ray Serve listens on {listening}; set http_options.host to 127.0.0.1, "
+            f"or args.host to {listening}, which wants tokens."
+        )
+
+
+def _require_gpus(config: ServeConfig) -> None:
+    """A sentence where replicas would wait for ever for a GPU."""
+    for name, model in config.models.items():
+        if model.num_gpus and cluster_total("GPU") < model.num_gpus:
+            raise ResourceError(
+                f"models.{name}: each replica wants num_gpus {model.num_gpus:g}, and the cluster has "
+                f"{cluster_total('GPU'):g}; add a node with a GPU, or set num_gpus to 0."
+            )
 
 
 def run(config: ServeConfig, *, port: int, progress: Progress, ready: Callable[[str], None] | None = None) -> None:

@@ -80,7 +80,7 @@ class ServeConfig(Config):
     folder: str = "voxray-service"
     """Where studies and results lie; on a cluster a folder that every node reaches at this path."""
     database: str = ""
-    """A SQLAlchemy URL for jobs and tokens; empty: ``service.db`` in the folder (SQLite, one machine)."""
+    """A URL of PostgreSQL or SQLite for jobs and tokens; empty: ``service.db`` in the folder (one machine)."""
     host: str = "127.0.0.1"
     """The address that the service listens on; any but loopback needs tokens."""
     require_token: bool | None = None
