@@ -255,13 +255,18 @@ def test_answers_and_truth_that_say_nothing(tmp_path: Path) -> None:
     dataset, out, _ = _answered(tmp_path, "detection")
     empty = tmp_path / "empty"
     empty.mkdir()
+    fold = tmp_path / "cv" / "fold_1" / "evaluation"
+    fold.mkdir(parents=True)
+    (fold / "evaluation.json").write_text("{}")
+    (tmp_path / "cv" / "crossval.json").write_text("{}")
     (tmp_path / "note.txt").write_text("hello")
     (tmp_path / "boxes.json").write_text(json.dumps({"frame": "LPS", "boxes": []}))
     (tmp_path / "other.json").write_text(
         json.dumps([{"image": "x.nii.gz", "box": [], "label": [], "label_scores": []}])
     )
     for answers, truth, sentence in (
-        (empty, dataset, "holds no answers"),
+        (empty, dataset, "holds no answers; give a run, or"),
+        (fold, dataset, f"holds no answers; those of all folds are in {tmp_path}/cv/answers"),
         (tmp_path / "note.txt", dataset, "is no form of answers that is known"),
         (tmp_path / "none", dataset, "no such file or folder; give a run"),
         (out, None, "say what to score them against"),

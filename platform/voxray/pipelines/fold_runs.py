@@ -18,10 +18,11 @@ from voxray.config import Config, parse, to_json
 from voxray.dataset.folds import Folds
 from voxray.errors import ConfigError
 from voxray.place import Location, Place
-from voxray.training.checkpoint import RunState, find_state
+from voxray.training.checkpoint import RunState, difference, find_state, short
 
 CROSSVAL = "crossval.json"
 STORE = "store"
+ANSWERS = "answers"
 
 
 class CrossvalFile(Config):
@@ -84,11 +85,17 @@ def claim_crossval(location: Location, wanted: CrossvalFile) -> None:
         ("the dataset", held.dataset, wanted.dataset),
         ("folds", _folds(held), _folds(wanted)),
         ("the seed", held.seed, wanted.seed),
-        ("the recipe", held.recipe, json.loads(json.dumps(wanted.recipe))),
     ):
         if had != came:
-            told = f"{name} {had}, but {came} was asked for" if name != "the recipe" else "another recipe"
+            told = f"{name} {had}, but {came} was asked for"
             raise ConfigError(f"{folder.uri}: holds a cross-validation with {told}; give another folder with -o.")
+    changed = difference(held.recipe, json.loads(json.dumps(wanted.recipe)))
+    if changed:
+        field, had, came = changed
+        raise ConfigError(
+            f"{folder.uri}: holds a cross-validation with another recipe: {field} = {short(had)}, but {short(came)} "
+            f"was asked for; give another folder with -o, or {field} = {short(had)} to go on with it."
+        )
 
 
 def fold_states(location: Location) -> dict[int, RunState]:

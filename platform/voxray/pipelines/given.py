@@ -14,7 +14,9 @@ from jaxtyping import UInt8
 from voxray.config import read_mapping
 from voxray.detections import Detections
 from voxray.errors import ConfigError, DataError
+from voxray.evaluation import EVALUATION
 from voxray.inference.findings import FindingsFile, LabelsFile, detections_of, read_file
+from voxray.pipelines.fold_runs import ANSWERS, CROSSVAL
 from voxray.pipelines.luna16 import some
 from voxray.pipelines.truths import CaseTruth, Truth, map_files
 from voxray.predictions import PICKLE_SUFFIX, MarkTable, read_marks, read_monai, read_pickles
@@ -173,8 +175,16 @@ def _folder(path: Path, *, trust_pickle: bool) -> Answers:
         return Answers(path.name, "findings" if findings else "labels", findings or labels, {})
     maps = map_files(path)
     if not maps:
-        raise ConfigError(f"{path}: holds no answers; give a run, or a folder of findings, pickles or label maps.")
+        raise ConfigError(f"{path}: holds no answers; {_instead_of(path)}.")
     return Answers(path.name, "maps", maps, {})
+
+
+def _instead_of(path: Path) -> str:
+    """What to give in place of a folder without answers; a fold's lie with those of all folds."""
+    folds = path.absolute().parent.parent
+    if (path / EVALUATION).exists() and (folds / CROSSVAL).exists():
+        return f"those of all folds are in {folds / ANSWERS}"
+    return "give a run, or a folder of findings, pickles or label maps"
 
 
 def _json(path: Path) -> Any:

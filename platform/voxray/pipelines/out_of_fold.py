@@ -14,14 +14,12 @@ from voxray.evaluation import EVALUATION, Evaluation, write_evaluation
 from voxray.loading import list_cases
 from voxray.pipelines.answers import open_engine
 from voxray.pipelines.evaluate import Scorer, choose_cases, track
-from voxray.pipelines.fold_runs import CrossvalFile, fold_folder
+from voxray.pipelines.fold_runs import ANSWERS, CrossvalFile, fold_folder
 from voxray.pipelines.progress import Progress
 from voxray.pipelines.scores import CaseScore, summarise
 from voxray.pipelines.spread import Crew, spread
 from voxray.run import Run
 from voxray.training.checkpoint import read_run
-
-ANSWERS = "answers"
 
 
 @dataclass(frozen=True)

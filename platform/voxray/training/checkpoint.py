@@ -188,12 +188,12 @@ def claim_folder(location: Location, run: Run) -> Run:
         folder.write("run.json", to_json(run).encode())
         return run
     old = read_run(location)
-    difference = _difference(_identity(old), _identity(run))
-    if difference:
-        field, had, came = difference
+    found = difference(_identity(old), _identity(run))
+    if found:
+        field, had, came = found
         raise ConfigError(
-            f"{folder.uri}: holds a run with {field} = {_short(had)}, but {_short(came)} was asked for; "
-            f"give another folder, or {field} = {_short(had)} to go on with it."
+            f"{folder.uri}: holds a run with {field} = {short(had)}, but {short(came)} was asked for; "
+            f"give another folder, or {field} = {short(had)} to go on with it."
         )
     return old
 
@@ -278,18 +278,19 @@ def _identity(run: Run) -> dict[str, Any]:
     return data
 
 
-def _difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any] | None:
+def difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any] | None:
     """The first dotted field in which two trees differ, with both values."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(key for key in new if key not in old)]:
-            found = _difference(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+            found = difference(old.get(key), new.get(key), f"{path}.{key}" if path else key)
             if found:
                 return found
         return None
     return None if old == new else (path, old, new)
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value in a sentence; of a long list only its length."""
     if isinstance(value, list) and len(value) > 6:
         return f"[{len(value)} entries]"
     return json.dumps(value)
