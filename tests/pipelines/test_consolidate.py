@@ -127,6 +127,15 @@ def test_the_setting_that_a_sweep_chose_is_in_the_recipe(folder: Path, tmp_path:
     assert package.ensemble.setting == {}
 
 
+def test_a_score_floor_that_no_candidate_comes_under_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text("[merge]\nscore_floor = 0.001\n")
+    with pytest.raises(ConfigError, match=r"score_floor = 0.001: scores below inference.candidate_floor \(0.02\)"):
+        made([folder / "retinanet"], tmp_path / "model", setting=tmp_path / "s.toml")
+    (tmp_path / "s.toml").write_text("[merge]\nscore_floor = 0.001\n[inference]\ncandidate_floor = 0.001\n")
+    made([folder / "retinanet"], tmp_path / "model", setting=tmp_path / "s.toml")
+    assert read_package(tmp_path / "model", task="detection")[0].merge.score_floor == 0.001  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [

@@ -10,7 +10,7 @@ from voxray.config import read_mapping
 from voxray.errors import ConfigError
 from voxray.models import MODELS
 from voxray.pipelines.answers import ANSWERING_FIELDS
-from voxray.recipe import Recipe, parse_recipe
+from voxray.recipe import DetectionMerge, Recipe, parse_recipe
 
 Setting = Mapping[str, Any]
 """Field -> value, as ``merge.tile_iou`` -> 0.3."""
@@ -53,7 +53,18 @@ def with_setting(recipe: Recipe, setting: Setting, *, where: str) -> Recipe:
             if not isinstance(node, dict):
                 raise ConfigError(f"{where}: {field}: '{name}' is a value, not a group of fields.")
         node[last] = value
-    return parse_recipe(data, MODELS, where=where)
+    changed = parse_recipe(data, MODELS, where=where)
+    floor = changed.inference.candidate_floor
+    if (
+        isinstance(changed.merge, DetectionMerge)
+        and "merge.score_floor" in setting
+        and changed.merge.score_floor < floor
+    ):
+        raise ConfigError(
+            f"{where}: merge.score_floor = {changed.merge.score_floor:g}: scores below inference.candidate_floor "
+            f"({floor:g}) never become candidates; raise it, or set inference.candidate_floor as low."
+        )
+    return changed
 
 
 def _of_sweep(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
