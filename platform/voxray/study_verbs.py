@@ -29,6 +29,9 @@ def sweep(  # noqa: PLR0913
     data: Annotated[
         str | None, typer.Option(metavar="STORE", help="A space that trains: the store; default: RUN-store.")
     ] = None,
+    ious: Annotated[
+        str, typer.Option(help="What a detection's mAP is tuned for: first:last:step, or a list.")
+    ] = "0.1:0.5:0.05",
     keep_classes: Annotated[
         str, typer.Option(metavar="NAMES", help="Segmentation: the classes that are swept; default: up to 7, all.")
     ] = "",
@@ -36,6 +39,7 @@ def sweep(  # noqa: PLR0913
 ) -> None:
     """Find the settings that score best, on kept candidates or by training, and their worth on unseen cases."""
     from voxray.pipelines.progress import open_progress
+    from voxray.pipelines.scores import parse_ious
     from voxray.pipelines.sweep import sweep as run_sweep
     from voxray.pipelines.sweep_report import SweepOptions
 
@@ -51,11 +55,12 @@ def sweep(  # noqa: PLR0913
         root=root,
         data=data,
         classes=terminal.names(keep_classes),
+        ious=parse_ious(ious),
     )
     report = run_sweep(runs, space, out, options, progress=open_progress())
     named = (("tuned on these cases", report.seen), ("unseen cases", report.unseen))
     rows = [(name, str(one.cases), f"{one.own:.4f}", f"{one.tuned:.4f}") for name, one in named if one is not None]
-    terminal.show(terminal.table((report.metric, "cases", "recipe's own setting", "tuned setting"), rows))
+    terminal.show(terminal.table((report.aim, "cases", "recipe's own setting", "tuned setting"), rows))
     if not report.setting:
         typer.echo("no setting of the space beats the recipe's own")
     elif report.unseen is not None and report.unseen.tuned <= report.unseen.own:

@@ -13,13 +13,15 @@ import pytest
 from inference.crowds import crowded_case
 from pipelines.bright_runs import register, write_run, write_spheres
 from voxray.errors import ConfigError
-from voxray.inference.candidates import read_kept, write_kept
+from voxray.inference.candidates import merge_candidates, read_kept, write_kept
 from voxray.inference.findings import stamp
+from voxray.metrics import coco
 from voxray.pipelines.answers import weights_digest
 from voxray.pipelines.progress import SilentProgress
 from voxray.pipelines.sweep import parts_of, sweep
 from voxray.pipelines.sweep_report import SweepOptions, SweepReport
 from voxray.place import Place
+from voxray.recipe import DetectionMerge
 from voxray.training.checkpoint import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's use of SQLAlchemy
@@ -114,6 +116,32 @@ def test_the_same_command_again_makes_no_trial_twice(tmp_path: Path) -> None:
     more = swept(tmp_path, run, trials=30)
     assert more.trials == 30
     assert more.seen.tuned >= first.seen.tuned
+
+
+def test_what_a_setting_is_tuned_for_can_be_said(tmp_path: Path) -> None:
+    run = run_with(tmp_path / "run", range(8))
+    usual = swept(tmp_path, run, same_cases=True)
+    assert usual.aim == "mAP"
+    with pytest.raises(ConfigError, match="of another network, other cases or other IoUs"):
+        swept(tmp_path, run, same_cases=True, ious=(0.5, 0.7))
+    (tmp_path / "strict").mkdir()
+    strict = swept(tmp_path / "strict", run, same_cases=True, ious=(0.5, 0.7))
+    assert strict.aim == "mAP at IoU 0.5, 0.7"
+    assert strict.seen.own < usual.seen.own - 0.05, "close boxes are harder"
+    folder = Place.of(run).below("candidates").below("epoch_0000")
+    kept = [read_kept(folder, name) for name in folder.names(".")]
+    own = load_model(run)[1].merge
+    assert isinstance(own, DetectionMerge)
+    truth = [one.truth for one in kept if one.truth is not None]
+    found = [merge_candidates(one.required, one.grid, own) for one in kept]
+    plain = coco.evaluate(
+        found, [one.boxes for one in truth], [one.classes for one in truth], ("b",), ious=(0.5, 0.7)
+    )
+    assert strict.seen.own == pytest.approx(plain["mAP"])
+    write_run(tmp_path / "labels", "segmentation", val_cases=("s0",))
+    text = '[fields]\n"merge.threshold" = { low = 0.02, high = 0.9 }'
+    with pytest.raises(ConfigError, match="--ious: is for a detection whose merge is swept"):
+        swept(tmp_path, str(tmp_path / "labels"), text=text, ious=(0.5,))
 
 
 def test_the_same_cases_must_be_asked_for_by_name(tmp_path: Path) -> None:

@@ -102,6 +102,8 @@ class Bench:
 
     cases: tuple[BenchCase, ...]
     classes: tuple[str, ...]
+    ious: tuple[float, ...] = coco.IOUS
+    """A detection's mAP is the mean over these overlaps."""
 
     def score(self, how: Merge, chosen: Sequence[int]) -> float:
         """The task's primary metric over the chosen cases: mAP, or the mean over classes of mean Dice.
@@ -122,19 +124,19 @@ class Bench:
 
     def trial(self) -> Trial:
         """A trial without a case."""
-        return Trial(self.classes)
+        return Trial(self.classes, self.ious)
 
     @staticmethod
-    def of(kept: Sequence[Kept], bounds: Bounds) -> Bench:
+    def of(kept: Sequence[Kept], bounds: Bounds, *, ious: tuple[float, ...] = coco.IOUS) -> Bench:
         """The bench of these cases."""
-        return Bench(tuple(bench_case(one, bounds) for one in kept), kept[0].head.classes)
+        return Bench(tuple(bench_case(one, bounds) for one in kept), kept[0].head.classes, ious)
 
 
 class Trial:
     """What one setting comes to, case by case; it may be scored after any of them."""
 
-    def __init__(self, classes: tuple[str, ...]) -> None:
-        self._classes = classes
+    def __init__(self, classes: tuple[str, ...], ious: tuple[float, ...] = coco.IOUS) -> None:
+        self._classes, self._ious = classes, ious
         self._found: list[Detections] = []
         self._truth: list[tuple[Any, Any]] = []
         self._dice: list[Float64[np.ndarray, " c"]] = []
@@ -159,8 +161,8 @@ class Trial:
         if self._dice:
             return mean_dice(np.stack(self._dice), weights)
         boxes, classes = zip(*self._truth, strict=True)
-        pool = pool_of(self._found, boxes, classes, num_classes=len(self._classes), ious=coco.IOUS)
-        return coco.precision_and_recall(pool, weights, self._classes, coco.IOUS)["mAP"]
+        pool = pool_of(self._found, boxes, classes, num_classes=len(self._classes), ious=self._ious)
+        return coco.precision_and_recall(pool, weights, self._classes, self._ious)["mAP"]
 
 
 def mean_dice(rows: Float64[np.ndarray, "n c"], weights: Weights) -> Float64[np.ndarray, " b"]:

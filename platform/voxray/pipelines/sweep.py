@@ -21,6 +21,7 @@ from voxray.errors import ConfigError
 from voxray.inference.bench import Bench, Bounds
 from voxray.inference.candidates import Kept
 from voxray.metrics.bootstrap import draw_weights
+from voxray.metrics.coco import IOUS
 from voxray.models import MODELS
 from voxray.pipelines.benching import Wanted, keep_cases
 from voxray.pipelines.cluster import cluster_total, connect
@@ -61,6 +62,8 @@ def sweep(
     _require_alike(runs, abouts)
     recipe = parse_recipe(abouts[0].recipe, MODELS, where=f"{runs[0]}: run.json")
     space = read_space(space_file, recipe)
+    if options.ious != IOUS and (space.trains or recipe.task != "detection"):
+        raise ConfigError("--ious: is for a detection whose merge is swept; leave it out.")
     folder = output or _folder_of(runs[0], space)
     if space.trains:
         from voxray.pipelines.sweep_train import sweep_trainings
@@ -91,7 +94,8 @@ class _Sweep:
         one = next(iter(kept.values()))
         sides = self._sides(one)
         benches = self._benches(kept)
-        self._about_cases = digest(*sorted({kept.head.model.sha256 for _, kept in one}))
+        aim = [] if self._options.ious == IOUS else [str(self._options.ious)]
+        self._about_cases = digest(*sorted({kept.head.model.sha256 for _, kept in one}), *aim)
         tracking = open_sweep(
             self._about,
             self._folder,
@@ -141,6 +145,7 @@ class _Sweep:
             seconds=time.monotonic() - begin,
             search_ms=1000 * self._search_s / max(1, self._tried),
             cases=tuple(case.case for case in next(iter(benches.values())).cases),
+            ious=self._options.ious,
         )
 
     def _tuned(
@@ -241,7 +246,7 @@ class _Sweep:
         with self._progress.track("prepare", total=len(kept), unit="variants") as advance:
             benches = {}
             for variant, cases in kept.items():
-                benches[variant] = Bench.of([one for _, one in cases], bounds)
+                benches[variant] = Bench.of([one for _, one in cases], bounds, ious=self._options.ious)
                 advance(1)
         return benches
 
@@ -269,6 +274,8 @@ class _Sweep:
 
     def _params(self, num_parts: int) -> dict[str, str]:
         found = {"space": str(self._space.path), "sampler": self._options.sampler, "parts": str(num_parts)}
+        if self._space.recipe.task == "detection":
+            found["ious"] = ", ".join(f"{iou:g}" for iou in self._options.ious)
         return found | {"trials": str(self._plan().trials), "seed": str(self._options.seed)}
 
 

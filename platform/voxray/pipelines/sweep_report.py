@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from voxray.config import to_toml
+from voxray.metrics.coco import IOUS
 from voxray.pictures import draw_importance, draw_slices
 from voxray.pipelines.space import Setting, as_overrides
 from voxray.pipelines.study import BATCH, Study
@@ -40,6 +41,8 @@ class SweepOptions:
     data: str | None = None
     """For a space that trains: the store, or the dataset's file."""
     classes: tuple[str, ...] = ()
+    ious: tuple[float, ...] = IOUS
+    """The overlaps over which a detection's mAP is a mean: what the setting is tuned for."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,15 @@ class SweepReport:
     search_ms: float = 0.0
     """Of each trial, spent on proposing it and taking it down."""
     cases: tuple[str, ...] = ()
+    ious: tuple[float, ...] = IOUS
+    """Of a detection's mAP."""
+
+    @property
+    def aim(self) -> str:
+        """What was tuned for, in words: the metric, and its overlaps where they are not the usual ones."""
+        return (
+            self.metric if self.ious == IOUS else f"{self.metric} at IoU {', '.join(map('{:g}'.format, self.ious))}"
+        )
 
     @property
     def overrides(self) -> list[str]:
