@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import pathlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Header, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, PlainTextResponse
+from fastapi.responses import PlainTextResponse, StreamingResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -19,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from voxray import __version__
 from voxray.errors import VoxrayError
+from voxray.serving.file_reply import file_reply
 from voxray.serving.forms import MEDIA_TYPES
 from voxray.serving.gate import COOKIE, Gate, refusal_body
 from voxray.serving.intake.receive import Part
@@ -131,8 +131,8 @@ def studies_router(service: Get, owner: Owner) -> APIRouter:
         """What is known of a study."""
         return await service().study(owner(request), study_id)
 
-    @api.get("/studies/{study_id}/volume", response_class=FileResponse)
-    async def volume(request: Request, study_id: Id) -> FileResponse:
+    @api.get("/studies/{study_id}/volume", response_class=StreamingResponse)
+    async def volume(request: Request, study_id: Id) -> StreamingResponse:
         """The scan as NIfTI in HU."""
         path = await service().volume(owner(request), study_id)
         return file_reply(path, media_type="application/gzip", name=f"{study_id}.nii.gz")
@@ -188,8 +188,8 @@ def results_router(service: Get, owner: Owner) -> APIRouter:
         """Ends and removes a job."""
         await service().delete_job(owner(request), job_id)
 
-    @api.get("/jobs/{job_id}/results/{form}", response_class=FileResponse)
-    async def result(request: Request, job_id: Id, form: Form) -> FileResponse:
+    @api.get("/jobs/{job_id}/results/{form}", response_class=StreamingResponse)
+    async def result(request: Request, job_id: Id, form: Form) -> StreamingResponse:
         """A job's result in a form."""
         path = await service().result(owner(request), job_id, form)
         suffix = path.name[path.name.index(".") :]
@@ -316,15 +316,6 @@ def refuse_at_the_gate(problem: Problem) -> ASGIApp:
         await Response(body, problem.status, headers)(scope, receive, send)
 
     return answer
-
-
-def file_reply(path: pathlib.Path, *, media_type: str, name: str) -> FileResponse:
-    """A file to download as `name`; whoever deletes it at this moment is not to blame the service for it."""
-    try:
-        return FileResponse(path, media_type=media_type, filename=name, stat_result=path.stat())
-    except FileNotFoundError:
-        text = "The file was deleted at this moment."
-        raise Problem(404, "result.gone", text, remedy="It may have expired; ask for it again.") from None
 
 
 async def files_of(parts: AsyncIterator[FormPart]) -> AsyncIterator[Part]:

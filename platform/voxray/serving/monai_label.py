@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Form, Query, Request
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 
 from voxray import __version__
 from voxray.serving.aliases import Aliases
-from voxray.serving.door import file_reply
+from voxray.serving.file_reply import file_reply
 from voxray.serving.form_reply import form_reply
 from voxray.serving.gate import needs_token
 from voxray.serving.intake.receive import Part
@@ -367,7 +367,7 @@ async def _one(part: FormPart) -> AsyncIterator[Part]:
     yield Part(part.name, part.chunks)
 
 
-def _download(path: Path, study: Study) -> FileResponse:
+def _download(path: Path, study: Study) -> StreamingResponse:
     return file_reply(path, media_type="application/gzip", name=f"{study.study_id}.nii.gz")
 
 
