@@ -208,3 +208,23 @@ def test_times_and_numbers_are_whole(ledger: Ledger) -> None:
     row = ledger.job(job)
     assert row is not None
     assert (row["created"], row["expires"]) == (1_795_316_659.191234, 1e12)
+
+
+def test_only_what_was_promised_waits_for_the_disk(tmp_path: Path) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path / 'service.db'}")
+    said: list[str] = []
+    sa.event.listen(ledger.engine, "before_cursor_execute", lambda *told: said.append(str(told[2])))
+
+    def waits(action: Callable[[], object]) -> bool:
+        said.clear()
+        action()
+        (level,) = [one for one in said if one.startswith("PRAGMA synchronous")]
+        return level.endswith("FULL")
+
+    row = job_row()
+    assert waits(lambda: ledger.add_job(row, **FOR_EVER))
+    assert not waits(lambda: ledger.claim("desk", "m", limit=1, lease_s=60))
+    assert not waits(lambda: ledger.report(row["id"], "desk", stage="answering", progress=0.5))
+    assert not waits(lambda: ledger.count({("a", ""): 1.0}))
+    assert waits(lambda: ledger.finish(row["id"], "desk", timing={}))
+    ledger.close()

@@ -85,6 +85,8 @@ class Ledger:
     def __init__(self, url: str) -> None:
         self._engine = open_database(url, TABLES)
         self._reader = self._engine.execution_options(reading=True)
+        # How far jobs are: what a power cut takes of it is done again, so that nobody waits for the disk.
+        self._passing = self._engine.execution_options(passing=True)
 
     @property
     def engine(self) -> sa.Engine:
@@ -187,7 +189,7 @@ class Ledger:
             "started": sa.func.coalesce(JOBS.c.started, time.time()),
         }
         mine = JOBS.update().where(_held(queued, limit=limit, skip=True)).values(fresh).returning(JOBS)
-        with self._engine.begin() as db:
+        with self._passing.begin() as db:
             return sorted((dict(row) for row in db.execute(mine).mappings()), key=lambda row: int(row["seq"]))
 
     def renew(self, desk: str, jobs: Sequence[str], *, lease_s: float) -> set[str]:
@@ -196,13 +198,13 @@ class Ledger:
             return set()
         mine = _held(sa.and_(JOBS.c.id.in_(jobs), JOBS.c.desk == desk, JOBS.c.state == "running"))
         longer = JOBS.update().where(mine).values(leased_until=now(self._engine) + lease_s).returning(JOBS.c.id)
-        with self._engine.begin() as db:
+        with self._passing.begin() as db:
             return set(db.scalars(longer))
 
     def requeue_lapsed(self) -> int:
         """Queues jobs again whose desk is gone; how many."""
         lapsed = sa.and_(JOBS.c.state == "running", JOBS.c.leased_until < now(self._engine))
-        with self._engine.begin() as db:
+        with self._passing.begin() as db:
             again = JOBS.update().where(_held(lapsed, skip=True)).values(**_QUEUED).returning(JOBS.c.id)
             return len(db.scalars(again).all())
 
@@ -212,7 +214,8 @@ class Ledger:
 
     def report(self, job: str, desk: str, *, stage: str, progress: float) -> bool:
         """How far a job is."""
-        return self._change(job, {"stage": stage, "progress": progress}, state=("running",), desk=desk)
+        fresh = {"stage": stage, "progress": progress}
+        return self._change(job, fresh, state=("running",), desk=desk, engine=self._passing)
 
     def finish(self, job: str, desk: str, *, timing: Mapping[str, float]) -> bool:
         """The job is done: its answer lies in its folder. False where it is not the desk's any more."""
@@ -267,7 +270,7 @@ class Ledger:
     def count(self, amounts: Mapping[tuple[str, str], float]) -> None:
         """Adds to counts, by name and labels."""
         rows = [{"name": name, "labels": labels, "value": amount} for (name, labels), amount in amounts.items()]
-        with self._engine.begin() as db:
+        with self._passing.begin() as db:
             put(db, COUNTS, rows, add="value")
 
     def counts(self) -> list[Row]:
@@ -280,10 +283,18 @@ class Ledger:
         with self._reader.connect() as db:
             return [(str(model), str(state), int(number)) for model, state, number in db.execute(query)]
 
-    def _change(self, job: str, values: Row, *, state: Sequence[str], desk: str | None = None) -> bool:
+    def _change(
+        self,
+        job: str,
+        values: Row,
+        *,
+        state: Sequence[str],
+        desk: str | None = None,
+        engine: sa.Engine | None = None,
+    ) -> bool:
         same = sa.and_(JOBS.c.id == job, JOBS.c.state.in_(state))
         same = same if desk is None else sa.and_(same, JOBS.c.desk == desk)
-        with self._engine.begin() as db:
+        with (engine or self._engine).begin() as db:
             return bool(db.execute(JOBS.update().where(same).values(dict(values))).rowcount)
 
     def _one(self, table: sa.Table, which: sa.ColumnElement[bool], owner: str | None) -> Row | None:
