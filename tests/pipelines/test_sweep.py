@@ -228,6 +228,22 @@ def test_what_is_not_kept_is_answered_once(tmp_path: Path, task: str) -> None:
     assert again.trials == 30
 
 
+def test_scans_of_another_dataset_are_answered_though_their_names_are_known(tmp_path: Path) -> None:
+    dataset, other = (write_spheres(tmp_path / name, count=2) for name in ("data", "other"))
+    rows = (tmp_path / "other" / "boxes.csv").read_text().replace("19.0,19.0,19.0", "4.0,4.0,4.0")
+    (tmp_path / "other" / "boxes.csv").write_text(rows)
+    fields = {"dataset_file": str(dataset), "dataset": "spheres", "val_cases": ("s0", "s1")}
+    write_run(tmp_path / "run", "detection", threshold=0.05, **fields)
+    text = '[fields]\n"merge.score_floor" = { low = 0.02, high = 0.9 }'
+    scores = []
+    for name, given in (("a", None), ("b", other), ("c", dataset)):
+        (tmp_path / name).mkdir()
+        asked = {"device": "cpu", "trials": 2, "dataset": given}
+        scores.append(swept(tmp_path / name, str(tmp_path / "run"), text=text, **asked).seen.own)
+    assert scores[0] == scores[2] > 0.5
+    assert scores[1] == 0
+
+
 def test_a_dataset_that_is_gone_is_asked_for(tmp_path: Path) -> None:
     write_run(tmp_path / "run", "detection", dataset_file="gone.toml", val_cases=("s0",))
     with pytest.raises(ConfigError, match=r"its dataset file gone.toml is not there; give one with --dataset FILE"):

@@ -56,8 +56,8 @@ def keep_cases(wanted: Wanted, variant: Setting, *, progress: Progress) -> list[
         if not engine.run.val_cases:
             raise ConfigError(f"run {engine.run.name} validated on no cases; sweep a run of a fold.")
         keeping = keeping_of(wanted, engine)
-        beside = validation_folder(wanted.run)
-        places = {case: _find(case, engine, keeping, beside) for case in engine.run.val_cases}
+        folders = [keeping.folder] if wanted.dataset else [keeping.folder, validation_folder(wanted.run)]
+        places = {case: _find(case, engine, keeping, folders) for case in engine.run.val_cases}
         missing = [case for case, (_, has_truth) in places.items() if not has_truth]
         if missing:
             data, sources = _sources(wanted, engine, missing)
@@ -67,13 +67,19 @@ def keep_cases(wanted: Wanted, variant: Setting, *, progress: Progress) -> list[
                     if error is not None:
                         raise error
                     advance(1)
-    folders = {case: place if has_truth else keeping.folder for case, (place, has_truth) in places.items()}
-    return [read_kept(folder or keeping.folder, file_name(case)) for case, folder in folders.items()]
+    found = {case: place if has_truth else keeping.folder for case, (place, has_truth) in places.items()}
+    return [read_kept(folder or keeping.folder, file_name(case)) for case, folder in found.items()]
 
 
 def keeping_of(wanted: Wanted, engine: Engine) -> Keeping:
-    """Where this network's candidates with these settings are kept: beside the run, by what they depend on."""
-    digest = hashlib.sha256(json.dumps([said_by(engine.stamp), wanted.classes], sort_keys=True, default=str).encode())
+    """Where this network's candidates with these settings are kept: beside the run, by what they depend on.
+
+    Scans of another dataset are other scans, though their cases have the same names.
+    """
+    depends: list[object] = [said_by(engine.stamp), wanted.classes]
+    if wanted.dataset is not None:
+        depends += [str(wanted.dataset.resolve()), str(wanted.root and wanted.root.resolve())]
+    digest = hashlib.sha256(json.dumps(depends, sort_keys=True, default=str).encode())
     folder = Place.of(wanted.run).below(FOLDER).below(digest.hexdigest()[:12])
     return Keeping.of(folder, engine.recipe, engine.run.classes, wanted.classes)
 
@@ -125,10 +131,10 @@ def truth_of(case: Case, kept: Kept, classes: Sequence[str]) -> Truth:
     return Truth(labels=labels)
 
 
-def _find(case: str, engine: Engine, keeping: Keeping, beside: Place) -> tuple[Place | None, bool]:
+def _find(case: str, engine: Engine, keeping: Keeping, folders: Sequence[Place]) -> tuple[Place | None, bool]:
     """Where the case is kept, and whether its truth is."""
     without: Place | None = None
-    for folder in (keeping.folder, beside):
+    for folder in folders:
         head = Keeping(folder, keeping.classes, keeping.labels).find(case, engine.stamp)
         if head is not None and head.truth_boxes is not None:
             return folder, True
