@@ -55,6 +55,13 @@ def serve(  # noqa: PLR0913
     dicomweb: Annotated[
         list[str] | None, typer.Option(metavar="ORIGIN", help="A DICOMweb server that may be used; repeatable.")
     ] = None,
+    archive: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="The DICOMweb root, of such a server, that holds the series OHIF names."),
+    ] = None,
+    cors: Annotated[
+        list[str] | None, typer.Option(metavar="ORIGIN", help="A site whose pages may call, as OHIF's; repeatable.")
+    ] = None,
 ) -> None:
     """Serve models over HTTP: the API, a page for people, MONAI Label, KServe and DICOMweb."""
     from voxray.config import parse, read_mapping
@@ -78,8 +85,12 @@ def serve(  # noqa: PLR0913
         raise ConfigError("serve: no model; give packages or runs as MODEL..., or a --config that names them.")
     given = {"host": host, "folder": None if folder is None else str(folder), "database": database}
     data |= {name: value for name, value in given.items() if value is not None}
-    if dicomweb:
-        data["dicomweb"] = {**data.get("dicomweb", {}), "allowed": dicomweb}
+    given_access = {"allowed": dicomweb, "archive": archive}
+    access = {name: value for name, value in given_access.items() if value}
+    if access:
+        data["dicomweb"] = {**data.get("dicomweb", {}), **access}
+    if cors:
+        data["cors"] = cors
     made = parse(ServeConfig, data, where="serve" if config is None else str(config))
     run(made.model_copy(update={"folder": str(made.root)}), port=port, progress=open_progress())
 

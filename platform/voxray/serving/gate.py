@@ -69,6 +69,9 @@ class Gate:
                 headers["X-Content-Type-Options"] = "nosniff"
                 headers["Referrer-Policy"] = "no-referrer"
                 headers.setdefault("Cache-Control", "no-store")
+                if (origin := Headers(scope=scope).get("origin")) in self._config.cors:
+                    headers["Access-Control-Allow-Origin"] = str(origin)  # of the gate's own refusals, too
+                    headers.add_vary_header("Origin")
             await send(message)
 
         try:
@@ -100,7 +103,7 @@ class Gate:
             owner = NOBODY
         elif path == PAGE:
             owner = self._tokens.owner_of(token_in(headers)) or ""
-        elif path in OPEN_PATHS or path.startswith(PAGE_FILES):
+        elif path in OPEN_PATHS or path.startswith(PAGE_FILES) or self._is_preflight(scope["method"], headers):
             owner = ""
         else:
             found = self._tokens.owner_of(token_in(headers))
@@ -130,6 +133,11 @@ class Gate:
                 "Pages of other sites may not call the service.",
                 remedy="Name the site's origin in cors.",
             )
+
+    def _is_preflight(self, method: str, headers: Headers) -> bool:
+        """A browser's question whether a page may ask; it never holds a token, and CORSMiddleware answers it."""
+        asks = method == "OPTIONS" and "access-control-request-method" in headers
+        return asks and headers.get("origin") in self._config.cors
 
     def _check_host(self, headers: Headers) -> None:
         name = urlsplit(f"//{headers.get('host', '')}").hostname or ""

@@ -34,7 +34,8 @@ class DicomwebSource(Config):
     """A series on a DICOMweb server, to be fetched with WADO-RS."""
 
     url: str
-    study_uid: Annotated[str, Field(pattern=r"^[0-9.]{1,64}$")]
+    study_uid: Annotated[str, Field(pattern=r"^[0-9.]{0,64}$")] = ""
+    """Empty: the server is asked which it is (QIDO-RS)."""
     series_uid: Annotated[str, Field(pattern=r"^[0-9.]{1,64}$")]
 
 

@@ -18,7 +18,7 @@ from voxray.place import whole
 from voxray.readers import write_nifti
 from voxray.serving.aliases import Aliases
 from voxray.serving.intake.study import series_handle
-from voxray.serving.messages import Study
+from voxray.serving.messages import DicomwebSource, Study
 from voxray.serving.problems import Problem
 from voxray.serving.service import Service, study_of
 from voxray.volume import Grid, Volume
@@ -33,6 +33,7 @@ _SUFFIXES = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha", ".mrk.json", ".jso
 _BARE = ".bin"
 """OHIF sends the voxels alone."""
 _ID_LENGTH = 512
+_UID = re.compile(r"^[0-9.]{1,64}$")
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,21 @@ class Images:
             if json.loads(row["info"]).get("series") == handle:
                 return study_of(row)
         raise _unknown()
+
+    async def find_or_fetch(self, owner: str, image: str) -> Study:
+        """The same; a series that is not here is fetched from the archive, where one is named."""
+        try:
+            return await self.find(owner, image)
+        except Problem:
+            archive = self.service.config.dicomweb.archive
+            if not archive or not _UID.match(image):
+                raise
+        try:
+            return await self.service.fetch_study(owner, DicomwebSource(url=archive, series_uid=image))
+        except DataError as error:
+            if error.code == "dicomweb.not_found":
+                raise _unknown() from None
+            raise
 
     async def name(self, owner: str, image: str, study: Study) -> None:
         """From now on the client's name stands for the study."""

@@ -220,7 +220,7 @@ def _inference(api: APIRouter, service: Get, owner: Owner, images: Callable[[], 
         if session_id:
             study = await _session(service(), who, session_id)
         elif image:
-            study = await images().find(who, image)
+            study = await images().find_or_fetch(who, image)
         wishes, sent = await _asked(service(), who, request, wants_file=study is None)
         after = None if sent is None else BackgroundTask(_delete, service(), who, sent)
         study = study or sent

@@ -6,9 +6,6 @@ import asyncio
 import contextlib
 import http.server
 import json
-import shutil
-import socket
-import subprocess
 import threading
 import time
 import urllib.request
@@ -20,64 +17,20 @@ import numpy as np
 import pydicom
 import pytest
 
+from serving.archives import put, real_orthanc
 from serving.intake.conftest import PLANTED, series_files, slice_file
 from voxray.errors import ConfigError, DataError
 from voxray.readers import read_volume
 from voxray.serving.intake import Access, Limits, Received, StudyInfo, fetch, parse, series_handle, store
 
-PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 STUDY, SERIES = "1.2.3.4.5.6.7.1", "1.2.3.4.5.6.7.1.1"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
 def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of an empty Orthanc on loopback; skips where it is not installed."""
-    program = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin")
-    if program is None or not PLUGIN.exists():
-        pytest.skip("no Orthanc with its DICOMweb plugin (Debian: orthanc, orthanc-dicomweb)")
-    folder, port = tmp_path_factory.mktemp("orthanc"), free_port()
-    configuration = {
-        "StorageDirectory": str(folder / "storage"),
-        "IndexDirectory": str(folder / "storage"),
-        "Plugins": [str(PLUGIN)],
-        "HttpPort": port,
-        "HttpBindAddresses": ["127.0.0.1"],
-        "DicomServerEnabled": False,
-        "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False,
-        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
-    }
-    (folder / "orthanc.json").write_text(json.dumps(configuration))
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([program, str(folder / "orthanc.json")], stdout=log, stderr=log)
-    try:
-        until = time.monotonic() + 60
-        while not answers(f"http://127.0.0.1:{port}/system"):
-            assert process.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < until, (folder / "log").read_text()
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def answers(url: str) -> bool:
-    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as response:
-        return bool(response.status == 200)
-    return False
-
-
-def put(orthanc: str, data: bytes) -> None:
-    request = urllib.request.Request(f"{orthanc}/instances", data=data, method="POST")
-    with urllib.request.urlopen(request, timeout=30) as response:
-        assert response.status == 200
+    with real_orthanc(tmp_path_factory.mktemp("orthanc")) as address:
+        yield address
 
 
 def found_by_qido(orthanc: str, query: str) -> list[dict[str, Any]]:

@@ -28,11 +28,15 @@ _LATER = "Try again later, or ask who runs the archive."
 def fetch_series(
     *, peer: Mapping[str, Any], study_uid: str, series_uid: str, folder: str, limits: Mapping[str, Any]
 ) -> list[int]:
-    """Writes the files of a series under our own names; how many there were, and how many bytes."""
+    """Writes the files of a series under our own names; how many there were, and how many bytes.
+
+    Where the study's UID is empty the archive is asked for it.
+    """
     bounds, into = Limits.model_validate(dict(limits)), Path(folder)
     count = total = 0
     with _speaking(), _client(peer, bounds.upload_bytes) as client:
-        for dataset in client.iter_series(study_uid, series_uid, media_types=_ANY_SYNTAX):
+        study = study_uid or _study_of(client, series_uid)
+        for dataset in client.iter_series(study, series_uid, media_types=_ANY_SYNTAX):
             count += 1
             if count > bounds.entries:
                 raise too_many_files(bounds)
@@ -57,6 +61,16 @@ def store_files(*, peer: Mapping[str, Any], files: Sequence[str]) -> int:
             "dicomweb.not_stored", f"The archive took {len(stored)} of {len(datasets)} objects.", remedy=_LATER
         )
     return len(stored)
+
+
+def _study_of(client: DICOMwebClient, series_uid: str) -> str:
+    """The UID of a series' study; an archive may say more than it was asked."""
+    found = client.search_for_series(search_filters={"SeriesInstanceUID": series_uid})
+    series = (pydicom.Dataset.from_json(entry) for entry in found)
+    studies = {str(each.StudyInstanceUID) for each in series if each.SeriesInstanceUID == series_uid}
+    if len(studies) != 1:
+        raise _not_found()
+    return studies.pop()
 
 
 @contextmanager

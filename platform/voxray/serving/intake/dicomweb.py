@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import Field, PositiveFloat, field_validator
+from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from voxray.config import Config
 from voxray.errors import DataError
@@ -40,6 +40,8 @@ class Access(Config):
     """A bearer token by origin; it is sent to that origin alone."""
     ca_file: Path | None = None
     """Certificates to trust, where the archive's is signed by a private authority."""
+    archive: str = ""
+    """The DICOMweb root of an allowed origin where MONAI Label's door looks for series it has not, as OHIF asks."""
     connect_s: PositiveFloat = 10.0
     """To wait for a connection."""
     silence_s: PositiveFloat = 60.0
@@ -53,16 +55,28 @@ class Access(Config):
                 raise ValueError(f"must be origins such as https://pacs.example.org:8443, got {origin!r}")
         return allowed
 
+    @model_validator(mode="after")
+    def _archive_is_allowed(self) -> Access:
+        if self.archive:
+            try:
+                peer(self.archive, self)
+            except DataError:
+                raise ValueError(
+                    f"archive: must be the root of a DICOMweb service whose origin is allowed, got {self.archive!r}"
+                ) from None
+        return self
+
 
 async def fetch(
     url: str, *, study_uid: str, series_uid: str, folder: Path, limits: Limits, access: Access
 ) -> Received:
     """Fetches a series into a study's folder, for `parse`; on refusal or cancellation that folder goes.
 
-    `url` is the archive's root for WADO-RS, below which ``/studies`` lies.
+    `url` is the archive's root for WADO-RS, below which ``/studies`` lies; without a study's UID it is asked for the
+    series' study first (QIDO-RS).
     """
     assert not (folder / RECEIVED).exists(), "a study's folder takes one upload"
-    if not _UID.fullmatch(study_uid) or not _UID.fullmatch(series_uid):
+    if not (study_uid == "" or _UID.fullmatch(study_uid)) or not _UID.fullmatch(series_uid):
         raise DataError(
             "dicomweb.bad_address",
             "A study or series UID must be at most 64 digits and dots.",
