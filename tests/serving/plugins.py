@@ -2,8 +2,10 @@
 
 Slicer's plugin writes its forms by hand (a boundary that begins with dashes, a part's content type guessed from its
 file name, files named by their whole path), speaks through http.client, hands the open reply to cgi.FieldStorage and
-keeps the first part that has a file name. OHIF decodes the whole reply as text and searches it for content types.
-Facts of MONAI Label 0.8.5: plugins/slicer/MONAILabel/MONAILabelLib/client.py, plugins/ohifv3 (MonaiLabelPanel.tsx).
+keeps the first part that has a file name; with a token, its headers of a form stay on for what it asks next. OHIF's
+panel asks for the image alone and reads it as NRRD; a newer one decodes a whole reply as text and searches it for
+content types. Facts of MONAI Label 0.8.5: plugins/slicer/MONAILabel/MONAILabelLib/client.py, plugins/ohifv3
+(MonaiLabelPanel.tsx, MonaiLabelClient.js); `test_ohif.py` runs the real ones.
 """
 
 from __future__ import annotations
@@ -150,11 +152,13 @@ class Slicer:
 KIND = f"multipart/form-data; boundary={BOUNDARY}"
 
 
-def ohif_infer(host: str, model: str, series: str, *, output: str = "all") -> httpx.Response:
-    """What OHIF's panel asks for; a browser writes the form, which has no file."""
+def ohif_infer(
+    host: str, model: str, series: str, *, output: str = "image", dtype: str = "uint8", origin: str = ""
+) -> httpx.Response:
+    """What OHIF's panel asks for; a browser writes the form, which has no file, and says of which page it is."""
     params = {
         "result_extension": ".nrrd",
-        "result_dtype": "uint16",
+        "result_dtype": dtype,
         "result_compress": False,
         "restore_label_idx": False,
     }
@@ -162,7 +166,7 @@ def ohif_infer(host: str, model: str, series: str, *, output: str = "all") -> ht
         f"http://{host}/infer/{quote_plus(model)}",
         params={"image": series, "output": output},
         files={"params": (None, json.dumps(params))},
-        headers={"accept": "application/json, multipart/form-data"},
+        headers={"accept": "application/json, multipart/form-data", **({"origin": origin} if origin else {})},
         timeout=120,
     )
 

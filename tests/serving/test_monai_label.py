@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import shutil
 from collections.abc import Iterator
@@ -16,11 +17,13 @@ import SimpleITK
 
 from inference.bright import sphere_scan
 from pipelines.bright_runs import TURNS, register, write_run
+from serving.archives import put, real_orthanc
 from serving.listening import Listening, listening
-from serving.plugins import RefusedError, Slicer, ohif_infer, ohif_read, ohif_segments, slicer_segments
+from serving.plugins import KIND, RefusedError, Slicer, ohif_infer, ohif_read, ohif_segments, slicer_segments
 from voxray.readers import read_label_map, read_volume, write_nifti
 from voxray.serving.tokens import make_token
 from voxray.volume import Volume
+from writers.dicom_series import write_volume
 
 NAME = "Doe^Jane 1950-01-02 Thorax/Abdomen"
 """What a user may call a scan."""
@@ -42,6 +45,14 @@ def served(runs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> It
     """The service."""
     with listening(tmp_path_factory.mktemp("monai"), runs, quota={"uploads_per_minute": 10_000}) as service:
         yield service
+
+
+@pytest.fixture
+def orthanc(tmp_path: Path) -> Iterator[str]:
+    """An archive with nothing in it."""
+    (tmp_path / "archive").mkdir()
+    with real_orthanc(tmp_path / "archive") as address:
+        yield address
 
 
 @pytest.fixture
@@ -257,7 +268,7 @@ def test_ohif_asks_for_a_series_that_was_fetched_before(slicer: Slicer, served: 
     series = str(pydicom.dcmread(files[0], stop_before_pixels=True).SeriesInstanceUID)
     sent = [("file", (path.name, path.read_bytes())) for path in files]
     study = httpx.post(f"{served.url}/v1/studies", files=sent, timeout=120).json()
-    reply = ohif_infer(served.host, "bright", series)
+    reply = ohif_infer(served.host, "bright", series, output="all", dtype="uint16")
     assert reply.status_code == 200, reply.text
     params, nrrd = ohif_read(reply)
     path = slicer.folder / "ohif.nrrd"
@@ -268,12 +279,62 @@ def test_ohif_asks_for_a_series_that_was_fetched_before(slicer: Slicer, served: 
     assert len(nrrd) - nrrd.index(b"\n\n") - 2 == 2 * int(np.prod(study["shape"]))  # unpacked: OHIF takes it as it is
     values = np.unique(SimpleITK.GetArrayViewFromImage(image))
     assert {value for value in values if value} == {int(one[0]) for one in params["centroids"].values()}
-    alone = ohif_infer(served.host, "bright", series, output="image")
+    alone = ohif_infer(served.host, "bright", series)
     assert alone.content[:4] == b"NRRD"
+    assert len(alone.content) - alone.content.index(b"\n\n") - 2 == int(np.prod(study["shape"]))  # bytes, as asked
     assert alone.headers["content-type"] == "application/octet-stream"
     seg = ohif_infer(served.host, "bright", series, output="dicom_seg")
     assert seg.headers["content-type"] == "application/dicom"
     assert seg.content[128:132] == b"DICM"
+
+
+def test_ohif_names_a_series_that_only_the_archive_has(runs: dict[str, Any], tmp_path: Path, orthanc: str) -> None:
+    volume, _ = sphere_scan(TURNS[2], angles_deg=(5.0, 0.0, -8.0))
+    folder = write_volume(tmp_path / "series", volume)
+    for path in sorted(folder.iterdir()):
+        put(orthanc, path.read_bytes())
+    series = str(pydicom.dcmread(path, stop_before_pixels=True).SeriesInstanceUID)
+    with listening(tmp_path, runs, dicomweb={"allowed": [orthanc], "archive": f"{orthanc}/dicom-web"}) as served:
+        for _ in range(2):
+            reply = ohif_infer(served.host, "bright", series)
+            assert reply.status_code == 200, reply.text
+            (tmp_path / "ohif.nrrd").write_bytes(reply.content)
+            assert bright(volume, tmp_path / "ohif.nrrd") > 0.9
+        assert httpx.get(f"{served.url}/datastore/", timeout=60).json()["total"] == 1  # fetched once
+        for unknown in ("1.2.3.4", "1.2.3.4\n", "nobody", "9" * 65):
+            reply = ohif_infer(served.host, "bright", unknown)
+            assert (reply.status_code, reply.json()["code"]) == (404, "image.unknown")
+        assert len(list(served.service.places.studies.iterdir())) == 1
+    with listening(tmp_path / "without", runs, dicomweb={"allowed": [orthanc]}) as served:
+        reply = ohif_infer(served.host, "bright", series)
+        assert (reply.status_code, reply.json()["code"]) == (404, "image.unknown")
+
+
+def test_pages_of_named_origins_may_ask(runs: dict[str, Any], scan: tuple[Path, Volume, Any], tmp_path: Path) -> None:
+    page, allowed = "http://viewer.example", "access-control-allow-origin"
+    asks = {
+        "origin": page,
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization",
+    }
+    with listening(tmp_path, runs, cors=(page,), require_token=True) as served:
+        where, token = f"{served.url}/infer/bright?image=x", make_token(served.service.ledger, "me")
+        Slicer(served.host, tmp_path, token=token).upload("x", scan[0])
+        first = httpx.options(where, headers=asks, timeout=60)  # a browser sends no token with it
+        assert (first.status_code, first.headers[allowed]) == (200, page)
+        assert first.headers["access-control-allow-headers"] == "authorization"
+        missing = ohif_infer(served.host, "bright", "x", origin=page)
+        assert (missing.status_code, missing.headers[allowed]) == (401, page)  # or the page could not read why
+        found = httpx.post(where, headers={"origin": page, "authorization": f"Bearer {token}"}, timeout=120)
+        assert (found.status_code, found.headers[allowed]) == (200, page)
+        for refused in (
+            httpx.options(where, headers=asks | {"origin": "http://evil.example"}, timeout=60),
+            ohif_infer(served.host, "bright", "x", origin="http://evil.example"),
+        ):
+            assert (refused.status_code, refused.json()["code"]) == (403, "request.origin")
+            assert allowed not in refused.headers
+        plain = httpx.options(where, timeout=60)
+        assert (plain.status_code, plain.json()["code"]) == (401, "token.missing")
 
 
 def test_ohif_submits_bare_voxels(slicer: Slicer, scan: tuple[Path, Volume, Any]) -> None:
@@ -352,6 +413,11 @@ def test_the_plugin_signs_in_with_a_token(
         slicer.upload("x", scan[0])
         _, params = slicer.infer("balls", "x")
         assert len(params["findings"]) == 1
+        stale = {"Authorization": f"Bearer {mine}", "content-type": KIND, "content-length": "5000"}
+        connection = http.client.HTTPConnection(served.host, timeout=60)
+        connection.request("GET", "/info/", headers=stale)  # the plugin, after a form
+        assert connection.getresponse().status == 200
+        connection.close()
         foreign = Slicer(served.host, tmp_path, token=other)
         assert foreign.get("/datastore/")["total"] == 0
         study = slicer.post("/activelearning/first")["id"]

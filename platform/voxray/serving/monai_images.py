@@ -33,7 +33,7 @@ _SUFFIXES = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha", ".mrk.json", ".jso
 _BARE = ".bin"
 """OHIF sends the voxels alone."""
 _ID_LENGTH = 512
-_UID = re.compile(r"^[0-9.]{1,64}$")
+_UID = re.compile(r"[0-9.]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Images:
             return await self.find(owner, image)
         except Problem:
             archive = self.service.config.dicomweb.archive
-            if not archive or not _UID.match(image):
+            if not archive or not _UID.fullmatch(image):
                 raise
         try:
             return await self.service.fetch_study(owner, DicomwebSource(url=archive, series_uid=image))

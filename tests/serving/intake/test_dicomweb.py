@@ -19,6 +19,7 @@ import pytest
 
 from serving.archives import put, real_orthanc
 from serving.intake.conftest import PLANTED, series_files, slice_file
+from serving.services import free_port
 from voxray.errors import ConfigError, DataError
 from voxray.readers import read_volume
 from voxray.serving.intake import Access, Limits, Received, StudyInfo, fetch, parse, series_handle, store
@@ -97,15 +98,29 @@ def test_a_real_series_is_fetched_and_an_object_is_stored(orthanc: str, shared_d
     assert entry["00080018"]["Value"] == [made.SOPInstanceUID]
 
 
-def test_limits_hold_for_archives_too(orthanc: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def filled(orthanc: str) -> str:
+    """The same, with a series of 12 slices."""
     for data in series_files(12).values():
         put(orthanc, data)
-    root, access = f"{orthanc}/dicom-web", Access(allowed=(orthanc,))
+    return orthanc
+
+
+def test_limits_hold_for_archives_too(filled: str, tmp_path: Path) -> None:
+    root, access = f"{filled}/dicom-web", Access(allowed=(filled,))
     assert got(root, tmp_path / "all", access).num_files == 12
     assert refused(root, tmp_path / "a", access, Limits(entries=11)) == "upload.too_many_files"
     assert refused(root, tmp_path / "b", access, Limits(upload_bytes=5000)) == "upload.too_large"
     assert refused(root, tmp_path / "c", access, series_uid="1.2.3.4") == "dicomweb.not_found"
-    assert refused(orthanc, tmp_path / "d", access) == "dicomweb.not_found"
+    assert refused(filled, tmp_path / "d", access) == "dicomweb.not_found"
+
+
+def test_an_archive_is_asked_for_a_series_study(filled: str, tmp_path: Path) -> None:
+    root, access = f"{filled}/dicom-web", Access(allowed=(filled,))
+    assert got(root, tmp_path / "all", access, study_uid="").num_files == 12
+    assert refused(root, tmp_path / "a", access, study_uid="", series_uid="1.2.3.4") == "dicomweb.not_found"
+    assert refused(root, tmp_path / "b", access, study_uid="", series_uid="") == "dicomweb.bad_address"
+    assert refused(filled, tmp_path / "c", access, study_uid="") == "dicomweb.bad_answer"  # of Orthanc's own API
 
 
 def test_only_allowed_origins_are_spoken_to(tmp_path: Path) -> None:
@@ -142,6 +157,11 @@ def test_an_origin_must_be_one() -> None:
     for wrong in ("pacs.example.org", "https://pacs.example.org/dicom-web", "ftp://pacs.example.org"):
         with pytest.raises(ConfigError, match="must be origins"):
             parse_config(Access, {"allowed": [wrong]}, where="service")
+    for wrong in ("http://b/dicom-web", "dicom-web", "http://a/?x=1"):
+        with pytest.raises(
+            ConfigError, match="archive: must be the root of a DICOMweb service whose origin is allowed"
+        ):
+            parse_config(Access, {"allowed": ["http://a"], "archive": wrong}, where="service")
     assert "word" not in repr(Access(allowed=("http://a",), tokens={"http://a": "word"}))
 
 
@@ -204,6 +224,34 @@ MULTIPART = 'multipart/related; type="application/dicom"; boundary=B'
 def test_answers_that_are_none(tmp_path: Path, answer: Answer, code: str) -> None:
     with archive(answer) as address:
         assert refused(address, tmp_path / "study", Access(allowed=(address,))) == code
+
+
+def one_series(study: str, series: str) -> dict[str, Any]:
+    """What an archive says of a series."""
+    return {"0020000D": {"vr": "UI", "Value": [study]}, "0020000E": {"vr": "UI", "Value": [series]}}
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ([], "dicomweb.not_found"),
+        ([one_series(STUDY, "1.2.3")], "dicomweb.not_found"),
+        ([one_series(STUDY, SERIES), one_series("1.2.3", SERIES)], "dicomweb.not_found"),
+        ([one_series("../../admin", SERIES)], "dicomweb.bad_answer"),
+        ([{"0020000D": 5}], "dicomweb.bad_answer"),
+        ({"error": PLANTED}, "dicomweb.bad_answer"),
+    ],
+)
+def test_what_an_archive_says_of_a_series_is_not_trusted(tmp_path: Path, said: object, code: str) -> None:
+    asked: list[str] = []
+
+    def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
+        asked.append(handler.path)
+        says(200, json.dumps(said).encode(), Content_Type="application/dicom+json")(handler)
+
+    with archive(answer) as address:
+        assert refused(address, tmp_path / "study", Access(allowed=(address,)), study_uid="") == code
+    assert [path.split("?")[0] for path in asked] == ["/series"]
 
 
 def test_redirects_are_not_followed(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ _CHUNK = 1 << 20
 _ANSWER_BYTES = 16 << 20
 """No archive has more to say about what it stored."""
 _ANY_SYNTAX = (("application/dicom", "*"),)
+_UID = re.compile(r"[0-9.]{1,64}")
 _LATER = "Try again later, or ask who runs the archive."
 
 
@@ -70,7 +72,10 @@ def _study_of(client: DICOMwebClient, series_uid: str) -> str:
     studies = {str(each.StudyInstanceUID) for each in series if each.SeriesInstanceUID == series_uid}
     if len(studies) != 1:
         raise _not_found()
-    return studies.pop()
+    (study,) = studies
+    if not _UID.fullmatch(study):
+        raise ValueError("no UID")
+    return study
 
 
 @contextmanager
