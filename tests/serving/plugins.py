@@ -3,7 +3,7 @@
 Slicer's plugin writes its forms by hand (a boundary that begins with dashes, a part's content type guessed from its
 file name, files named by their whole path), speaks through http.client, hands the open reply to cgi.FieldStorage and
 keeps the first part that has a file name; with a token, its headers of a form stay on for what it asks next. OHIF's
-panel asks for the image alone and reads it as NRRD; a newer one decodes a whole reply as text and searches it for
+panel asks for the image alone and reads it as NRRD; an older one decodes a whole reply as text and searches it for
 content types. Facts of MONAI Label 0.8.5: plugins/slicer/MONAILabel/MONAILabelLib/client.py, plugins/ohifv3
 (MonaiLabelPanel.tsx, MonaiLabelClient.js); `test_ohif.py` runs the real ones.
 """

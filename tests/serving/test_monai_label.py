@@ -89,7 +89,7 @@ def test_what_is_told_fits_both_plugins(slicer: Slicer) -> None:
         "bright": "segmentation",
     }
     assert "config" not in info  # the plugin takes that for a server that is too old
-    assert info["labels"] == ["background", "bright"]  # OHIF drops the first
+    assert info["labels"] == ["background", "bright"]  # older OHIF drops the first
     assert ohif_segments(info, "bright") == {1: "bright"}
     assert info["trainers"] == {}
     assert info["datastore"]["total"] == 0

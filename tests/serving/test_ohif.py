@@ -126,7 +126,7 @@ def fill(orthanc: str, folder: Path) -> None:
     """Puts an oblique scan of a bright sphere into the archive."""
     volume, _ = sphere_scan(TURNS[2], angles_deg=(5.0, 0.0, -8.0))
     for number, path in enumerate(sorted(write_volume(folder, volume).iterdir()), start=1):
-        dataset = pydicom.dcmread(path)
+        dataset: Any = pydicom.dcmread(path)
         dataset.StudyInstanceUID, dataset.SeriesInstanceUID = STUDY, SERIES
         dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"{SERIES}.{number}"
         dataset.InstanceNumber, dataset.Modality = number, "CT"

@@ -88,7 +88,7 @@ async def params_of(service: Service, owner: str, job: Job, model: ModelInfo) ->
 
 
 def info_of(models: dict[str, ModelInfo], stats: dict[str, Any], *, version: str) -> dict[str, Any]:
-    """``/info/``. The list of labels begins with the background, which OHIF cuts off and Slicer leaves out."""
+    """``/info/``. The list of labels begins with the background, which older OHIF cuts off and Slicer leaves out."""
     classes = dict.fromkeys(name for model in models.values() for name in model.classes)
     return {
         "name": "voxray",
