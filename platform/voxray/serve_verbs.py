@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -69,30 +69,31 @@ def serve(  # noqa: PLR0913
     from voxray.serving.app import run
     from voxray.serving.config import ServeConfig, models_from
 
-    counts = terminal.numbers("--replicas", replicas)
-    if len(counts) != 2 or not 0 <= counts[0] <= counts[1] or counts[1] < 1:
-        raise ConfigError(f"--replicas {replicas}: must be MIN,MAX with 0 <= MIN <= MAX and MAX >= 1, such as 1,4.")
+    bounds = _bounds(replicas)
     data = {} if config is None else read_mapping(config)
-    shared = {
-        "runtime": runtime,
-        "precision": precision,
-        "device": device,
-        "replicas": {"min": counts[0], "max": counts[1]},
-    }
+    shared = {"runtime": runtime, "precision": precision, "device": device, "replicas": bounds}
     if models:
         data["models"] = {name: {"path": path, **shared} for name, path in models_from(models).items()}
     elif "models" not in data:
         raise ConfigError("serve: no model; give packages or runs as MODEL..., or a --config that names them.")
-    given = {"host": host, "folder": None if folder is None else str(folder), "database": database}
-    data |= {name: value for name, value in given.items() if value is not None}
-    given_access = {"allowed": dicomweb, "archive": archive}
-    access = {name: value for name, value in given_access.items() if value}
-    if access:
+    data |= _given(host=host, folder=None if folder is None else str(folder), database=database, cors=cors or None)
+    if access := _given(allowed=dicomweb or None, archive=archive):
         data["dicomweb"] = {**data.get("dicomweb", {}), **access}
-    if cors:
-        data["cors"] = cors
     made = parse(ServeConfig, data, where="serve" if config is None else str(config))
     run(made.model_copy(update={"folder": str(made.root)}), port=port, progress=open_progress())
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Those that are not None."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _bounds(replicas: str) -> dict[str, int]:
+    """``MIN,MAX`` as a configuration has it."""
+    counts = terminal.numbers("--replicas", replicas)
+    if len(counts) != 2 or not 0 <= counts[0] <= counts[1] or counts[1] < 1:
+        raise ConfigError(f"--replicas {replicas}: must be MIN,MAX with 0 <= MIN <= MAX and MAX >= 1, such as 1,4.")
+    return {"min": counts[0], "max": counts[1]}
 
 
 def token(
