@@ -41,8 +41,8 @@ EXECUTORS: tuple[Executor, ...] = ("ask", "tune")
 JOURNAL = "study.journal"
 METRICS = {"detection": "mAP", "segmentation": "dice"}
 
-FINALISTS, NUM_REPLICATES, WORST_SHARE = 10, 200, 0.2
-"""Settings that are looked at more closely, in so many replicates, of which this share may be worse."""
+FINALISTS, NUM_REPLICATES, WORST_SHARE = 10, 200, 0.1
+"""Settings that are looked at more closely, in so many replicates, of which this share may be worse: they are many, so one in ten."""
 FIRST_SHARE, FIRST_LEAST = 0.2, 4
 """A trial may be given up after this share of its cases, and after so many at the least."""
 
@@ -183,7 +183,7 @@ class _Sweep:
         """Of the study's best settings the one whose gain is surest; nothing where none is sure.
 
         The highest score among hundreds is the luckiest, too. So the gain over the recipe's own setting is looked at
-        in replicates of the cases, and what counts is how large it is in all but the worst fifth of them.
+        in replicates of the cases, and what counts is how large it is in all but the worst tenth of them.
         """
         bench, how = self._merge(benches, {})
         patients = np.unique([bench.cases[index].patient for index in cases], return_inverse=True)[1]
