@@ -42,7 +42,10 @@ JOURNAL = "study.journal"
 METRICS = {"detection": "mAP", "segmentation": "dice"}
 
 FINALISTS, NUM_REPLICATES, WORST_SHARE = 10, 200, 0.1
-"""Settings that are looked at more closely, in so many replicates, of which this share may be worse: they are many, so one in ten."""
+"""Settings that are looked at more closely, in so many replicates, of which this share may be worse.
+
+At one in five, luck among the finalists passed for gain where there was next to none to find (`benchmarks/sweep.py`).
+"""
 FIRST_SHARE, FIRST_LEAST = 0.2, 4
 """A trial may be given up after this share of its cases, and after so many at the least."""
 
