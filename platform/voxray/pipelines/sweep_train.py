@@ -23,6 +23,7 @@ from voxray.inference.predictor import Predictor
 from voxray.pipelines.cluster import connect
 from voxray.pipelines.fold_runs import STORE, is_crossval
 from voxray.pipelines.journal import Journal
+from voxray.pipelines.leftovers import give_back_room
 from voxray.pipelines.progress import Progress
 from voxray.pipelines.space import Setting, Space
 from voxray.pipelines.study import Plan, Study, distribution, key, quiet
@@ -139,12 +140,28 @@ def _search(job: TrialJob, options: SweepOptions, progress: Progress) -> None:
                     num_samples=_trials(job.space, options),
                     max_concurrent_trials=options.workers,
                 ),
-                run_config=tune.RunConfig(name="trials", storage_path=str(storage), verbose=0),
+                run_config=tune.RunConfig(
+                    name="trials", storage_path=str(storage), verbose=0, callbacks=[_after_each(job.folder)]
+                ),
             )
         results = tuner.fit()
         advance(len(results))
     if results.num_errors == len(results):
         raise results.errors[0]
+
+
+def _after_each(folder: str) -> Any:
+    """What Tune does when a trial has ended: one that it has stopped cannot tidy up behind itself."""
+    tune: Any = importlib.import_module("ray.tune")
+
+    class GiveBack(tune.Callback):  # type: ignore[misc]
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            del iteration, trials, info
+            give_back_room(f"{folder}/{trial.trial_id}")
+
+        on_trial_error = on_trial_complete
+
+    return GiveBack()
 
 
 def _algorithm(job: TrialJob, options: SweepOptions, metric: str) -> Any:

@@ -19,6 +19,7 @@ from voxray.config import parse
 from voxray.errors import DataError, ResourceError, VoxrayError
 from voxray.pipelines.desk import Desk, read_failure, write_failure
 from voxray.pipelines.keeping import candidates_folder, forget_candidates
+from voxray.pipelines.leftovers import note_room
 from voxray.pipelines.stream import patch_stream
 from voxray.pipelines.validate import Validator
 from voxray.recipe import Recipe
@@ -75,6 +76,8 @@ def train_on_ray(config: dict[str, Any]) -> None:
     job, context = Job.from_dict(config), ray.train.get_context()
     if read_failure(job.location) is not None:
         return
+    if context.get_world_rank() == 0:
+        note_room(job.location)
     collective = Collective(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     share_cores(context.get_local_world_size(), most=config.get("max_threads"))
 
