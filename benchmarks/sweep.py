@@ -8,6 +8,10 @@ same candidates and the same halves, which are drawn several times.
 Two aims are tuned for. At the recipe's own metric, mAP over IoU 0.10 to 0.50, the detector's own setting is all but
 perfect on phantoms, so that there is next to nothing to find. At COCO's mAP over IoU 0.50 to 0.95 it matters how
 close the boxes are, which the merge decides.
+
+These phantoms had no part in any tuning, but the sweep's rule for when a gain is sure (`WORST_SHARE`) was set after a
+look at this table, at 0.2, 0.05 and 0.1: 0.2 lost 0.007 at the recipe's own metric. So the rows of that metric are no
+blind test of the rule; the gain at IoU 0.50 to 0.95 was +0.026 with each of the three.
 """
 
 from __future__ import annotations
@@ -46,7 +50,7 @@ LESSON = next(lesson for lesson in LESSONS if lesson.recipe == "lung_nodule")
 TRAIN_CASES = 24
 AIMS = {"mAP@.50:.95": tuple(round(0.5 + 0.05 * step, 2) for step in range(10)), "mAP@.10:.50": IOUS}
 UNSEEN_SEED = 2011
-"""Of the new phantoms; the shipped space was made without a look at them."""
+"""Of the new phantoms; the shipped space was made without a look at them, the rule of what is sure was not."""
 
 
 @dataclass(frozen=True)
