@@ -232,19 +232,20 @@ def runtime_rows(name: str, side: int) -> Iterator[Row]:
     recipe = read_recipe(name)
     torch.manual_seed(0)
     network = recipe.network.build(recipe, 104 if name == "whole_body" else 1).eval()
+    opened = network_of(recipe, network)
     images = torch.rand((1, 1, side, side, side), generator=torch.Generator().manual_seed(0))
     taken: dict[str, float] = {}
     for runtime, precision in [(runtime, "fp32") for runtime in RUNTIMES] + [("torch", "bf16"), ("openvino", "bf16")]:
         if runtime == "torch-compiled" or RUNTIMES[runtime].obstacle(torch.device("cpu"), precision) is not None:  # type: ignore[arg-type]
             continue
-        engine = open_runtime(runtime, network_of(recipe, network), precision=precision)  # type: ignore[arg-type]
+        engine = open_runtime(runtime, opened, precision=precision)  # type: ignore[arg-type]
         with torch.inference_mode():
             taken[f"{runtime} {precision}"] = best_of(lambda engine=engine: engine(images), turns=3) * 1000  # type: ignore[misc]
     for label, milliseconds in taken.items():
         if label != "torch fp32":
             yield Row(f"{name} {side}^3, {label}", taken["torch fp32"], milliseconds, "ms", 1.0, True)
     best = min(value for label, value in taken.items() if label.endswith("fp32"))
-    auto = taken[f"{choose_runtime('auto').runtime} fp32"]
+    auto = taken[f"{choose_runtime('auto', network=opened).runtime} fp32"]
     yield Row(f"{name} {side}^3, auto beside the best at fp32", best, auto, "ms", 0.95, True)
 
 

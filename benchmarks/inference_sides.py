@@ -61,8 +61,9 @@ def voxray_side(job: Job) -> Callable[[], None]:
     classes = tuple(f"class_{index}" for index in range(job.num_classes))
     run = Run(name="bench", dataset="none", licence="none", classes=classes, recipe={}, voxray_version="0")
     half = half_on(torch.device("cpu")) if recipe.inference.plan == "fast" else "off"
-    choice = choose_runtime("auto", precision="fp32" if half == "off" else half)
-    engine = open_runtime(choice.runtime, network_of(recipe, network), precision=choice.precision)
+    opened = network_of(recipe, network)
+    choice = choose_runtime("auto", precision="fp32" if half == "off" else half, network=opened)
+    engine = open_runtime(choice.runtime, opened, precision=choice.precision)
     predictor = Predictor(run, recipe, engine)
     engine(warm_up(recipe))
 

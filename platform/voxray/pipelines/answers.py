@@ -103,9 +103,7 @@ def open_engine(
         recipe = parse_recipe(about.recipe, MODELS, overrides=overrides, where=f"{run}: run.json")
     digest = weights_digest(module)
     network = network_of(recipe, module, digest=digest, folder=runtimes_folder(run))
-    choice = _chosen(recipe, runtime, device=device, precision=precision)
-    if choice is not None and runtime == "auto":
-        choice = _within_reach(choice, network)
+    choice = _chosen(recipe, network, runtime, device=device, precision=precision)
     return Engine(
         run=about,
         recipe=recipe,
@@ -145,9 +143,7 @@ def _open_ensemble(
 ) -> Engine:
     """As a run is opened: it holds weights, which torch loads and others convert."""
     networks = package_networks(folder, package, recipe, with_module=True)
-    choice = _chosen(recipe, runtime, device=device, precision=precision)
-    if choice is not None and runtime == "auto":
-        choice = _within_reach(choice, networks[0])
+    choice = _chosen(recipe, networks[0], runtime, device=device, precision=precision)
     return Engine(
         run=package.run,
         recipe=recipe,
@@ -158,14 +154,17 @@ def _open_ensemble(
     )
 
 
-def _chosen(recipe: Recipe, runtime: str | None, *, device: str, precision: str) -> Choice | None:
-    """The runtime that was asked for; None where nothing was."""
+def _chosen(recipe: Recipe, network: Network, runtime: str | None, *, device: str, precision: str) -> Choice | None:
+    """The runtime that was asked for, of which ``auto`` is one that the network goes on; None where nothing was."""
     if runtime is None and precision == "auto":
         return None
     if precision == "auto" and recipe.inference.plan == "fast":
         precision = _name(half_on(torch.device(device)))
     trained_in = _name(recipe.optim.amp)
-    return choose_runtime(runtime or "torch", device=device, precision=precision, trained_in=trained_in)
+    choice = choose_runtime(
+        runtime or "torch", device=device, precision=precision, trained_in=trained_in, network=network
+    )
+    return _within_reach(choice, network) if runtime == "auto" else choice
 
 
 def _within_reach(choice: Choice, network: Network) -> Choice:

@@ -1,9 +1,9 @@
-"""The ``torch`` and ``torch-compiled`` runtimes: the module itself, on any device that torch knows."""
+"""The ``torch`` runtime, the module itself on any device that torch knows; and the module compiled, or quickened."""
 
 from __future__ import annotations
 
 import shutil
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from voxray.errors import ConfigError, ResourceError, VoxrayError
 from voxray.inference.runtimes.network import Network
 from voxray.inference.runtimes.runtime import DTYPES, Precision
+from voxray.inference.runtimes.winograd import quickened
 from voxray.outputs import DetectionOutput, Output, SegmentationOutput
 from voxray.volume import Shape
 
@@ -19,7 +20,6 @@ from voxray.volume import Shape
 class TorchRuntime:
     """The module in eval mode, under autocast where the precision is half."""
 
-    name = "torch"
     window_vox: Shape | None = None
     max_batch: int | None = None
 
@@ -29,14 +29,14 @@ class TorchRuntime:
         device: torch.device | str = "cpu",
         *,
         precision: Precision = "fp32",
-        compiled: bool = False,
+        made: Literal["", "compiled", "winograd"] = "",
     ) -> None:
         self.device, self.precision = torch.device(device), precision
         self.module = module.to(self.device)
+        self.name = f"torch-{made}" if made else "torch"
         self._forward: Any = self.module
-        if compiled:
-            self.name = "torch-compiled"
-            self._forward = torch.compile(self.module)
+        if made:
+            self._forward = torch.compile(self.module) if made == "compiled" else quickened(self.module)
 
     @torch.inference_mode()
     def __call__(self, images: Float[Tensor, "b 1 x y z"]) -> Output:
@@ -65,7 +65,12 @@ def open_torch(network: Network, device: torch.device, precision: Precision) -> 
 
 def open_compiled(network: Network, device: torch.device, precision: Precision) -> TorchRuntime:
     """The module compiled at its first patch of each shape, which takes up to minutes."""
-    return TorchRuntime(_module(network), device, precision=precision, compiled=True)
+    return TorchRuntime(_module(network), device, precision=precision, made="compiled")
+
+
+def open_winograd(network: Network, device: torch.device, precision: Precision) -> TorchRuntime:
+    """The module with Winograd's wide convolutions, which hold four times the weights."""
+    return TorchRuntime(_module(network), device, precision=precision, made="winograd")
 
 
 def torch_obstacle(device: torch.device, precision: Precision) -> VoxrayError | None:
@@ -82,6 +87,15 @@ def compiled_obstacle(device: torch.device, precision: Precision) -> VoxrayError
             "runtime torch-compiled: needs a C++ compiler to compile for the CPU, and there is none in PATH; "
             "install g++ or use --runtime torch."
         )
+    return None
+
+
+def winograd_obstacle(device: torch.device, precision: Precision) -> VoxrayError | None:
+    """It is for the CPU and float32: a GPU's library does this by itself, and half precision has no digits for it."""
+    if device.type != "cpu":
+        return ConfigError(f"runtime torch-winograd: runs on the CPU, not on {device}; use --runtime torch.")
+    if precision != "fp32":
+        return ConfigError(f"runtime torch-winograd: computes in fp32, not in {precision}; use --precision fp32.")
     return None
 
 
