@@ -1,4 +1,4 @@
-"""The rewritten graph says the same as the one that it was made of."""
+"""The rewritten graph says the same as the one that it was made of, or something closer to the truth."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from voxray.inference.runtimes import network_of
-from voxray.inference.runtimes.open_vino_graph import subpixel_kernel, widen_upsampling
+from voxray.inference.runtimes.open_vino_graph import quicken
+from voxray.inference.runtimes.open_vino_norm import group_means
+from voxray.inference.runtimes.open_vino_upsampling import subpixel_kernel
 from voxray.recipes import read_recipe
 
 
@@ -29,7 +31,7 @@ def test_a_unet_loses_its_narrow_upsampling_and_keeps_its_answer() -> None:
     torch.manual_seed(0)
     onnx = network_of(recipe, recipe.network.build(recipe, 1).eval()).onnx()
     core = openvino.Core()
-    plain, rewritten = core.read_model(onnx), widen_upsampling(core.read_model(onnx))
+    plain, rewritten = core.read_model(onnx), quicken(core.read_model(onnx))
     kinds = [[node.get_type_name() for node in model.get_ordered_ops()] for model in (plain, rewritten)]
     assert [names.count("ConvolutionBackpropData") for names in kinds] == [4, 3]
     assert [names.count("DepthToSpace") for names in kinds] == [0, 1]
@@ -37,3 +39,37 @@ def test_a_unet_loses_its_narrow_upsampling_and_keeps_its_answer() -> None:
     fp32 = {"INFERENCE_PRECISION_HINT": "f32"}
     expected, found = (core.compile_model(model, "CPU", fp32)([images])[0] for model in (plain, rewritten))
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * np.abs(expected).max() + 1e-6)
+
+
+def test_a_channel_gets_the_mean_of_its_group() -> None:
+    channels = torch.arange(6.0).reshape(1, 6, 1, 1, 1)
+    found = torch.nn.functional.conv3d(channels, torch.from_numpy(group_means(6, 2)))
+    torch.testing.assert_close(found.ravel(), torch.tensor([1.0, 1, 1, 4, 4, 4]))
+
+
+@pytest.mark.parametrize(("channels", "groups", "side"), [(8, 8, 9), (12, 3, 10), (16, 1, 11), (8, 2, 64)])
+def test_group_norms_become_sums_and_are_no_worse(channels: int, groups: int, side: int) -> None:
+    openvino = pytest.importorskip("openvino")
+    opset = pytest.importorskip("openvino.opset12")
+    rng = np.random.default_rng(0)
+    weights, biases = rng.uniform(-2, 2, (2, channels)).astype(np.float32)
+    # A mean of far from zero, from which squares alone would give no variance.
+    images = rng.normal(100, 1, (2, channels, side, side + 3, side - 2)).astype(np.float32)
+    core, found = openvino.Core(), {}
+    for name in ("plain", "sums"):
+        given = opset.parameter([-1, channels, -1, -1, -1], np.float32)
+        normed = opset.group_normalization(given, opset.constant(weights), opset.constant(biases), groups, 1e-3)
+        model = openvino.Model([opset.result(normed)], [given])
+        model = quicken(model) if name == "sums" else model
+        kinds = {node.get_type_name() for node in model.get_ordered_ops()}
+        assert ("GroupNormalization" in kinds, "ReduceL2" in kinds) == (name == "plain", name == "sums")
+        found[name] = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([images])[0]
+    exact = torch.nn.functional.group_norm(
+        torch.from_numpy(images).double(),
+        groups,
+        torch.from_numpy(weights).double(),
+        torch.from_numpy(biases).double(),
+        eps=1e-3,
+    )
+    furthest = {name: float(np.abs(values - exact.numpy()).max()) for name, values in found.items()}
+    assert furthest["sums"] < 1e-4, furthest
