@@ -9,7 +9,7 @@ import torch
 from voxray.inference.runtimes import network_of
 from voxray.inference.runtimes.open_vino_graph import quicken
 from voxray.inference.runtimes.open_vino_norm import group_means
-from voxray.inference.runtimes.open_vino_upsampling import subpixel_kernel
+from voxray.inference.runtimes.open_vino_upsampling import phases_kernel, subpixel_kernel
 from voxray.recipes import read_recipe
 
 
@@ -23,6 +23,19 @@ def test_a_subpixel_convolution_is_the_transposed_one() -> None:
         phases = torch.nn.functional.conv3d(torch.nn.functional.pad(images, [0, 1] * 3), kernel)
     found = phases.reshape(2, 2, 2, 2, 2, 4, 6, 5).permute(0, 4, 5, 1, 6, 2, 7, 3).reshape(expected.shape)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_a_convolution_of_phases_is_that_of_the_voxels() -> None:
+    torch.manual_seed(0)
+    plain = torch.nn.Conv3d(2, 3, 3, padding=1, bias=False)
+    images = torch.randn(2, 2, 8, 4, 6)
+    kernel = torch.from_numpy(phases_kernel(plain.weight.detach().numpy()))
+    phases = images.reshape(2, 2, 4, 2, 2, 2, 3, 2).permute(0, 3, 5, 7, 1, 2, 4, 6).reshape(2, 16, 4, 2, 3)
+    with torch.inference_mode():
+        expected = plain(images)
+        found = torch.nn.functional.conv3d(phases, kernel, padding=1)
+    placed = found.reshape(2, 2, 2, 2, 3, 4, 2, 3).permute(0, 4, 5, 1, 6, 2, 7, 3).reshape(expected.shape)
+    torch.testing.assert_close(placed, expected, rtol=0, atol=1e-6)
 
 
 def test_a_unet_loses_its_narrow_upsampling_and_keeps_its_answer() -> None:
