@@ -24,6 +24,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from inference_sides import Job, written
+from monai.losses.dice import DiceCELoss
 from safetensors.torch import save_file
 from scans import enlarged, with_noise
 from table import Row, options, show
@@ -49,11 +50,11 @@ AS_MONAI = ("anchors.published_rounding=true",)
 
 
 class Teaching(NamedTuple):
-    """How a network is taught."""
+    """How a network is taught; after this much it has a Dice of over 0.9 on the scan."""
 
-    steps: int = 120
-    side: int = 32
-    rate: float = 2e-3
+    steps: int = 400
+    side: int = 64
+    rate: float = 3e-3
 
 
 TEACHING = Teaching()
@@ -291,22 +292,30 @@ def awaken(network: torch.nn.Module, images: Volume, recipe: Recipe, *, share: f
 
 
 def teach(network: torch.nn.Module, images: Volume, labels: Volume, recipe: Recipe) -> None:
-    """Some steps of Adam on patches of the scan: the network's answers get margins, not quality."""
+    """Trains on patches of the scan, half of them about its organs, until the network knows this scan's by heart."""
     rng = np.random.default_rng(0)
-    stats, optimizer = VolumeStats.of(images.voxels), torch.optim.Adam(network.parameters(), TEACHING.rate)
-    side = TEACHING.side
+    stats, optimizer = VolumeStats.of(images.voxels), torch.optim.AdamW(network.parameters(), TEACHING.rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, TEACHING.rate, total_steps=TEACHING.steps)
+    loss_of: Any = DiceCELoss(to_onehot_y=True, softmax=True, squared_pred=True, batch=True)
+    last = np.maximum(np.subtract(images.voxels.shape, TEACHING.side), 0)
     organs = np.argwhere(labels.voxels[::4, ::4, ::4] > 0) * 4
     for _ in range(TEACHING.steps):
-        centre = rng.choice(organs) + rng.integers(-side // 3, side // 3, 3)
-        first = np.clip(centre - side // 2, 0, np.maximum(np.subtract(labels.voxels.shape, side), 0))
-        place = tuple(slice(begin, begin + side) for begin in first)
-        patch = torch.from_numpy(np.ascontiguousarray(images.voxels[place]))
-        truth = torch.from_numpy(np.ascontiguousarray(labels.voxels[place])).long()
-        output: Any = network.train()(normalise(patch, stats, recipe.intensity)[None, None])
+        centres = [rng.choice(organs), rng.integers(images.voxels.shape)]
+        starts = [np.clip(one - rng.integers(TEACHING.side, size=3), 0, last) for one in centres]
+        patches, truth = (
+            torch.stack([torch.from_numpy(np.ascontiguousarray(volume.voxels[_cube(start)])) for start in starts])
+            for volume in (images, labels)
+        )
+        output: Any = network.train()(normalise(patches, stats, recipe.intensity)[:, None])
         optimizer.zero_grad()
-        loss: Any = torch.nn.functional.cross_entropy(output.logits, truth[None])
+        loss: Any = loss_of(output.logits, truth[:, None].long())
         loss.backward()
         optimizer.step()
+        schedule.step()
+
+
+def _cube(start: Any) -> tuple[slice, ...]:
+    return tuple(slice(first, first + TEACHING.side) for first in start)
 
 
 def measured(side: str, job: Job, folder: Path) -> dict[str, float]:

@@ -124,7 +124,7 @@ def labels_of(sums: Float[Tensor, "c x y z"]) -> UInt8[Tensor, "x y z"]:
     on_cpu = sums.device.type == "cpu"
     at_once = _VOXELS_AT_ONCE * (torch.get_num_threads() if on_cpu else 64)
     planes = max(1, at_once // max(1, labels[0].numel()))
-    for some, named in zip(sums.split(planes, dim=1), labels.split(planes), strict=True):
+    for some, named in zip(torch.split(sums, planes, dim=1), torch.split(labels, planes), strict=True):
         best, found = _largest(some) if on_cpu else some.max(0)
         refuse_not_finite(best)
         named.copy_(found)

@@ -65,14 +65,14 @@ def phases_kernel(kernel: Float32[np.ndarray, "o i 3 3 3"]) -> Float32[np.ndarra
     Along an axis, phase p's tap t is of the finer voxel p + t - 1: of the phase and the voxel that this halves to.
     """
     outputs, inputs = kernel.shape[:2]
-    made = np.zeros((len(_PHASES), outputs, len(_PHASES), inputs, 3, 3, 3), np.float32)
+    made = np.zeros((len(_PHASES), len(_PHASES), 3, 3, 3, outputs, inputs), np.float32)
     for number, phase in enumerate(_PHASES):
         for taps in itertools.product(range(3), repeat=3):
-            voxels, phases = zip(
-                *(divmod(one + tap - 1, 2) for one, tap in zip(phase, taps, strict=True)), strict=True
-            )
-            ahead = tuple(voxel + 1 for voxel in voxels)
-            made[(number, slice(None), _PHASES.index(phases), slice(None), *ahead)] = kernel[(..., *taps)]
+            moved = [divmod(one + tap - 1, 2) for one, tap in zip(phase, taps, strict=True)]
+            x, y, z = (voxel + 1 for voxel, _ in moved)
+            source = _PHASES.index(tuple(one for _, one in moved))
+            made[number, source, x, y, z] = kernel[:, :, taps[0], taps[1], taps[2]]
+    made = np.moveaxis(made, (5, 6), (1, 3))
     return made.reshape(len(_PHASES) * outputs, len(_PHASES) * inputs, 3, 3, 3)
 
 
