@@ -202,7 +202,10 @@ def predict(  # noqa: PLR0913
     set_: Set = None,
     device: Device = "auto",
     runtime: Annotated[
-        str, typer.Option(help="torch, torch-compiled, onnxruntime, openvino, tensorrt, or auto: the machine's best.")
+        str,
+        typer.Option(
+            help="auto (the machine's best), torch, torch-compiled, torch-winograd, onnxruntime, openvino, tensorrt."
+        ),
     ] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, fp16 or bf16.")] = "auto",
     fast: Annotated[

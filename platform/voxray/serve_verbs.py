@@ -46,7 +46,9 @@ def serve(  # noqa: PLR0913
             metavar="FILE", help="Limits, quotas, replicas: TOML or JSON with what serve/config.yaml's args have."
         ),
     ] = None,
-    runtime: Annotated[str, typer.Option(help="auto, torch, onnxruntime, openvino, tensorrt.")] = "auto",
+    runtime: Annotated[
+        str, typer.Option(help="auto, torch, torch-winograd, onnxruntime, openvino, tensorrt.")
+    ] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16.")] = "auto",
     device: Device = "auto",
     replicas: Annotated[
