@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from serving.load import right_answers, use
+from serving.load import resident_mib, right_answers, use
 from serving.services import await_ready, small_models, small_scan, start
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -99,6 +100,29 @@ def test_jobs_survive_the_death_of_everything(bench: Bench) -> None:
     await_ready(bench.served)
     for job, answer in jobs:
         bench.assert_right(job, answer)
+
+
+def test_an_upload_is_not_held_in_memory(bench: Bench) -> None:
+    """Junk that begins as a NIfTI does: refused when it is read, after all of it has come."""
+    header, chunk, chunks = (348).to_bytes(4, "little") + bytes(348), random.Random(0).randbytes(1 << 20), 400
+    pids = [*bench.served.processes("voxray:door"), *bench.served.processes("ProxyActor")]
+    assert len(pids) == 2
+    before = {pid: resident_mib([pid]) for pid in pids}
+    most, over = dict.fromkeys(pids, 0.0), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.02):
+            for pid in pids:
+                most[pid] = max(most[pid], resident_mib([pid]) - before[pid])
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    body = (header if number == 0 else chunk for number in range(chunks))
+    refused = httpx.post(f"{bench.served.address}/v1/studies?name=scan.nii", content=body, timeout=120)
+    over.set()
+    watching.join()
+    assert refused.status_code in (415, 422)
+    assert max(most.values()) < 64, most
 
 
 def test_log_is_json_and_knows_no_patient(bench: Bench) -> None:

@@ -21,6 +21,7 @@ from voxray.pipelines.cluster import cluster_total, connect
 from voxray.pipelines.progress import Progress
 from voxray.serving.cards import card
 from voxray.serving.config import LOOPBACK, ServeConfig
+from voxray.serving.flow import PROXY_HALF, PROXY_SETTING
 from voxray.serving.ledger import Ledger
 from voxray.serving.messages import ModelInfo
 from voxray.serving.places import Places
@@ -99,6 +100,7 @@ def run(config: ServeConfig, *, port: int, progress: Progress, ready: Callable[[
         progress.say(
             "RAY_AUTH_MODE is not `token`: whoever reaches Ray's ports runs code here; unset it to close them"
         )
+    os.environ.setdefault(PROXY_SETTING, PROXY_HALF)
     check(config)
     _require_free(config.host, port)
     stopped = threading.Event()

@@ -24,6 +24,7 @@ from voxray.serving.config import Replicas, ServeConfig, ServedModel
 from voxray.serving.desk import Desk
 from voxray.serving.door import make_door
 from voxray.serving.doors import ROUTERS
+from voxray.serving.flow import DoorHalf
 from voxray.serving.intake.study import StudyInfo
 from voxray.serving.ledger import Ledger
 from voxray.serving.logs import set_up_logs
@@ -268,7 +269,9 @@ class DoorReplica:
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # the name is Ray Serve's
         """The application that Ray Serve puts behind its proxy."""
-        return make_door(self._service, routers=ROUTERS)
+        door = make_door(self._service, routers=ROUTERS)
+        door.add_middleware(DoorHalf)
+        return door
 
 
 def cards_of(cards: Sequence[dict[str, Any]]) -> list[ModelInfo]:
