@@ -84,3 +84,9 @@ def environment() -> list[str]:
 
 def modules() -> list[str]:
     return sorted({name.partition(".")[0] for name in sys.modules})
+
+
+def age() -> tuple[int, float]:
+    """This process, and how many seconds ago it began."""
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return os.getpid(), float(Path("/proc/uptime").read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")

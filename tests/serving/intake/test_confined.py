@@ -108,6 +108,7 @@ def no_trail() -> Iterator[None]:
     asyncio.run(warm_up())
     before = num_open()
     yield
+    asyncio.run(warm_up())  # after which a worker waits again, as one does before
     assert num_open() == before
 
 
@@ -187,3 +188,48 @@ def test_a_forker_that_died_is_started_again() -> None:
     assert _FORKER._process is not None
     _FORKER._process.kill()
     assert made("echo", number=2) == 2
+
+
+def waiting() -> list[int]:
+    """After a call: the watcher that waits for the next, and its worker."""
+    used, _ = made("age")
+    assert _FORKER._process is not None
+    until, process, found = time.monotonic() + 20, _FORKER._process.pid, list[int]()
+    while (len(found) != 2 or used in found) and time.monotonic() < until:
+        time.sleep(0.02)
+        watchers = children(process)
+        found = [*watchers, *(child for watcher in watchers for child in children(watcher))]
+    assert len(found) == 2
+    assert used not in found
+    return found
+
+
+def children(process: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def test_a_worker_waits_for_its_call_and_is_used_once() -> None:
+    _, waits = waiting()
+    time.sleep(0.5)
+    used, age = made("age")
+    assert (used, age > 0.4) == (waits, True)
+    assert gone(used, within_s=5)
+    assert waiting()[1] != used
+
+
+@pytest.mark.parametrize("whom", [0, 1, slice(None)], ids=["watcher", "worker", "both"])
+def test_a_worker_that_died_while_it_waited(whom: int | slice) -> None:
+    killed = waiting()[whom]
+    for process in [killed] if isinstance(killed, int) else killed:
+        os.kill(process, signal.SIGKILL)
+        assert gone(process, within_s=5)
+    assert made("echo", number=2) == 2
+
+
+def test_none_waits_where_there_is_nobody_to_call() -> None:
+    waits = waiting()
+    _FORKER.stop()
+    assert all(gone(process, within_s=5) for process in waits)

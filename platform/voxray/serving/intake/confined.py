@@ -1,7 +1,8 @@
 """Confined calls: a function in a child process with bounds on its memory and time, which dies with its caller.
 
-The function is named, its arguments and its answer are JSON. A call starts in milliseconds, because it is forked from
-a process that has the readers loaded (`forker`); the first call of a process starts that one and takes a second.
+The function is named, its arguments and its answer are JSON. A child is forked from a process that has the readers
+loaded (`forker`), which takes milliseconds, and the next one waits already when it is wanted; each is used once. The
+first call of a process starts the one that is forked from, and takes a second.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -27,8 +29,9 @@ from voxray.serving.intake.forker import LENGTH
 Reason = Literal["died", "too_slow", "too_large"]
 
 _LONGEST_FRAME = 1 << 22
+_ENDINGS = {"answer", "refusal", "error", "exit"}
 _LINGER_S = 5.0
-_ATTEMPTS = 3
+_ATTEMPTS = 4
 _KEPT = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "SYSTEMROOT")
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
 
@@ -56,30 +59,34 @@ async def call(target: str, arguments: Mapping[str, Any], bounds: Bounds) -> Any
     When the caller is cancelled the child is killed, and is gone before the cancellation goes on.
     """
     request = json.dumps({"target": target, "arguments": dict(arguments), **bounds._asdict()}).encode()
-    for _ in range(_ATTEMPTS):
+    for _ in range(_ATTEMPTS):  # one of them may meet a child that died while it waited
         frames = await _called(LENGTH.pack(len(request)) + request)
         # None where what calls are forked from died before this one was begun: another is started then.
         if frames:
+            # Beside the loop, and when this call is over: a fork is not to take the time of the reading.
+            asyncio.get_running_loop().run_in_executor(None, _FORKER.make_ready)
             return _outcome(frames[1:])
     raise ResourceError("The process that reads uploads could not be started; ask who runs the service.")
 
 
 async def _called(request: bytes) -> list[dict[str, Any]]:
-    """All that a child says to a request."""
-    mine, theirs = socket.socketpair()
+    """All that a child says to a request, up to how it ended."""
+    loop, ready = asyncio.get_running_loop(), _FORKER.ready()
+    mine, theirs = (ready, None) if ready else socket.socketpair()
     mine.setblocking(False)
     try:
-        with theirs:
-            await in_thread(_FORKER.hand_over, theirs)
+        if theirs is not None:
+            with theirs:
+                await in_thread(_FORKER.hand_over, theirs)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            await asyncio.get_running_loop().sock_sendall(mine, request)
-        return await _frames(mine)
+            await loop.sock_sendall(mine, request)
+        return await _frames(mine, to_the_end=False)
     except asyncio.CancelledError:
         with contextlib.suppress(OSError):
             # The watcher sees that no one waits any longer, kills the worker, and closes its end.
             mine.shutdown(socket.SHUT_WR)
         with contextlib.suppress(OSError, TimeoutError):
-            await asyncio.wait_for(_frames(mine), _LINGER_S)
+            await asyncio.wait_for(_frames(mine, to_the_end=True), _LINGER_S)
         raise
     finally:
         mine.close()
@@ -112,14 +119,25 @@ def _reason(exit_code: int, *, out_of_time: bool) -> Reason:
     return "too_large" if exit_code == -signal.SIGKILL else "died"
 
 
-async def _frames(source: socket.socket) -> list[dict[str, Any]]:
-    """All frames until the other end is closed."""
-    loop, data = asyncio.get_running_loop(), bytearray()
+async def _frames(source: socket.socket, *, to_the_end: bool) -> list[dict[str, Any]]:
+    """All frames until the other end is closed, or until one that tells how the call ended."""
+    loop, data, total = asyncio.get_running_loop(), bytearray(), 0
+    frames: list[dict[str, Any]] = []
     with contextlib.suppress(ConnectionResetError):
-        while piece := await loop.sock_recv(source, 1 << 16):
+        while to_the_end or not (frames and _ENDINGS & frames[-1].keys()):
+            piece = await loop.sock_recv(source, 1 << 16)
+            if not piece:
+                break
             data += piece
-            if len(data) > _LONGEST_FRAME:
+            total += len(piece)
+            if total > _LONGEST_FRAME:
                 raise CallEndedError("died")
+            frames += _whole_frames(data)
+    return frames
+
+
+def _whole_frames(data: bytearray) -> list[dict[str, Any]]:
+    """Takes the frames that have come whole off the data."""
     frames = []
     while len(data) >= LENGTH.size:
         end = LENGTH.size + LENGTH.unpack(data[: LENGTH.size])[0]
@@ -131,36 +149,57 @@ async def _frames(source: socket.socket) -> list[dict[str, Any]]:
 
 
 class _Forker:
-    """The one process of this one that calls are forked from."""
+    """The one process of this one that calls are forked from, and the child that waits for the next call."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._ready: deque[socket.socket] = deque()
         self._owner = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
 
+    def ready(self) -> socket.socket | None:
+        """Our end of the socket of a child that waits; None where there is none."""
+        if self._owner != os.getpid():
+            return None
+        try:
+            return self._ready.popleft()
+        except IndexError:
+            return None
+
+    def make_ready(self) -> None:
+        """Has a child wait for the next call, where none does."""
+        # Where there can be none, the next call says so.
+        with self._lock, contextlib.suppress(OSError):
+            if not self._ready:
+                mine, theirs = socket.socketpair()
+                with theirs:
+                    self._hand_over(theirs)
+                self._ready.append(mine)
+
     def hand_over(self, theirs: socket.socket) -> None:
         """Gives it one end of a call's socket."""
         with self._lock:
-            try:
-                socket.send_fds(self._ensure(), [b"."], [theirs.fileno()])
-            except OSError:
-                # It died since it was last looked at.
-                self._end()
-                socket.send_fds(self._ensure(), [b"."], [theirs.fileno()])
+            self._hand_over(theirs)
 
     def stop(self) -> None:
         """Ends it; its calls under way end on their own."""
         with self._lock:
             self._end()
 
+    def _hand_over(self, theirs: socket.socket) -> None:
+        try:
+            socket.send_fds(self._ensure(), [b"."], [theirs.fileno()])
+        except OSError:
+            # It died since it was last looked at.
+            self._end()
+            socket.send_fds(self._ensure(), [b"."], [theirs.fileno()])
+
     def _ensure(self) -> socket.socket:
         # A process that was forked from one with a forker must not share it.
-        mine = self._owner == os.getpid()
-        if mine and self._control and self._process and self._process.poll() is None:
+        if self._owner == os.getpid() and self._control and self._process and self._process.poll() is None:
             return self._control
-        if mine:
-            self._end()
+        self._end()
         control, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -174,6 +213,8 @@ class _Forker:
         return control
 
     def _end(self) -> None:
+        while self._ready:
+            self._ready.popleft().close()
         if self._control and self._process and self._owner == os.getpid():
             self._control.close()
             self._process.kill()

@@ -2,8 +2,8 @@
 
 It is given one end of a socket for every call, over its standard input, and forks a watcher for it. The watcher forks
 the worker, which answers on the socket, and sees to it that the worker ends: when it is done, when its time is over,
-or when the caller has gone. A frame on the socket is a length and JSON, so that nothing that a worker says, whatever
-took it over, runs in its caller.
+or when the caller has gone. Both wait for the request, which may come much later; a worker is used once. A frame on
+the socket is a length and JSON, so that nothing that a worker says, whatever took it over, runs in its caller.
 """
 
 from __future__ import annotations
@@ -73,23 +73,35 @@ def _watch(descriptor: int) -> None:
     caller = socket.socket(fileno=descriptor)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    request = receive_frame(caller)
-    send_frame(caller, {"begun": True})
+    asked, asking = socket.socketpair()
     alive, held = os.pipe()
     worker = os.fork()
     if worker == 0:
         os.close(alive)
-        _ends(partial(_work, request, caller))
+        asking.close()
+        _ends(partial(_work, asked, caller))
     os.close(held)
-    ready, _, _ = select.select([caller.fileno(), alive], [], [], request["seconds"])
+    asked.close()
+    request = receive_frame(caller)
+    if _readable(alive):  # the worker died while it waited: another may begin
+        return
+    send_frame(caller, {"begun": True})
+    send_frame(asking, request)
+    ready = _readable(caller.fileno(), alive, within_s=request["seconds"])
     if alive not in ready:
         os.kill(worker, signal.SIGKILL)
     _, status = os.waitpid(worker, 0)
     send_frame(caller, {"exit": os.waitstatus_to_exitcode(status), "out_of_time": not ready})
 
 
-def _work(request: Mapping[str, Any], caller: socket.socket) -> None:
+def _readable(*descriptors: int, within_s: float = 0.0) -> list[int]:
+    """Those that have something to read, or whose other end is closed."""
+    return select.select(descriptors, [], [], within_s)[0]
+
+
+def _work(asked: socket.socket, caller: socket.socket) -> None:
     """One call, answered with what it returned, how it refused, or the kind of error that it ended in."""
+    request = receive_frame(asked)
     _confine(request)
     try:
         module, _, name = request["target"].rpartition(".")
