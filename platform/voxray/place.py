@@ -38,8 +38,12 @@ def sync(path: Path) -> None:
 
 
 def sync_all(folder: Path) -> None:
-    """The same of all that a folder holds, and of its own name; side by side, as a disk writes many at once."""
+    """The same of all that a folder holds, and of its own name; many side by side, as a disk writes many at once."""
     paths = [path for path in (*folder.rglob("*"), folder, folder.parent) if not path.is_symlink()]
+    if len(paths) <= _AT_ONCE:  # threads would take longer to start than the disk takes
+        for path in paths:
+            sync(path)
+        return
     with ThreadPoolExecutor(min(_AT_ONCE, len(paths))) as pool:
         for _ in pool.map(sync, paths):
             pass
