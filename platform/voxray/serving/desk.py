@@ -34,7 +34,8 @@ _TICK_S = 0.5
 _RENEW_S = 2.0
 _REPORT_S = 0.25
 _PAUSE_S = 0.5
-_NEWS_S = 30.0
+_NEWS_S = 3.0
+"""A desk that is stopped, or replaced, waits for who listens to it."""
 _ORPHAN_S = 6 * 3600
 
 log = logging.getLogger("voxray.serving")
@@ -82,7 +83,8 @@ class Desk:
         while not self._stopping or self._running:
             now = time.monotonic()
             try:
-                await self._look(renew=self._poked.is_set() or now - renewed > _RENEW_S)
+                due = now - renewed > _RENEW_S
+                await self._look(renew=due or self._poked.is_set(), sweep=due)
                 if now - tidied > self._tidy_s:
                     tidied = now
                     await asyncio.to_thread(self._tidy)
@@ -100,7 +102,7 @@ class Desk:
         self.poke()
         await asyncio.gather(*(task for _, task in self._running.values()), return_exceptions=True)
 
-    async def _look(self, *, renew: bool) -> None:
+    async def _look(self, *, renew: bool, sweep: bool) -> None:
         """Drops what was cancelled, takes back what others let fall, and claims what there is room for."""
         self._running = {job: one for job, one in self._running.items() if not one[1].done()}
         if not self._stopping:
@@ -111,6 +113,7 @@ class Desk:
             for job, (_, task) in self._running.items():
                 if job not in kept:
                     task.cancel()
+        if sweep:
             await asyncio.to_thread(self._ledger.requeue_lapsed)
 
     def _claim(self) -> list[Row]:

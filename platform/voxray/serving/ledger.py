@@ -138,10 +138,9 @@ class Ledger:
                     raise TooManyError("owner")
                 if int(db.scalar(open_jobs) or 0) >= most:
                     raise TooManyError("all")
-                db.execute(JOBS.insert().values(dict(row)))
+                return dict(db.execute(JOBS.insert().values(dict(row)).returning(JOBS)).mappings().one())
         except sa.exc.IntegrityError:
             return None
-        return self.job(row["id"])
 
     def job(self, job: str, owner: str | None = None) -> Row | None:
         """The job, where it is the owner's."""

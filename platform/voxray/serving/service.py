@@ -42,6 +42,7 @@ T = TypeVar("T")
 
 _READ_ATTEMPTS = 3
 _REFRESH_S = 2.0
+_REMEMBERED = 10_000
 RETRY_S = 5
 """What a client that comes too soon is told to wait."""
 
@@ -55,6 +56,7 @@ class Service:
         self.config, self.ledger, self.workers, self.places = config, ledger, workers, places
         self._models = {card.name: card for card in cards}
         self._refreshed = -_REFRESH_S
+        self._are_dicom: dict[str, bool] = {}  # by study; what a study is never changes
         self._endings = Endings(ledger, workers.news)
 
     # Models
@@ -181,7 +183,7 @@ class Service:
         row = await self._job(owner, job_id)
         if row["state"] != "done":
             raise Problem(409, "job.not_done", f"The job is {row['state']}.", remedy="Ask again when it is done.")
-        allowed = self._forms(row)
+        allowed = await self._forms(row)
         if form not in allowed:
             raise Problem(
                 404, "result.not_this_form", "The result has no such form.", remedy=f"It has: {', '.join(allowed)}."
@@ -325,12 +327,17 @@ class Service:
             peer(request.store.dicomweb, self.config.dicomweb)
 
     def _info(self, row: Row) -> StudyInfo:
-        return StudyInfo.model_validate_json(row["info"])
+        info = StudyInfo.model_validate_json(row["info"])
+        if len(self._are_dicom) >= _REMEMBERED:
+            self._are_dicom.clear()
+        self._are_dicom[row["id"]] = info.is_dicom
+        return info
 
-    def _forms(self, row: Row) -> tuple[Form, ...]:
-        study = self.ledger.study(row["study"])
-        is_dicom = study is not None and self._info(study).is_dicom
-        return forms_of(self.model(row["model"]).task, is_dicom=is_dicom)
+    async def _forms(self, row: Row) -> tuple[Form, ...]:
+        study = row["study"]
+        if study not in self._are_dicom and (found := await asyncio.to_thread(self.ledger.study, study)):
+            self._info(found)
+        return forms_of(self.model(row["model"]).task, is_dicom=self._are_dicom.get(study, False))
 
     async def _job_of(self, row: Row, *, with_result: bool = False) -> Job:
         place = await asyncio.to_thread(self.ledger.place, row) if row["state"] == "queued" else None
@@ -347,7 +354,7 @@ class Service:
             progress=row["progress"],
             place=place,
             error=None if row["error"] is None else ProblemDetails.model_validate_json(row["error"]),
-            outputs=await asyncio.to_thread(self._forms, row) if row["model"] in self._models else (),
+            outputs=await self._forms(row) if row["model"] in self._models else (),
             created=_date(row["created"]),
             started=None if row["started"] is None else _date(row["started"]),
             finished=None if row["finished"] is None else _date(row["finished"]),
