@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,8 +142,8 @@ class Served:
         self.process.wait()
 
 
-def start(folder: Path, models: Mapping[str, Any], *, port: int | None = None) -> Served:
-    """Starts `voxray serve`; `await_ready` tells when it answers."""
+def start(folder: Path, models: Mapping[str, Any], *, port: int | None = None, more: Sequence[str] = ()) -> Served:
+    """Starts `voxray serve`, with `more` options; `await_ready` tells when it answers."""
     port = port or free_port()
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "serve.log"
@@ -160,6 +160,7 @@ def start(folder: Path, models: Mapping[str, Any], *, port: int | None = None) -
         str(folder),
         "--config",
         str(config),
+        *more,
     ]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with log.open("ab") as stream:
@@ -184,9 +185,9 @@ def await_ready(served: Served, *, seconds: float = 180.0) -> float:
 
 
 @contextmanager
-def on_ray(folder: Path, models: Mapping[str, Any]) -> Iterator[Served]:
+def on_ray(folder: Path, models: Mapping[str, Any], *, more: Sequence[str] = ()) -> Iterator[Served]:
     """A service that is ready, and ended after the block."""
-    served = start(folder, models)
+    served = start(folder, models, more=more)
     try:
         await_ready(served)
         yield served

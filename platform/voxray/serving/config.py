@@ -8,7 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from voxray.config import Config
 from voxray.errors import ConfigError
@@ -16,6 +24,7 @@ from voxray.serving.intake.dicomweb import Access
 from voxray.serving.intake.limits import Limits
 
 _NAME = re.compile(r"^[a-z0-9][a-z0-9_.-]{0,63}$")
+_ORIGIN = re.compile(r"^https?://[a-z0-9.\-\[\]:]+$")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -93,9 +102,17 @@ class ServeConfig(Config):
     dicomweb: Access = Access()
     """The archives that studies may be fetched from and results sent to."""
     cors: tuple[str, ...] = ()
-    """Origins of other pages that may call the service; none by default."""
+    """Origins of other pages that may call the service, as browsers name them; none by default."""
     doors: Replicas = Replicas()
     scans: Replicas = Replicas()
+
+    @field_validator("cors")
+    @classmethod
+    def _are_origins(cls, cors: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in cors:
+            if not _ORIGIN.match(origin):  # any other would never be what a browser says
+                raise ValueError(f"must be origins such as https://ohif.example.org, without a path, got {origin!r}")
+        return cors
 
     @model_validator(mode="after")
     def _named(self) -> ServeConfig:
