@@ -2,10 +2,10 @@
 
 The networks have the published sizes and seeded, random weights. The spleen's is then trained on the scan for some
 minutes, as a random network is undecided nearly everywhere, and every rounding and every window's border would show;
-the detector's last bias is set so that some anchors answer. The scan is a real abdomen enlarged to 448 x 372 x 200 (a
-generated one where the real data is absent), its voxels sized so that both sides' windows fall on the same places.
-Each side answers in a process of its own, so that the peak memory is that side's; "free" lets voxray choose windows
-and precision.
+the detector's last bias is set so that some anchors answer. Masks are held against the peer's, and both sides'
+against the truth. The scan is a real abdomen enlarged to 448 x 372 x 200 (a generated one where the real data is
+absent), its voxels sized so that both sides' windows fall on the same places. Each side answers in a process of its
+own, so that the peak memory is that side's; "free" lets voxray choose windows and precision.
 """
 
 from __future__ import annotations
@@ -145,10 +145,11 @@ def segmentation_rows(case: Case, folder: Path) -> Iterator[Row]:
     yield Row(f"{case.name}, file to file, free", peer["seconds"], quick["seconds"], "s", case.free_aim, True)
     yield Row(f"{case.name}, peak memory, fp32", peer["peak_gib"], voxray["peak_gib"], "GiB", 2.0, True)
     if case.num_classes == 1:
-        expected = answered(folder, "peer.nii.gz")
+        expected, truth = answered(folder, "peer.nii.gz"), answered(folder, "truth.nii.gz")
         for kind, least in (("same", 0.999), ("free", 0.995)):
-            agreement = dice(answered(folder, f"{kind}.nii.gz"), expected)
-            yield Row(f"{case.name}, masks agree, {kind}", 1.0, agreement, "Dice", least)
+            found = answered(folder, f"{kind}.nii.gz")
+            yield Row(f"{case.name}, masks agree, {kind}", 1.0, dice(found, expected), "Dice", least)
+            yield Row(f"{case.name}, truth, {kind}", dice(expected, truth), dice(found, truth), "Dice", least)
     else:
         yield labels_row(case, folder)
 
@@ -257,6 +258,7 @@ def prepared(case: Case, folder: Path) -> Job:
     image, labels = enlarged(case.scan, (float(sides[0]), float(sides[1]), float(sides[2])))
     image = with_noise(image, 0)
     write_nifti(image, folder / "scan.nii.gz")
+    write_nifti(labels, folder / "truth.nii.gz")
     torch.manual_seed(0)
     network: torch.nn.Module = recipe.network.build(recipe, case.num_classes)
     images = resample(orient(image, recipe.grid.orientation), recipe.grid.spacing_mm)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import http.server
 import io
 import json
 import shutil
 import subprocess
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pydicom
 import pytest
 
 from serving.services import free_port
+from serving.small_servers import Page, pages
 
 _PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 
@@ -56,39 +54,18 @@ def real_orthanc(folder: Path) -> Iterator[str]:
         process.wait(30)
 
 
-@contextlib.contextmanager
-def small_archive(files: Sequence[bytes]) -> Iterator[str]:
+def small_archive(files: Sequence[bytes]) -> contextlib.AbstractContextManager[str]:
     """The address of an archive with one series, to be found (QIDO-RS) and fetched (WADO-RS) below ``/dicom-web``."""
     first = pydicom.dcmread(io.BytesIO(files[0]))
     study, series = str(first.StudyInstanceUID), str(first.SeriesInstanceUID)
     known = {"0020000D": {"vr": "UI", "Value": [study]}, "0020000E": {"vr": "UI", "Value": [series]}}
     parts = [b"\r\n--B\r\nContent-Type: application/dicom\r\n\r\n" + file for file in files]
     multipart = 'multipart/related; type="application/dicom"; boundary=B'
-    answers = {
-        "/dicom-web/series": ("application/dicom+json", json.dumps([known]).encode()),
-        f"/dicom-web/studies/{study}/series/{series}": (multipart, b"".join(parts) + b"\r\n--B--"),
+    answers: dict[str, Page] = {
+        "/dicom-web/series": (200, "application/dicom+json", json.dumps([known]).encode()),
+        f"/dicom-web/studies/{study}/series/{series}": (200, multipart, b"".join(parts) + b"\r\n--B--"),
     }
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            kind, body = answers.get(self.path.split("?")[0], ("text/plain", b""))
-            self.send_response(200 if body else 404)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-            thread.join()
+    return pages(lambda path, _: answers.get(path.split("?")[0], (404, "text/plain", b"")))
 
 
 def put(orthanc: str, data: bytes) -> None:

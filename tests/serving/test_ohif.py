@@ -5,17 +5,16 @@ Wanted is the folder that the wheel was unpacked into, in $MONAILABEL (`pip down
 
 from __future__ import annotations
 
-import http.server
 import importlib.util
 import io
 import mimetypes
 import os
-import threading
 import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from pipelines.bright_runs import TURNS, register, write_run
 from serving.archives import put, real_orthanc
 from serving.browsers import SLOW_MS, browser, watched
 from serving.listening import listening
+from serving.small_servers import Page, pages
 from voxray.readers import read_label_map, write_nifti
 from voxray.serving.tokens import make_token
 from writers.dicom_series import write_volume
@@ -80,40 +80,22 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
         yield {"bright": {"path": str(folder / "bright"), "runtime": "torch"}}
 
 
-@contextmanager
-def viewer(ohif: Path, orthanc: str) -> Iterator[str]:
+def viewer(ohif: Path, orthanc: str) -> AbstractContextManager[str]:
     """The origin of a site with OHIF's files, and the archive behind the same origin."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            path = self.path.split("?")[0]
-            if path.startswith("/dicom-web/"):
-                status, kind, body = fetched(f"{orthanc}{self.path}", self.headers.get("Accept", "*/*"))
-            else:
-                file = ohif / path.removeprefix("/ohif/")
-                file = file if file.is_file() else ohif / "index.html"
-                status, kind = 200, mimetypes.guess_type(file.name)[0] or "application/octet-stream"
-                body = CONFIG.encode() if file.name == "app-config.js" else file.read_bytes()
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def page(path: str, headers: Message) -> Page:
+        plain = path.split("?")[0]
+        if plain.startswith("/dicom-web/"):
+            return fetched(f"{orthanc}{path}", headers.get("Accept", "*/*"))
+        file = ohif / plain.removeprefix("/ohif/")
+        file = file if file.is_file() else ohif / "index.html"
+        body = CONFIG.encode() if file.name == "app-config.js" else file.read_bytes()
+        return 200, mimetypes.guess_type(file.name)[0] or "application/octet-stream", body
 
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-            thread.join()
+    return pages(page)
 
 
-def fetched(url: str, accept: str) -> tuple[int, str, bytes]:
+def fetched(url: str, accept: str) -> Page:
     """What the archive answers."""
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers={"Accept": accept}), timeout=60) as reply:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import http.server
 import json
-import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import pytest
 from serving.archives import put, real_orthanc
 from serving.intake.conftest import PLANTED, series_files, slice_file
 from serving.services import free_port
+from serving.small_servers import Answer, serving
 from voxray.errors import ConfigError, DataError
 from voxray.readers import read_volume
 from voxray.serving.intake import Access, Limits, Received, StudyInfo, fetch, parse, series_handle, store
@@ -165,36 +164,6 @@ def test_an_origin_must_be_one() -> None:
     assert "word" not in repr(Access(allowed=("http://a",), tokens={"http://a": "word"}))
 
 
-Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
-
-
-@contextlib.contextmanager
-def archive(answer: Answer) -> Iterator[str]:
-    """An archive that answers as told."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            with contextlib.suppress(OSError):
-                answer(self)
-
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            self.do_GET()
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads, server.block_on_close = True, False
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 def says(status: int, body: bytes = b"", **headers: str) -> Answer:
     def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
         handler.send_response(status)
@@ -222,7 +191,7 @@ MULTIPART = 'multipart/related; type="application/dicom"; boundary=B'
     ],
 )
 def test_answers_that_are_none(tmp_path: Path, answer: Answer, code: str) -> None:
-    with archive(answer) as address:
+    with serving(answer) as address:
         assert refused(address, tmp_path / "study", Access(allowed=(address,))) == code
 
 
@@ -249,14 +218,14 @@ def test_what_an_archive_says_of_a_series_is_not_trusted(tmp_path: Path, said: o
         asked.append(handler.path)
         says(200, json.dumps(said).encode(), Content_Type="application/dicom+json")(handler)
 
-    with archive(answer) as address:
+    with serving(answer) as address:
         assert refused(address, tmp_path / "study", Access(allowed=(address,)), study_uid="") == code
     assert [path.split("?")[0] for path in asked] == ["/series"]
 
 
 def test_redirects_are_not_followed(tmp_path: Path) -> None:
     reached: list[object] = []
-    with archive(reached.append) as secret, archive(says(302, Location=f"{secret}/meta")) as address:
+    with serving(reached.append) as secret, serving(says(302, Location=f"{secret}/meta")) as address:
         access = Access(allowed=(address,))
         assert refused(address, tmp_path / "study", access) == "dicomweb.refused"
         (tmp_path / "made.dcm").write_bytes(slice_file())
@@ -273,7 +242,7 @@ def test_a_token_goes_to_its_own_origin_alone(tmp_path: Path) -> None:
         seen[handler.path.split("/")[1]] = handler.headers.get("Authorization")
         says(404)(handler)
 
-    with archive(note) as one, archive(note) as other:
+    with serving(note) as one, serving(note) as other:
         access = Access(allowed=(one, other), tokens={one: "word"})
         refused(f"{one}/one", tmp_path / "a", access)
         refused(f"{other}/other", tmp_path / "b", access)
@@ -288,7 +257,7 @@ def test_an_archive_that_never_ends_is_cut_off(tmp_path: Path) -> None:
         while True:
             handler.wfile.write(bytes(1 << 16))
 
-    with archive(endless) as address:
+    with serving(endless) as address:
         limits = Limits(upload_bytes=8 << 20)
         assert refused(address, tmp_path / "study", Access(allowed=(address,)), limits) == "upload.too_large"
 
@@ -297,7 +266,7 @@ def test_an_archive_that_falls_silent_or_is_not_there(tmp_path: Path) -> None:
     def silent(_: http.server.BaseHTTPRequestHandler) -> None:
         time.sleep(20)
 
-    with archive(silent) as address:
+    with serving(silent) as address:
         access = Access(allowed=(address,), silence_s=0.2)
         assert refused(address, tmp_path / "a", access) == "dicomweb.unreachable"
         patient = Access(allowed=(address,))
@@ -309,6 +278,6 @@ def test_an_archive_that_falls_silent_or_is_not_there(tmp_path: Path) -> None:
 def test_an_object_that_was_not_taken_is_no_success(tmp_path: Path) -> None:
     (tmp_path / "made.dcm").write_bytes(slice_file())
     deaf = says(200, b"{}", Content_Type="application/dicom+json")
-    with archive(deaf) as address, pytest.raises(DataError, match="took 0 of 1 objects") as raised:
+    with serving(deaf) as address, pytest.raises(DataError, match="took 0 of 1 objects") as raised:
         asyncio.run(store(address, [tmp_path / "made.dcm"], limits=Limits(), access=Access(allowed=(address,))))
     assert raised.value.code == "dicomweb.not_stored"
