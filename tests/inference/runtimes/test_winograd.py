@@ -97,3 +97,20 @@ def test_a_share_by_hand() -> None:
     network = nn.Sequential(nn.Conv3d(1, 128, 1), nn.Conv3d(128, 128, 3, padding=1), nn.Conv3d(128, 2, 3, padding=1))
     parts = [128, 27 * 128 * 128, 27 * 128 * 2]
     assert wide_share(network, (1, 1, 1)) == pytest.approx(parts[1] / sum(parts))
+
+
+class Asking(nn.Module):
+    """A network that looks at its values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv3d(128, 128, 3, padding=1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """What the layer makes of what is anything."""
+        made: torch.Tensor = self.layer(images) if images.abs().sum().item() > 0 else images
+        return made
+
+
+def test_a_network_that_asks_for_its_values_has_no_share() -> None:
+    assert wide_share(Asking(), (1, 1, 1)) == 0

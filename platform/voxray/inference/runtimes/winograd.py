@@ -85,7 +85,7 @@ def wide_share(module: nn.Module, stride_vox: Sequence[int]) -> float:
     for layer in made.modules():
         if isinstance(layer, nn.Conv3d):
             layer.register_forward_hook(count)
-    with torch.inference_mode(), suppress(NotImplementedError):
+    with torch.inference_mode(), suppress(RuntimeError):
         made(torch.empty(1, 1, *(4 * step for step in stride_vox), device="meta"))
     return counted[True] / max(1, sum(counted.values()))
 
