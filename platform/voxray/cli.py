@@ -203,9 +203,7 @@ def predict(  # noqa: PLR0913
     device: Device = "auto",
     runtime: Annotated[
         str,
-        typer.Option(
-            help="auto (the machine's best), torch, torch-compiled, torch-winograd, onnxruntime, openvino, tensorrt."
-        ),
+        typer.Option(help="auto: the machine's best; torch[-compiled, -winograd], onnxruntime, openvino, tensorrt."),
     ] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, fp16 or bf16.")] = "auto",
     fast: Annotated[
