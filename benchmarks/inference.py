@@ -54,7 +54,6 @@ class Teaching(NamedTuple):
 
     steps: int = 600
     side: int = 48
-    batch: int = 4
     rate: float = 3e-3
 
 
@@ -303,10 +302,7 @@ def teach(network: torch.nn.Module, images: Volume, labels: Volume, recipe: Reci
     last = np.maximum(np.subtract(images.voxels.shape, TEACHING.side), 0)
     organs = np.argwhere(labels.voxels[::4, ::4, ::4] > 0) * 4
     for _ in range(TEACHING.steps):
-        centres = [
-            rng.choice(organs) if rng.random() < 0.5 else rng.integers(images.voxels.shape)
-            for _ in range(TEACHING.batch)
-        ]
+        centres = [*rng.choice(organs, 2), *rng.integers(images.voxels.shape, size=(2, 3))]
         starts = [np.clip(one - rng.integers(TEACHING.side, size=3), 0, last) for one in centres]
         patches, truth = (
             torch.stack([torch.from_numpy(np.ascontiguousarray(volume.voxels[_cube(start)])) for start in starts])

@@ -5,8 +5,8 @@ gives four neighbouring outputs with 6 products where the plain sum takes 12; on
 (Lavin and Gray 2016, arXiv:1509.09308, section 4). On z the three taps are summed as they are: there it would cost
 more in memory traffic and in digits than it saves. The answer differs by the rounding of float32.
 
-Work goes in slabs of four planes of x, so that what lies between is small. Slabs have the channels last: what a
-plane's positions multiply is then one plain matrix product for each of the 36 points and each tap.
+Work goes in slabs of a few times four planes of x, so that what lies between is small. Slabs have the channels last:
+what a slab's positions multiply is then one plain matrix product for each of the 36 points and each tap.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ ENOUGH = 0.7
 """The share of a network's multiplications from which on the rest may as well be torch's."""
 
 _TILE, _POINTS, _TAPS = 4, 6, 3
+_ROWS = 600
+"""A matrix product of fewer rows does not keep the processor busy."""
 _FILTER = (
     (1 / 4, 0, 0),
     (-1 / 6, -1 / 6, -1 / 6),
@@ -115,28 +117,33 @@ def _convolve(
 ) -> None:
     (length, width, depth, channels), num_outputs = image.shape, len(bias)
     tiles, padded = -(-width // _TILE), depth + _TAPS - 1
+    at_once = min(-(-length // _TILE), -(-_ROWS // (tiles * padded)))
     room = image.new_empty
     planes = image.new_zeros(_POINTS, tiles * _TILE + _TAPS - 1, padded, channels)
-    on_x, on_both = torch.empty_like(planes), room(_POINTS, _POINTS, tiles, padded, channels)
-    products = room(_POINTS, _POINTS, tiles, padded, num_outputs)
+    on_x, on_both = torch.empty_like(planes), room(_POINTS, _POINTS, at_once, tiles, padded, channels)
+    products = room(_POINTS, _POINTS, at_once, tiles, padded, num_outputs)
     back_on_y = room(_POINTS, tiles * _TILE, padded, num_outputs)
     back = room(_TILE, tiles * _TILE, padded, num_outputs)
-    for first in range(0, length, _TILE):
-        begin, end = max(0, first - 1), min(length, first + _TILE + 1)
-        if first == 0 or end == length:
-            planes.zero_()
-        planes[begin - first + 1 : end - first + 1, 1 : width + 1, 1 : depth + 1] = image[begin:end]
-        _to_points(list(planes), list(on_x))
-        _to_points([on_x[:, row : row + tiles * _TILE - 3 : _TILE] for row in range(_POINTS)], list(on_both))
-        _multiply(on_both, kernel, products)
-        _from_points(list(products), [back_on_y[:, row::_TILE] for row in range(_TILE)])
-        _from_points(list(back_on_y), list(back))
-        count = min(_TILE, length - first)
-        torch.add(back[:count, :width, :depth], bias, out=answer[first : first + count])
+    for slab in range(0, length, at_once * _TILE):
+        firsts = range(slab, min(length, slab + at_once * _TILE), _TILE)
+        for number, first in enumerate(firsts):
+            begin, end = max(0, first - 1), min(length, first + _TILE + 1)
+            if first == 0 or end == length:
+                planes.zero_()
+            planes[begin - first + 1 : end - first + 1, 1 : width + 1, 1 : depth + 1] = image[begin:end]
+            _to_points(list(planes), list(on_x))
+            rows = [on_x[:, row : row + tiles * _TILE - 3 : _TILE] for row in range(_POINTS)]
+            _to_points(rows, list(on_both[:, :, number]))
+        _multiply(on_both[:, :, : len(firsts)], kernel, products[:, :, : len(firsts)])
+        for number, first in enumerate(firsts):
+            _from_points(list(products[:, :, number]), [back_on_y[:, row::_TILE] for row in range(_TILE)])
+            _from_points(list(back_on_y), list(back))
+            count = min(_TILE, length - first)
+            torch.add(back[:count, :width, :depth], bias, out=answer[first : first + count])
 
 
 def _multiply(
-    inputs: Float[Tensor, "6 6 t z i"], kernel: Float[Tensor, "6 6 3 i o"], products: Float[Tensor, "6 6 t z o"]
+    inputs: Float[Tensor, "6 6 s t z i"], kernel: Float[Tensor, "6 6 3 i o"], products: Float[Tensor, "6 6 s t z o"]
 ) -> None:
     """At each point, the rows of all tiles with each tap's matrix; the last two rows of a tile are no answer.
 
@@ -144,9 +151,9 @@ def _multiply(
     """
     for on_y in range(_POINTS):
         for on_x in range(_POINTS):
-            rows, taps = inputs[on_y, on_x].flatten(0, 1), kernel[on_x, on_y]
+            rows, taps = inputs[on_y, on_x].flatten(0, 2), kernel[on_x, on_y]
             end = len(rows) - _TAPS + 1
-            sums = products[on_y, on_x].flatten(0, 1)[:end]
+            sums = products[on_y, on_x].flatten(0, 2)[:end]
             torch.mm(rows[:end], taps[0], out=sums)
             for tap in range(1, _TAPS):
                 sums.addmm_(rows[tap : tap + end], taps[tap])
