@@ -12,7 +12,7 @@ setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,onnx,openvino,tensorrt-rtx,monai-bundle,postgres]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,onnx,openvino,int8,tensorrt-rtx,monai-bundle,postgres]'
 	touch $@
 
 tools: # Debian's packages that some tests look for, and skip without: DICOM checkers, an archive, a browser, a database

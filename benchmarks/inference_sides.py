@@ -39,6 +39,8 @@ class Job:
     answer: str
     """The file to write: a label map, or boxes in LPS mm as .npz."""
     overrides: tuple[str, ...] = ()
+    int8: str = ""
+    """The network as `voxray export --precision int8` writes it, for where precision is free."""
     turns: int = 2
     """Of which the faster counts: in the first a process still gets its memory."""
 
@@ -52,7 +54,6 @@ class Job:
 
 def voxray_side(job: Job) -> Callable[[], None]:
     """Ready to read, answer and write as `voxray predict` does."""
-    from voxray.inference.plan import half_on
     from voxray.inference.predictor import Predictor
     from voxray.inference.runtimes import choose_runtime, network_of, open_runtime
     from voxray.readers import read_volume, write_nifti
@@ -60,9 +61,12 @@ def voxray_side(job: Job) -> Callable[[], None]:
     recipe, network = job.network()
     classes = tuple(f"class_{index}" for index in range(job.num_classes))
     run = Run(name="bench", dataset="none", licence="none", classes=classes, recipe={}, voxray_version="0")
-    half = half_on(torch.device("cpu")) if recipe.inference.plan == "fast" else "off"
     opened = network_of(recipe, network)
-    choice = choose_runtime("auto", precision="fp32" if half == "off" else half, network=opened)
+    if job.int8:
+        opened = opened.with_files({("openvino", "int8"): Path(job.int8)})
+        choice = choose_runtime("openvino", precision="int8")
+    else:
+        choice = choose_runtime("auto", precision="fp32", network=opened)
     engine = open_runtime(choice.runtime, opened, precision=choice.precision)
     predictor = Predictor(run, recipe, engine)
     engine(warm_up(recipe))

@@ -204,7 +204,7 @@ def predict(  # noqa: PLR0913
     runtime: Annotated[
         str, typer.Option(help="auto: this machine's best; torch, torch-winograd, onnxruntime, openvino, tensorrt.")
     ] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, fp16 or bf16.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, fp16, bf16, or int8 of a package.")] = "auto",
     fast: Annotated[
         bool, typer.Option("--fast", help="Fewer, larger windows, in half precision where that pays.")
     ] = False,
@@ -258,10 +258,12 @@ def export(  # noqa: PLR0913
     run: Run,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="MODEL", help="The package's folder.")],
     runtime: Annotated[str, typer.Option(help="onnx, openvino or tensorrt.")] = "onnx",
-    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, or int8 with openvino.")] = "fp32",
     batch: Annotated[str, typer.Option(help="One size, or the smallest, the usual and the largest.")] = "1,4,8",
     window: Annotated[str | None, typer.Option(metavar="X,Y,Z", help="Voxels; default: the recipe's.")] = None,
-    scan: Annotated[Path | None, typer.Option(help="Whose patches the answers are compared on.")] = None,
+    scan: Annotated[
+        Path | None, typer.Option(help="For the comparison; without the dataset also for int8's ranges.")
+    ] = None,
     device: Device = "auto",
     as_: Annotated[str, typer.Option("--as", help="package, or monai-bundle for MONAI's tools.")] = "package",
 ) -> None:
@@ -290,6 +292,8 @@ def export(  # noqa: PLR0913
     )
     rows = [(row.output, f"{row.max_difference:.3g}", f"{row.tolerance:.3g}") for row in parity.outputs]
     terminal.show(terminal.table(("output", "largest difference from torch", "allowed"), rows))
+    if parity.agreement is not None and parity.agreement.value is not None:
+        _say(f"{parity.agreement.measure} of torch and {parity.runtime}: {parity.agreement.value:.4f}")
     times = (speed.torch_fp32, speed.torch_amp, speed.engine_fp32, speed.engine_half)
     names = (
         "ms for a patch: torch fp32",

@@ -49,7 +49,7 @@ def serve(  # noqa: PLR0913
     runtime: Annotated[
         str, typer.Option(help="auto, torch, torch-winograd, onnxruntime, openvino, tensorrt.")
     ] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16, or int8 of a package.")] = "auto",
     device: Device = "auto",
     replicas: Annotated[
         str, typer.Option(metavar="MIN,MAX", help="Of each model; Ray Serve scales between.")

@@ -20,7 +20,8 @@ from voxray.inference import parity as comparing
 from voxray.inference.package import FileEntry, Package, read_package, sha256_of
 from voxray.inference.runtimes.tensor_rt_build import find_flavour
 from voxray.pipelines.answers import open_engine
-from voxray.pipelines.export import ExportOptions, export, patch_for
+from voxray.pipelines.export import ExportOptions, export
+from voxray.pipelines.patches import patch_for
 from voxray.pipelines.progress import SilentProgress
 from voxray.readers import write_nifti
 from voxray.recipes import read_recipe
@@ -153,7 +154,7 @@ def test_without_a_scan_the_patches_are_a_phantoms_and_that_is_said(folder: Path
 def test_what_cannot_be_exported_is_refused(folder: Path, tmp_path: Path) -> None:
     for options, words in (
         (ExportOptions(runtime="caffe"), "allowed are onnx, openvino, tensorrt"),
-        (ExportOptions(precision="int8"), "allowed are fp32, fp16, bf16"),
+        (ExportOptions(precision="int4"), "allowed are fp32, fp16, bf16, int8"),
         (ExportOptions(batches=(4, 1, 8)), "the smallest, the usual and the largest"),
         (ExportOptions(window_vox=(15, 24, 16)), "must be a multiple of the network's stride"),
     ):
@@ -275,3 +276,67 @@ def test_the_command_line_exports_and_predicts(folder: Path, tmp_path: Path) -> 
     done = CliRunner().invoke(app, ["export", str(folder / "unet"), "--batch", "one", "-o", str(tmp_path / "m2")])
     assert done.exit_code == 2
     assert "--batch one: must be whole numbers" in done.output
+
+
+def test_the_command_line_exports_and_predicts_at_int8(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("nncf")
+    model, out = tmp_path / "model", tmp_path / "answers"
+    command = ["export", folder / "unet", "--runtime", "openvino", "--precision", "int8", "-o", model]
+    done = CliRunner().invoke(app, [str(word) for word in command])
+    assert done.exit_code == 2
+    assert "is calibrated on real scans, and the dataset of small unet is not here; give a scan" in done.output
+    assert not model.exists()
+    done = CliRunner().invoke(app, [str(word) for word in [*command, "--scan", folder / "scan.nii.gz"]])
+    assert done.exit_code == 0, done.output
+    agreement = json.loads((model / "parity.json").read_text())["agreement"]
+    assert agreement["measure"] == "Dice of labels"
+    assert agreement["least"] == 0.95 < agreement["value"] < 1
+    assert f"Dice of labels of torch and openvino: {agreement['value']:.4f}" in done.output
+    assert f"Dice of labels: {agreement['value']:.4f}." in (model / "README.md").read_text()
+    package: Package = read_package(model)[0]
+    assert [(entry.form, entry.precision) for entry in package.engines] == [("onnx", "fp32"), ("openvino", "int8")]
+    engine = open_engine(model)
+    assert engine.choice is not None
+    assert (engine.choice.runtime, engine.choice.precision) == ("openvino", "int8")
+    done = CliRunner().invoke(app, ["predict", str(model), str(folder / "scan.nii.gz"), "-o", str(out)])
+    assert done.exit_code == 0, done.output
+    exact = open_engine(model, precision="fp32").predictor().predict(scan()).labels
+    expected = open_engine(folder / "unet").predictor().predict(scan()).labels
+    assert exact is not None
+    assert expected is not None
+    assert (exact.voxels != expected.voxels).mean() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("model", "words", "said"),
+    [
+        ("unet", ["--runtime", "openvino"], "this is no package that was exported at int8"),
+        ("unet", ["--runtime", "torch"], "runtime torch: has no int8"),
+        ("package", [], "this is no package that was exported at int8"),
+        ("package", ["--runtime", "onnxruntime"], "this is no package that was exported at int8"),
+    ],
+)
+def test_int8_of_what_was_not_made_for_it_is_refused(
+    folder: Path, tmp_path: Path, model: str, words: list[str], said: str
+) -> None:
+    command = ["predict", str(folder / model), str(folder / "scan.nii.gz"), "-o", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, [*command, "--precision", "int8", *words])
+    assert done.exit_code == 2
+    assert said in " ".join(done.output.split())
+
+
+def test_int8_goes_with_openvino_alone(folder: Path, tmp_path: Path) -> None:
+    options = ExportOptions(runtime="onnx", precision="int8")
+    with pytest.raises(ConfigError, match="int8: goes with --runtime openvino, not with onnx"):
+        export(folder / "unet", tmp_path / "model", options, progress=SilentProgress())
+
+
+def test_answers_that_are_not_torchs_are_no_package(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("nncf")
+    monkeypatch.setitem(comparing.LEAST_AGREEMENT, "int8", 1.0)
+    options = ExportOptions(runtime="openvino", precision="int8", scan=folder / "scan.nii.gz")
+    with pytest.raises(DataError, match=r"the Dice of labels is 0\.9\d+ on 3 patches of the scan .* at least 1 is"):
+        export(folder / "unet", tmp_path / "model", options, progress=SilentProgress())
+    assert list(tmp_path.iterdir()) == []

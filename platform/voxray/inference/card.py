@@ -6,7 +6,7 @@ import math
 
 from voxray.evaluation import Evaluation
 from voxray.inference.package import EngineEntry, Ensemble
-from voxray.inference.parity import Parity
+from voxray.inference.parity import Agreement, Parity
 from voxray.inference.speed import Speed
 from voxray.recipe import Recipe
 from voxray.run import Run
@@ -45,7 +45,7 @@ Largest and mean differences of the raw outputs from torch in float32, on {parit
 | output | largest | mean | allowed |
 |---|---|---|---|
 {rows}
-
+{_agreed(parity.agreement)}
 ## How fast
 
 Milliseconds for a patch of {" x ".join(map(str, speed.patch_vox))} voxels on {speed.device}{each}.
@@ -59,6 +59,12 @@ Milliseconds for a patch of {" x ".join(map(str, speed.patch_vox))} voxels on {s
 def ensemble_card(run: Run, recipe: Recipe, ensemble: Ensemble, *, name: str, score: Evaluation | None = None) -> str:
     """The card of several networks that answer together, as Markdown; `score` is what each had on held-out cases."""
     return f"{_head(run, recipe, name, _kind_of(ensemble))}{_members(ensemble)}{_scored(score)}"
+
+
+def _agreed(agreement: Agreement | None) -> str:
+    if agreement is None or agreement.value is None:
+        return ""
+    return f"\n{agreement.measure}: {agreement.value:.4f}.\n"
 
 
 def _kind_of(ensemble: Ensemble) -> str:

@@ -35,6 +35,7 @@ from voxray.inference.runtimes import (
     open_runtime,
     prefer_runtime,
 )
+from voxray.inference.runtimes.open_vino import require_calibrated
 from voxray.models import MODELS
 from voxray.pipelines.keeping import Noted
 from voxray.pipelines.scans import Scan
@@ -123,6 +124,7 @@ def _open_package(
     if package.ensemble is not None and not package.engines:
         return _open_ensemble(folder, package, recipe, device=device, runtime=runtime, precision=precision)
     wanted = package.precision if precision == "auto" else precision
+    require_calibrated(wanted, [(entry.form, entry.precision) for entry in package.engines])
     if runtime not in (None, "auto"):
         choice = choose_runtime(runtime, device=device, precision=wanted)
     else:
@@ -164,6 +166,7 @@ def _chosen(recipe: Recipe, network: Network, runtime: str | None, *, device: st
     choice = choose_runtime(
         runtime or "torch", device=device, precision=precision, trained_in=trained_in, network=network
     )
+    require_calibrated(choice.precision, network.files)
     return _within_reach(choice, network) if runtime == "auto" else choice
 
 

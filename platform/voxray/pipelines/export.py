@@ -12,10 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from voxray.case import VolumeStats
 from voxray.config import to_json
-from voxray.dataset import read_dataset
-from voxray.errors import ConfigError, VoxrayError
+from voxray.errors import ConfigError
 from voxray.inference.bundle import PACKAGE, write_detection_bundle, write_segmentation_bundle
 from voxray.inference.card import model_card
 from voxray.inference.device import choose_device
@@ -34,25 +32,17 @@ from voxray.inference.runtimes import (
 from voxray.inference.runtimes.network import Form
 from voxray.inference.runtimes.onnx_runtime import OnnxRuntime
 from voxray.inference.runtimes.open_vino import OpenVinoRuntime, save_ir
+from voxray.inference.runtimes.open_vino_int8 import save_int8
 from voxray.inference.runtimes.tensor_rt_build import EngineKey, build_engine, key_for, require_flavour
-from voxray.inference.sliding import cut
 from voxray.inference.speed import Speed, device_name, milliseconds, table
-from voxray.loading import list_cases, load_case
 from voxray.models import MODELS
-from voxray.phantoms import draw_phantom
+from voxray.pipelines.patches import calibration_patches, real_patches
 from voxray.pipelines.progress import Progress
 from voxray.pipelines.trained import Part, Trained, read_trained
-from voxray.preprocess import normalise, orient, resample
-from voxray.readers import read_volume
 from voxray.recipe import Recipe, parse_recipe
-from voxray.run import Run
-from voxray.volume import Shape, Volume
-from voxray.windows import place
+from voxray.volume import Shape
 
 FORMS: dict[str, Form] = {"onnx": "onnx", "openvino": "openvino", "tensorrt": "tensorrt"}
-NUM_PATCHES = 3
-PATCH_LIMIT_VOX = 128**3
-"""On a CPU, larger windows are compared and timed on a part of them: one of 512 x 512 x 192 voxels takes minutes."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +65,8 @@ class ExportOptions:
             raise ConfigError(f"--runtime {self.runtime}: no such form; allowed are {', '.join(FORMS)}.")
         if self.precision not in PRECISIONS:
             raise ConfigError(f"--precision {self.precision}: allowed are {', '.join(PRECISIONS)}.")
+        if self.precision == "int8" and self.runtime != "openvino":
+            raise ConfigError(f"--precision int8: goes with --runtime openvino, not with {self.runtime}.")
         sizes = self.batches * 3 if len(self.batches) == 1 else self.batches
         if len(sizes) != 3 or sizes[0] < 1 or list(sizes) != sorted(sizes):
             raise ConfigError(
@@ -107,13 +99,19 @@ def export(
         writing(output) as folder,
         progress.track("export", total=3 + 2 * len(trained.parts), unit="steps") as advance,
     ):
-        patches, source = real_patches(trained.run, trained.recipe, chosen)
+        limited = chosen.device == "cpu"
+        patches, source = real_patches(trained.run, trained.recipe, chosen.scan, limited=limited)
+        ranges = (
+            calibration_patches(trained.run, trained.recipe, chosen.scan, limited=limited)
+            if precision == "int8"
+            else ()
+        )
         advance(1)
         engines: list[EngineEntry] = []
         parities: list[Parity] = []
         packed: list[Network] = []
         for part in trained.parts:
-            entries, network = _write_part(part, trained, folder, options=chosen)
+            entries, network = _write_part(part, trained, folder, options=chosen, ranges=ranges)
             advance(1)
             reference = TorchRuntime(part.module, chosen.device)
             parity = _parity(network, reference, patches, form=form, precision=precision, source=source)
@@ -132,13 +130,20 @@ def export(
 
 
 def _write_part(
-    part: Part, trained: Trained, folder: Path, *, options: ExportOptions
+    part: Part,
+    trained: Trained,
+    folder: Path,
+    *,
+    options: ExportOptions,
+    ranges: Sequence[Float[Tensor, "1 1 x y z"]],
 ) -> tuple[tuple[EngineEntry, ...], Network]:
     """Writes one network's weights and engines, and opens what was written."""
     form, precision, batches = options.checked()
     network = network_of(trained.recipe, part.module, digest=part.digest, folder=trained.kept_in, batches=batches)
     device = torch.device(options.device)
-    engines = write_engines(network, folder, form=form, precision=precision, device=device, name=part.engine)
+    engines = write_engines(
+        network, folder, form=form, precision=precision, device=device, ranges=ranges, name=part.engine
+    )
     engines = tuple(entry.model_copy(update={"member": part.number}) for entry in engines)
     weights = {name: value.contiguous() for name, value in part.module.state_dict().items()}
     safetensors.torch.save_file(weights, folder / part.weights)
@@ -197,9 +202,19 @@ def export_bundle(run: str | Path, output: Path, options: ExportOptions | None =
 
 
 def write_engines(
-    network: Network, folder: Path, *, form: Form, precision: Precision, device: torch.device, name: str = "model"
+    network: Network,
+    folder: Path,
+    *,
+    form: Form,
+    precision: Precision,
+    device: torch.device,
+    ranges: Sequence[Float[Tensor, "1 1 x y z"]] = (),
+    name: str = "model",
 ) -> tuple[EngineEntry, ...]:
-    """The files that runtimes open, called `name`: ONNX always, and the form that was asked for."""
+    """The files that runtimes open, called `name`: ONNX always, and the form that was asked for.
+
+    `ranges` are the patches that int8 is calibrated on.
+    """
     plain = network.onnx("fp32")
     (folder / f"{name}.onnx").write_bytes(plain)
     entries = [EngineEntry(form="onnx", precision="fp32", file=f"{name}.onnx")]
@@ -211,7 +226,10 @@ def write_engines(
         obstacle = RUNTIMES["openvino"].obstacle(torch.device("cpu"), precision)
         if obstacle is not None:
             raise obstacle
-        save_ir(plain, folder / f"{name}.xml")
+        if precision == "int8":
+            save_int8(plain, ranges, folder / f"{name}.xml")
+        else:
+            save_ir(plain, folder / f"{name}.xml")
         entries.append(EngineEntry(form="openvino", precision=precision, file=f"{name}.xml"))
     if form == "tensorrt":
         flavour = require_flavour()
@@ -224,58 +242,12 @@ def write_engines(
     return tuple(entries)
 
 
-def real_patches(run: Run, recipe: Recipe, options: ExportOptions) -> tuple[list[Float[Tensor, "1 1 x y z"]], str]:
-    """Normalised patches of a scan where it holds most, one to a batch, and the words for where they are from."""
-    volume, source = _scan(run, options)
-    image = resample(orient(volume, recipe.grid.orientation), recipe.grid.spacing_mm)
-    side = patch_for(recipe, limited=options.device == "cpu")
-    voxels = image.hounsfield
-    x, y, z = voxels.shape
-    starts = place((x, y, z), side, 0.0, recipe.network.stride_vox)
-    crops = [cut(voxels, start, side, recipe=recipe) for start in starts]
-    # The most varied: a patch of air alone compares little.
-    crops.sort(key=lambda crop: float(crop.std()), reverse=True)
-    stats = VolumeStats.of(voxels)
-    tensors = [torch.from_numpy(crop.copy())[None] for crop in crops[:NUM_PATCHES]]
-    return [normalise(tensor, stats, recipe.intensity)[:, None] for tensor in tensors], source
-
-
-def patch_for(recipe: Recipe, *, limited: bool) -> Shape:
-    """The recipe's window, or so much of it as `PATCH_LIMIT_VOX` allows: its longest sides are halved first."""
-    sides, stride = list(recipe.inference.window_vox), recipe.network.stride_vox
-    while limited and sides[0] * sides[1] * sides[2] > PATCH_LIMIT_VOX:
-        longest = max(range(3), key=lambda axis: sides[axis] / stride[axis])
-        steps = sides[longest] // stride[longest]
-        if steps == 1:
-            break
-        sides[longest] = max(1, steps // 2) * stride[longest]
-    return sides[0], sides[1], sides[2]
-
-
 def _with_window(trained: Trained, window: Sequence[int] | None) -> Recipe:
     if window is None:
         return trained.recipe
     override = f"inference.window_vox={list(window)}"
     where = f"--window {','.join(map(str, window))}"
     return parse_recipe(trained.run.recipe, MODELS, overrides=[override], where=where)
-
-
-def _scan(run: Run, options: ExportOptions) -> tuple[Volume, str]:
-    """A scan for the comparison, and what it is."""
-    if options.scan is not None:
-        return read_volume(options.scan), f"the scan {options.scan.name}"
-    if run.dataset_file is not None and Path(run.dataset_file).exists():
-        try:
-            dataset = read_dataset(run.dataset_file)
-            sources = list_cases(dataset)
-            chosen = next((source for source in sources if source.case_id in run.val_cases), sources[0])
-            return load_case(dataset, chosen).image, f"case {chosen.case_id} of {run.dataset}"
-        except (VoxrayError, IndexError):
-            # The data may have moved since; the words in parity.json say that a phantom took its place.
-            pass
-    return draw_phantom(
-        "thorax", 0
-    ).image, "a generated thorax (no scan was given, and the run's dataset is not here)"
 
 
 def _parity(
@@ -289,6 +261,7 @@ def _parity(
 ) -> Parity:
     runtime, how = _checker(network, reference.device, form=form, precision=precision)
     x, y, z = patches[0].shape[2:]
+    outputs, agreement = compare(runtime, reference, patches, network.outputs)
     return Parity(
         runtime=_runtime_of(form),
         precision=precision,
@@ -296,7 +269,8 @@ def _parity(
         patches=source,
         num_patches=len(patches),
         patch_vox=(x, y, z),
-        outputs=compare(runtime, reference, patches, network.outputs),
+        outputs=outputs,
+        agreement=agreement,
     )
 
 

@@ -122,8 +122,8 @@ def test_a_runtime_that_is_not_installed_is_refused_with_the_remedy(
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ConfigError, match="did you mean 'openvino'"):
         choose_runtime("openvinno")
-    with pytest.raises(ConfigError, match="allowed are auto, fp32, fp16, bf16"):
-        choose_runtime(precision="int8")
+    with pytest.raises(ConfigError, match="allowed are auto, fp32, fp16, bf16, int8"):
+        choose_runtime(precision="int4")
     with pytest.raises(ConfigError, match="no bf16 on the CPU"):
         choose_runtime("onnxruntime", precision="bf16")
     with pytest.raises(ConfigError, match="torch-winograd: computes in fp32, not in bf16; use --precision fp32"):

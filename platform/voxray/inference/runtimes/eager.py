@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from voxray.errors import ConfigError, ResourceError, VoxrayError
 from voxray.inference.runtimes.network import Network
-from voxray.inference.runtimes.runtime import DTYPES, Precision
+from voxray.inference.runtimes.runtime import DTYPES, Precision, no_int8
 from voxray.inference.runtimes.winograd import quickened
 from voxray.outputs import DetectionOutput, Output, SegmentationOutput
 from voxray.volume import Shape
@@ -74,14 +74,15 @@ def open_winograd(network: Network, device: torch.device, precision: Precision) 
 
 
 def torch_obstacle(device: torch.device, precision: Precision) -> VoxrayError | None:
-    """Torch runs everywhere."""
-    del device, precision
-    return None
+    """Torch runs everywhere, in floating point."""
+    del device
+    return no_int8("torch") if precision == "int8" else None
 
 
 def compiled_obstacle(device: torch.device, precision: Precision) -> VoxrayError | None:
     """What keeps torch from compiling here."""
-    del precision
+    if precision == "int8":
+        return no_int8("torch-compiled")
     if device.type == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         return ResourceError(
             "runtime torch-compiled: needs a C++ compiler to compile for the CPU, and there is none in PATH; "

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from voxray.errors import ConfigError, DataError, ResourceError, VoxrayError
 from voxray.inference.runtimes.network import Network
-from voxray.inference.runtimes.runtime import Precision
+from voxray.inference.runtimes.runtime import Precision, no_int8
 from voxray.inference.runtimes.tensors import INPUT, assemble
 from voxray.outputs import Output
 from voxray.volume import Shape
@@ -63,6 +63,8 @@ def onnxruntime_obstacle(device: torch.device, precision: Precision) -> VoxrayEr
         return ConfigError(
             f"runtime onnxruntime: runs on the CPU, not on {device}; use --device cpu, or --runtime torch."
         )
+    if precision == "int8":
+        return no_int8("onnxruntime")
     if precision == "bf16":
         return ConfigError(
             "runtime onnxruntime: has no bf16 on the CPU; use --precision fp32, or --runtime openvino or torch."

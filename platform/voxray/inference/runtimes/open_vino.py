@@ -7,6 +7,7 @@ here the precision is always said.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from voxray.errors import ConfigError, DataError, ResourceError, VoxrayError
-from voxray.inference.runtimes.network import Network
+from voxray.inference.runtimes.network import Form, Network
 from voxray.inference.runtimes.open_vino_graph import quicken
-from voxray.inference.runtimes.runtime import Precision
+from voxray.inference.runtimes.runtime import Precision, no_int8
 from voxray.inference.runtimes.tensors import assemble
 from voxray.outputs import Output
 from voxray.volume import Shape
 
-_HINTS: dict[Precision, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
+_HINTS: dict[Precision, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
+"""At int8 the graph itself says what is in whole numbers; the rest is float32."""
 
 
 class OpenVinoRuntime:
@@ -71,8 +73,21 @@ class OpenVinoRuntime:
 def open_openvino(network: Network, device: torch.device, precision: Precision) -> OpenVinoRuntime:
     """The package's model, or the network's ONNX, converted first where there is none."""
     del device
-    brought = next((network.files[key] for key in network.files if key[0] == "openvino"), None)
-    return OpenVinoRuntime(brought or network.onnx("fp32"), precision=precision)
+    require_calibrated(precision, network.files)
+    brought = {kind: path for (form, kind), path in network.files.items() if form == "openvino"}
+    if precision == "int8":
+        return OpenVinoRuntime(brought["int8"], precision=precision)
+    plain = next((path for kind, path in brought.items() if kind != "int8"), None)
+    return OpenVinoRuntime(plain or network.onnx("fp32"), precision=precision)
+
+
+def require_calibrated(precision: str, brought: Collection[tuple[Form, Precision]]) -> None:
+    """A ConfigError where whole numbers are asked of files of which none was made for them."""
+    if precision == "int8" and ("openvino", "int8") not in brought:
+        raise ConfigError(
+            "precision int8: this is no package that was exported at int8, which measures the ranges of numbers on "
+            "scans; use `voxray export RUN --runtime openvino --precision int8`, or another precision."
+        )
 
 
 def save_ir(onnx: bytes, path: Path) -> None:
@@ -91,6 +106,8 @@ def openvino_obstacle(device: torch.device, precision: Precision) -> VoxrayError
             f"runtime openvino: runs on the CPU, not on {device}; use --device cpu, or --runtime torch."
         )
     offered = offered_precisions()
+    if precision == "int8":
+        return None if _computes_in("INT8") else no_int8("openvino on this CPU")
     if precision not in offered:
         return ResourceError(
             f"runtime openvino: this CPU computes in {' and '.join(offered)}, not in {precision}; "
@@ -100,9 +117,12 @@ def openvino_obstacle(device: torch.device, precision: Precision) -> VoxrayError
 
 
 def offered_precisions() -> tuple[Precision, ...]:
-    """What this CPU computes in, by OpenVINO's own account; fp32 first."""
+    """The kinds of floating point that this CPU computes in, by OpenVINO's own account; fp32 first."""
+    halves: tuple[Precision, ...] = ("fp16", "bf16")
+    return ("fp32", *(half for half in halves if _computes_in(half.upper())))
+
+
+def _computes_in(kind: str) -> bool:
     import openvino
 
-    able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    halves: tuple[Precision, ...] = ("fp16", "bf16")
-    return ("fp32", *(half for half in halves if half.upper() in able))
+    return kind in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

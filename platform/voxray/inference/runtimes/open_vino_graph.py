@@ -9,12 +9,23 @@ from voxray.inference.runtimes.open_vino_upsampling import widen_upsampling
 
 
 def quicken(model: Any) -> Any:
-    """The `openvino.Model` with what OpenVINO is slow at said otherwise; changed in place."""
+    """The `openvino.Model` with what OpenVINO is slow at said otherwise; changed in place.
+
+    A graph with quantised weights is of `widened` already: folded once more, its weights would be float32.
+    """
+    quantised = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
+    made = spread_group_norms(model if quantised else widened(model))
+    made.validate_nodes_and_infer_types()
+    return made
+
+
+def widened(model: Any) -> Any:
+    """The `openvino.Model` with its constants folded and its upsampling by phases; changed in place."""
     from openvino.passes import ConstantFolding, Manager
 
     folding = Manager()
     folding.register_pass(ConstantFolding())
     folding.run_passes(model)
-    made = spread_group_norms(widen_upsampling(model))
+    made = widen_upsampling(model)
     made.validate_nodes_and_infer_types()
     return made

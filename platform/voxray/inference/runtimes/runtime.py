@@ -8,13 +8,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from voxray.errors import ConfigError
 from voxray.outputs import Output
 from voxray.volume import Shape
 
-Precision = Literal["fp32", "fp16", "bf16"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
+"""``int8``: convolutions in whole numbers, whose ranges were measured on scans; a package is made for that."""
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def no_int8(runtime: str) -> ConfigError:
+    """The refusal of a runtime that has no whole numbers."""
+    return ConfigError(f"runtime {runtime}: has no int8; use another precision, or a CPU's openvino.")
 
 
 @runtime_checkable

@@ -17,7 +17,7 @@ from torch import Tensor
 from voxray.errors import ConfigError, DataError, ResourceError, VoxrayError
 from voxray.inference.keeping import cache_folder, write_whole
 from voxray.inference.runtimes.network import Network
-from voxray.inference.runtimes.runtime import Precision
+from voxray.inference.runtimes.runtime import Precision, no_int8
 from voxray.inference.runtimes.tensor_rt_build import (
     EngineKey,
     Flavour,
@@ -117,7 +117,8 @@ def open_tensorrt(network: Network, device: torch.device, precision: Precision) 
 
 def tensorrt_obstacle(device: torch.device, precision: Precision) -> VoxrayError | None:
     """What keeps TensorRT from answering here."""
-    del precision
+    if precision == "int8":
+        return no_int8("tensorrt")
     if device.type != "cuda":
         return ConfigError(
             f"runtime tensorrt: runs on an NVIDIA GPU, not on {device}; use --device cuda, or --runtime openvino."

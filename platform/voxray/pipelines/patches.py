@@ -1,0 +1,114 @@
+"""Patches of scans on which an exported network is held against torch's, and those on which int8 is calibrated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from voxray.case import VolumeStats
+from voxray.dataset import read_dataset
+from voxray.errors import ConfigError, VoxrayError
+from voxray.inference.sliding import cut
+from voxray.loading import list_cases, load_case
+from voxray.phantoms import draw_phantom
+from voxray.preprocess import normalise, orient, resample
+from voxray.readers import read_volume
+from voxray.recipe import Recipe
+from voxray.run import Run
+from voxray.volume import Shape, Volume
+from voxray.windows import place
+
+NUM_PATCHES = 3
+NUM_CALIBRATED, NUM_PATCHES_EACH = 4, 6
+"""Scans, and patches of each, whose ranges int8 takes."""
+PATCH_LIMIT_VOX = 128**3
+"""On a CPU, larger windows are compared and timed on a part of them: one of 512 x 512 x 192 voxels takes minutes."""
+
+
+def real_patches(
+    run: Run, recipe: Recipe, scan: Path | None, *, limited: bool
+) -> tuple[list[Float[Tensor, "1 1 x y z"]], str]:
+    """Patches of the scan, or of a validation case, where it holds most, and the words for where they are from."""
+    volume, source = _scan(run, scan)
+    return varied_patches(volume, recipe, NUM_PATCHES, limited=limited), source
+
+
+def calibration_patches(
+    run: Run, recipe: Recipe, scan: Path | None, *, limited: bool
+) -> list[Float[Tensor, "1 1 x y z"]]:
+    """Patches of training cases, or of the scan where the run's dataset is not here; a ConfigError without either."""
+    volumes = list(_training_scans(run))
+    if not volumes and scan is not None:
+        volumes = [read_volume(scan)]
+    if not volumes:
+        raise ConfigError(
+            f"--precision int8: is calibrated on real scans, and the dataset of {run.name} is not here; give a scan "
+            f"with --scan, or export at fp32 or bf16."
+        )
+    return [
+        patch for volume in volumes for patch in varied_patches(volume, recipe, NUM_PATCHES_EACH, limited=limited)
+    ]
+
+
+def varied_patches(volume: Volume, recipe: Recipe, count: int, *, limited: bool) -> list[Float[Tensor, "1 1 x y z"]]:
+    """At most `count` normalised patches of a scan, one to a batch: the most varied, as one of air alone says little.
+
+    `limited`: of no more than `PATCH_LIMIT_VOX`.
+    """
+    image = resample(orient(volume, recipe.grid.orientation), recipe.grid.spacing_mm)
+    side = patch_for(recipe, limited=limited)
+    voxels = image.hounsfield
+    x, y, z = voxels.shape
+    starts = place((x, y, z), side, 0.0, recipe.network.stride_vox)
+    crops = [cut(voxels, start, side, recipe=recipe) for start in starts]
+    crops.sort(key=lambda crop: float(crop.std()), reverse=True)
+    stats = VolumeStats.of(voxels)
+    tensors = [torch.from_numpy(crop.copy())[None] for crop in crops[:count]]
+    return [normalise(tensor, stats, recipe.intensity)[:, None] for tensor in tensors]
+
+
+def patch_for(recipe: Recipe, *, limited: bool) -> Shape:
+    """The recipe's window, or so much of it as `PATCH_LIMIT_VOX` allows: its longest sides are halved first."""
+    sides, stride = list(recipe.inference.window_vox), recipe.network.stride_vox
+    while limited and sides[0] * sides[1] * sides[2] > PATCH_LIMIT_VOX:
+        longest = max(range(3), key=lambda axis: sides[axis] / stride[axis])
+        steps = sides[longest] // stride[longest]
+        if steps == 1:
+            break
+        sides[longest] = max(1, steps // 2) * stride[longest]
+    return sides[0], sides[1], sides[2]
+
+
+def _scan(run: Run, scan: Path | None) -> tuple[Volume, str]:
+    """A scan for the comparison, and what it is."""
+    if scan is not None:
+        return read_volume(scan), f"the scan {scan.name}"
+    if run.dataset_file is not None and Path(run.dataset_file).exists():
+        try:
+            dataset = read_dataset(run.dataset_file)
+            sources = list_cases(dataset)
+            chosen = next((source for source in sources if source.case_id in run.val_cases), sources[0])
+            return load_case(dataset, chosen).image, f"case {chosen.case_id} of {run.dataset}"
+        except (VoxrayError, IndexError):
+            # The data may have moved since; the words in parity.json say that a phantom took its place.
+            pass
+    return draw_phantom(
+        "thorax", 0
+    ).image, "a generated thorax (no scan was given, and the run's dataset is not here)"
+
+
+def _training_scans(run: Run) -> Iterator[Volume]:
+    """The first scans that the run was trained on; none where its data has moved since."""
+    if run.dataset_file is None or not Path(run.dataset_file).exists():
+        return
+    try:
+        dataset = read_dataset(run.dataset_file)
+        sources = [source for source in list_cases(dataset) if source.case_id in run.train_cases]
+        for source in sources[:NUM_CALIBRATED]:
+            yield load_case(dataset, source).image
+    except VoxrayError:
+        return
