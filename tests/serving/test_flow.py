@@ -1,4 +1,4 @@
-"""Bodies through Ray Serve's proxy: no more of one is held than a window."""
+"""Bodies through Ray Serve's proxy, either way: no more of one is held than a window."""
 
 from __future__ import annotations
 
@@ -16,22 +16,30 @@ BODY = 5 * WINDOW
 
 
 def as_ray_does(app: ASGIApp) -> ASGIApp:
-    """Between the halves, as Ray Serve passes bodies on: a queue that takes all there is at once."""
+    """Between the halves, as Ray Serve passes bodies on: queues that take all there is at once."""
 
     async def between(scope: Scope, receive: Receive, send: Send) -> None:
-        queue: asyncio.Queue[Message] = asyncio.Queue()
+        coming: asyncio.Queue[Message] = asyncio.Queue()
+        going: asyncio.Queue[Message | None] = asyncio.Queue()
 
         async def fetch() -> None:
             while True:
-                await queue.put(await receive())
+                await coming.put(await receive())
 
-        fetching = asyncio.create_task(fetch())
+        async def deliver() -> None:
+            while (message := await going.get()) is not None:
+                await send(message)
+
+        fetching, delivering = asyncio.create_task(fetch()), asyncio.create_task(deliver())
         try:
-            await app(scope, queue.get, send)
+            await app(scope, coming.get, going.put)
+            await going.put(None)
+            await delivering
         finally:
-            fetching.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await fetching
+            for task in (fetching, delivering):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
 
     return between
 
@@ -99,3 +107,76 @@ def test_an_application_that_does_not_say_what_it_takes_still_gets_all() -> None
 @pytest.mark.parametrize("stack", [lambda app: DoorHalf(as_ray_does(app)), DoorHalf], ids=["proxy", "no Ray"])
 def test_a_door_alone_says_nothing(stack: Callable[[ASGIApp], ASGIApp]) -> None:
     assert exchanged(stack).read == BODY
+
+
+class Download:
+    """An application's answer, which is there at once, to a client that takes it slowly, or goes away."""
+
+    def __init__(self, leaves_after: float = float("inf")) -> None:
+        self.sent = self.taken = self.most_held = 0
+        self.leaves_after = leaves_after
+        self.asked, self.left = False, asyncio.Event()
+
+    async def receive(self) -> Message:
+        """A request without a body, and the client's leaving."""
+        if not self.asked:
+            self.asked = True
+            return {"type": "http.request", "body": b"", "more_body": False}
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        """What reaches the client, or nobody."""
+        if self.left.is_set():
+            return
+        self.taken += len(message.get("body", b""))
+        if self.taken > self.leaves_after:
+            self.left.set()
+        await asyncio.sleep(0.0005)
+
+    async def app(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        """The sender of the answer."""
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(BODY // CHUNK):
+            await send({"type": "http.response.body", "body": bytes(CHUNK), "more_body": True})
+            self.sent += CHUNK
+            self.most_held = max(self.most_held, self.sent - self.taken)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def downloaded(stack: Callable[[ASGIApp], ASGIApp], download: Download) -> Download:
+    """What a download through these layers was like."""
+
+    async def run() -> None:
+        async with asyncio.timeout(60):
+            await stack(download.app)({"type": "http"}, download.receive, download.send)
+
+    asyncio.run(run())
+    return download
+
+
+def test_a_window_is_held_however_slow_the_client_is() -> None:
+    found = downloaded(lambda app: ProxyHalf(as_ray_does(DoorHalf(app))), Download())
+    assert found.taken == BODY
+    assert found.most_held <= WINDOW + WINDOW // 8 + CHUNK
+
+
+def test_without_it_all_of_an_answer_is_held() -> None:
+    """The control."""
+    found = downloaded(as_ray_does, Download())
+    assert found.taken == BODY
+    assert found.most_held > BODY - WINDOW
+
+
+def test_a_client_that_leaves_holds_nobody_up() -> None:
+    found = downloaded(lambda app: ProxyHalf(as_ray_does(DoorHalf(app))), Download(leaves_after=WINDOW // 2))
+    assert found.sent == BODY
+    assert WINDOW // 2 < found.taken < BODY
+
+
+@pytest.mark.parametrize(
+    "stack", [lambda app: DoorHalf(as_ray_does(app)), DoorHalf, lambda app: ProxyHalf(as_ray_does(app))]
+)
+def test_half_of_it_lets_an_answer_pass(stack: Callable[[ASGIApp], ASGIApp]) -> None:
+    assert downloaded(stack, Download()).taken == BODY

@@ -11,14 +11,18 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from serving.load import resident_mib, right_answers, use
 from serving.services import await_ready, small_models, small_scan, start
+from voxray.readers import write_nifti
+from voxray.volume import Grid, Volume
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -102,9 +106,9 @@ def test_jobs_survive_the_death_of_everything(bench: Bench) -> None:
         bench.assert_right(job, answer)
 
 
-def test_an_upload_is_not_held_in_memory(bench: Bench) -> None:
-    """Junk that begins as a NIfTI does: refused when it is read, after all of it has come."""
-    header, chunk, chunks = (348).to_bytes(4, "little") + bytes(348), random.Random(0).randbytes(1 << 20), 400
+@contextmanager
+def growth(bench: Bench) -> Iterator[dict[int, float]]:
+    """The MiB that the door and Ray's proxy hold more at most than at the beginning, by process."""
     pids = [*bench.served.processes("voxray:door"), *bench.served.processes("ProxyActor")]
     assert len(pids) == 2
     before = {pid: resident_mib([pid]) for pid in pids}
@@ -117,11 +121,42 @@ def test_an_upload_is_not_held_in_memory(bench: Bench) -> None:
 
     watching = threading.Thread(target=watch)
     watching.start()
+    try:
+        yield most
+    finally:
+        over.set()
+        watching.join()
+
+
+def test_an_upload_is_not_held_in_memory(bench: Bench) -> None:
+    """Junk that begins as a NIfTI does: refused when it is read, after all of it has come."""
+    header, chunk, chunks = (348).to_bytes(4, "little") + bytes(348), random.Random(0).randbytes(1 << 20), 400
     body = (header if number == 0 else chunk for number in range(chunks))
-    refused = httpx.post(f"{bench.served.address}/v1/studies?name=scan.nii", content=body, timeout=120)
-    over.set()
-    watching.join()
+    with growth(bench) as most:
+        refused = httpx.post(f"{bench.served.address}/v1/studies?name=scan.nii", content=body, timeout=120)
     assert refused.status_code in (415, 422)
+    assert max(most.values()) < 64, most
+
+
+def test_a_download_is_not_held_in_memory(bench: Bench, tmp_path: Path) -> None:
+    """A large scan, to a client that takes little of it, slowly, and leaves; then all of it, to one that does not."""
+    voxels = np.random.default_rng(0).integers(-1000, 1000, (400, 400, 800)).astype(np.int16)
+    grid = Grid(voxels.shape, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
+    write_nifti(Volume(voxels, grid), tmp_path / "scan.nii.gz")
+    with (
+        httpx.Client(base_url=bench.served.address, timeout=120) as client,
+        (tmp_path / "scan.nii.gz").open("rb") as f,
+    ):
+        study = client.post("/v1/studies?name=scan.nii.gz", content=f).json()["study_id"]
+        with growth(bench) as most:
+            with client.stream("GET", f"/v1/studies/{study}/volume") as reply:
+                size, chunks = int(reply.headers["content-length"]), reply.iter_raw(1 << 20)
+                for _ in range(8):
+                    next(chunks)
+                    time.sleep(0.25)
+            with client.stream("GET", f"/v1/studies/{study}/volume") as reply:
+                assert sum(map(len, reply.iter_raw(1 << 20))) == size > 150 << 20
+        client.delete(f"/v1/studies/{study}")
     assert max(most.values()) < 64, most
 
 
