@@ -436,9 +436,10 @@ class TestEverydayUse:
             page = look.page
             for job in (nodules, organs, nodules, organs, nodules):
                 page.locator(f"#jobs [data-job='{job}'] .job").click()
+            study = httpx.get(f"{service.url}/v1/jobs/{nodules}").json()["study_id"]
+            look.until(f"window.voxray.job?.job_id === '{nodules}' && window.voxray.shown === '{study}'")
             look.drawn()
             assert look.job == nodules
-            study = httpx.get(f"{service.url}/v1/jobs/{nodules}").json()["study_id"]
             assert look.js("window.voxray.shown") == study
             shape = httpx.get(f"{service.url}/v1/studies/{study}").json()["shape"]
             assert look.js("window.voxray.viewer.facts().shapes") == [[shape], 1]

@@ -11,7 +11,8 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -105,14 +106,15 @@ class Desk:
     async def _look(self, *, renew: bool, sweep: bool) -> None:
         """Drops what was cancelled, takes back what others let fall, and claims what there is room for."""
         self._running = {job: one for job, one in self._running.items() if not one[1].done()}
+        under_way = list(self._running)
         if not self._stopping:
             for row in await asyncio.to_thread(self._claim):
                 self._running[row["id"]] = row["model"], asyncio.create_task(self._drive(row))
-        if renew:
-            kept = await asyncio.to_thread(self._ledger.renew, self._name, list(self._running), lease_s=self._lease_s)
-            for job, (_, task) in self._running.items():
+        if renew and under_way:
+            kept = await asyncio.to_thread(self._ledger.renew, self._name, under_way, lease_s=self._lease_s)
+            for job in under_way:
                 if job not in kept:
-                    task.cancel()
+                    self._running[job][1].cancel()
         if sweep:
             await asyncio.to_thread(self._ledger.requeue_lapsed)
 
@@ -159,12 +161,13 @@ class Desk:
 
     async def _answer(self, row: Row) -> Step:
         job, request = row["id"], JobRequest.model_validate_json(row["request"])
-        last, told = Step("preparing"), 0.0
-        async with aclosing(self._workers.answer(job, row["study"], row["model"])) as steps:
+        last = Step("preparing")
+        async with (
+            self._reporting(job) as news,
+            aclosing(self._workers.answer(job, row["study"], row["model"])) as steps,
+        ):
             async for step in steps:
-                if step.stage != last.stage or time.monotonic() - told > _REPORT_S:
-                    told = time.monotonic()
-                    await self._report(job, step)
+                news.append(step)
                 last = step
         if request.outputs or request.store:
             await self._report(job, Step("writing", 1.0))
@@ -174,6 +177,26 @@ class Desk:
         if request.store is not None:
             await self._workers.store(job, row["study"], row["model"], request.store.dicomweb)
         return last
+
+    @contextlib.asynccontextmanager
+    async def _reporting(self, job: str) -> AsyncIterator[deque[Step]]:
+        """Writes the newest step now and then. A job that ends sooner does not wait for what nobody would read."""
+        news: deque[Step] = deque(maxlen=1)
+
+        async def write() -> None:
+            while True:
+                await asyncio.sleep(_REPORT_S)
+                if news:
+                    with contextlib.suppress(*UnreachableError):  # there will be newer news
+                        await self._report(job, news.pop())
+
+        writing = asyncio.create_task(write())
+        try:
+            yield news
+        finally:
+            writing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await writing
 
     async def _report(self, job: str, step: Step) -> None:
         await asyncio.to_thread(
