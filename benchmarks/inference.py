@@ -5,8 +5,8 @@ minutes, as a random network is undecided nearly everywhere, and every rounding 
 the detector's last bias is set so that some anchors answer. Masks are held against the peer's, and both sides'
 against the truth. The scan is a real abdomen enlarged to 448 x 372 x 200 (a generated one where the real data is
 absent), its voxels sized so that both sides' windows fall on the same places. Each side answers in a process of its
-own, so that the peak memory is that side's. "same" is fp32 with the peer's windows, "int8" int8 with them, "free" int8
-with the fast plan's windows; int8 is calibrated on other noise over the scan.
+own, so that the peak memory is that side's. "same" is fp32 with the peer's windows, "int8" the same at int8, "free"
+int8 with the fast plan's windows; int8 is calibrated on other noise over the scan.
 """
 
 from __future__ import annotations
