@@ -5,13 +5,16 @@ gives four neighbouring outputs with 6 products where the plain sum takes 12; on
 (Lavin and Gray 2016, arXiv:1509.09308, section 4). On z the three taps are summed as they are: there it would cost
 more in memory traffic and in digits than it saves. The answer differs by the rounding of float32.
 
-Work goes in slabs of a few times four planes of x, so that what lies between is small. Slabs have the channels last:
-what a slab's positions multiply is then one plain matrix product for each of the 36 points and each tap.
+Work goes in slabs of a few times four planes of x, so that what lies between is small. A slab's 6 x 6 neighbours go
+to the 36 points, and sums at the points back to 4 x 4 answers, by one small matrix each: to add row upon row would
+read and write them a dozen times. Slabs have the channels last: what their positions multiply is one plain matrix
+product for each point and each tap.
 """
 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -36,6 +39,22 @@ _FILTER = (
     (0, 0, 1),
 )
 """G of F(4, 3): three taps at the points 0, 1, -1, 2, -2 and infinity."""
+_DATA = (
+    (4, 0, -5, 0, 1, 0),
+    (0, -4, -4, 1, 1, 0),
+    (0, 4, -4, -1, 1, 0),
+    (0, -2, -1, 2, 1, 0),
+    (0, 2, -1, -2, 1, 0),
+    (0, 4, 0, -5, 0, 1),
+)
+"""B^T: six neighbours at the points."""
+_ANSWER = (
+    (1, 1, 1, 1, 1, 0),
+    (0, 1, -1, 2, -2, 0),
+    (0, 1, 1, 4, 4, 0),
+    (0, 1, -1, 8, -8, 1),
+)
+"""A^T: four neighbouring answers from the points."""
 
 
 class WinogradConv3d(nn.Module):
@@ -56,12 +75,26 @@ class WinogradConv3d(nn.Module):
 
 
 def quickened(module: nn.Module) -> nn.Module:
-    """A copy of the network whose wide convolutions are Winograd's, all of it with the channels last in memory."""
-    made = copy.deepcopy(module)
+    """A copy of the network whose wide convolutions are Winograd's, all of it with the channels last in memory.
+
+    Batch norms become part of the convolutions before them where torch can trace which those are.
+    """
+    made = _folded(module)
     for name, layer in list(made.named_modules()):
         if isinstance(layer, nn.Conv3d) and is_wide(layer):
             made.set_submodule(name, WinogradConv3d(layer))
     return made.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload, no-any-return]
+
+
+def _folded(module: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of what the import imports
+        from torch.fx.experimental.optimization import fuse
+    try:
+        made: nn.Module = fuse(module)
+    except Exception:  # whatever the tracing stumbles over, the network can go as it is
+        return copy.deepcopy(module)
+    return made
 
 
 def is_wide(layer: nn.Conv3d) -> bool:
@@ -117,67 +150,50 @@ def _convolve(
 ) -> None:
     (length, width, depth, channels), num_outputs = image.shape, len(bias)
     tiles, padded = -(-width // _TILE), depth + _TAPS - 1
-    at_once = min(-(-length // _TILE), -(-_ROWS // (tiles * padded)))
-    room = image.new_empty
-    planes = image.new_zeros(_POINTS, tiles * _TILE + _TAPS - 1, padded, channels)
-    on_x, on_both = torch.empty_like(planes), room(_POINTS, _POINTS, at_once, tiles, padded, channels)
-    products = room(_POINTS, _POINTS, at_once, tiles, padded, num_outputs)
-    back_on_y = room(_POINTS, tiles * _TILE, padded, num_outputs)
-    back = room(_TILE, tiles * _TILE, padded, num_outputs)
-    for slab in range(0, length, at_once * _TILE):
-        firsts = range(slab, min(length, slab + at_once * _TILE), _TILE)
-        for number, first in enumerate(firsts):
-            begin, end = max(0, first - 1), min(length, first + _TILE + 1)
-            if first == 0 or end == length:
-                planes.zero_()
-            planes[begin - first + 1 : end - first + 1, 1 : width + 1, 1 : depth + 1] = image[begin:end]
-            _to_points(list(planes), list(on_x))
-            rows = [on_x[:, row : row + tiles * _TILE - 3 : _TILE] for row in range(_POINTS)]
-            _to_points(rows, list(on_both[:, :, number]))
-        _multiply(on_both[:, :, : len(firsts)], kernel, products[:, :, : len(firsts)])
-        for number, first in enumerate(firsts):
-            _from_points(list(products[:, :, number]), [back_on_y[:, row::_TILE] for row in range(_TILE)])
-            _from_points(list(back_on_y), list(back))
-            count = min(_TILE, length - first)
-            torch.add(back[:count, :width, :depth], bias, out=answer[first : first + count])
+    in_all = -(-length // _TILE)
+    at_once = -(-in_all // max(1, in_all * tiles * padded // _ROWS))
+    to_points, from_points = _both(_DATA, image), _both(_ANSWER, image)
+    planes = image.new_zeros(at_once * _TILE + _TAPS - 1, tiles * _TILE + _TAPS - 1, padded, channels)
+    x, y, z, c = planes.stride()
+    tiled = (at_once, tiles, padded)
+    neighbours = planes.as_strided((_POINTS, _POINTS, *tiled, channels), (x, y, _TILE * x, _TILE * y, z, c))
+    gathered, points = (image.new_empty(_POINTS, _POINTS, *tiled, channels) for _ in range(2))
+    products = image.new_empty(_POINTS, _POINTS, *tiled, num_outputs)
+    answers = image.new_empty(_TILE, _TILE, *tiled, num_outputs)
+    in_place = answers.permute(2, 0, 3, 1, 4, 5)[:, :, :, :, :depth]
+    for first in range(0, length, at_once * _TILE):
+        begin, end = max(0, first - 1), min(length, first + at_once * _TILE + 1)
+        if first == 0 or end == length:
+            planes.zero_()
+        planes[begin - first + 1 : end - first + 1, 1 : width + 1, 1 : depth + 1] = image[begin:end]
+        gathered.copy_(neighbours)
+        torch.mm(to_points, gathered.flatten(0, 1).flatten(1), out=points.flatten(0, 1).flatten(1))
+        _multiply(points, kernel, products)
+        torch.mm(from_points, products.flatten(0, 1).flatten(1), out=answers.flatten(0, 1).flatten(1))
+        made = answer[first : first + at_once * _TILE]
+        if made.shape[:2] == (at_once * _TILE, tiles * _TILE):
+            torch.add(in_place, bias, out=made.view(at_once, _TILE, tiles, _TILE, depth, num_outputs))
+        else:
+            made.copy_((in_place + bias).flatten(2, 3).flatten(0, 1)[: len(made), :width])
+
+
+def _both(matrix: Sequence[Sequence[int]], like: Tensor) -> Float[Tensor, "pp qq"]:
+    """A matrix of one axis for x and y together."""
+    one = torch.tensor(matrix, dtype=like.dtype, device=like.device)
+    return torch.kron(one, one)
 
 
 def _multiply(
-    inputs: Float[Tensor, "6 6 s t z i"], kernel: Float[Tensor, "6 6 3 i o"], products: Float[Tensor, "6 6 s t z o"]
+    points: Float[Tensor, "6 6 s t z i"], kernel: Float[Tensor, "6 6 3 i o"], products: Float[Tensor, "6 6 s t z o"]
 ) -> None:
     """At each point, the rows of all tiles with each tap's matrix; the last two rows of a tile are no answer.
 
-    The points of y come before those of x. Tiles follow on each other, so a tap is the same rows moved by one.
+    Tiles follow on each other, so a tap is the same rows moved by one.
     """
-    for on_y in range(_POINTS):
-        for on_x in range(_POINTS):
-            rows, taps = inputs[on_y, on_x].flatten(0, 2), kernel[on_x, on_y]
-            end = len(rows) - _TAPS + 1
-            sums = products[on_y, on_x].flatten(0, 2)[:end]
-            torch.mm(rows[:end], taps[0], out=sums)
-            for tap in range(1, _TAPS):
-                sums.addmm_(rows[tap : tap + end], taps[tap])
-
-
-def _to_points(rows: Sequence[Tensor], made: Sequence[Tensor]) -> None:
-    """B^T d of F(4, 3): six neighbours at the six points."""
-    torch.add(rows[4], rows[0], alpha=4, out=made[0]).sub_(rows[2], alpha=5)
-    torch.add(rows[5], rows[1], alpha=4, out=made[5]).sub_(rows[3], alpha=5)
-    even, odd = torch.sub(rows[4], rows[2], alpha=4), torch.sub(rows[3], rows[1], alpha=4)
-    torch.add(even, odd, out=made[1])
-    torch.sub(even, odd, out=made[2])
-    torch.sub(rows[4], rows[2], out=even)
-    torch.sub(rows[3], rows[1], out=odd)
-    torch.add(even, odd, alpha=2, out=made[3])
-    torch.sub(even, odd, alpha=2, out=made[4])
-
-
-def _from_points(points: Sequence[Tensor], made: Sequence[Tensor]) -> None:
-    """A^T m of F(4, 3): four neighbouring answers from the six points."""
-    near, far = points[1] + points[2], points[3] + points[4]
-    torch.add(near, far, out=made[0]).add_(points[0])
-    torch.add(near, far, alpha=4, out=made[2])
-    torch.sub(points[1], points[2], out=near)
-    torch.sub(points[3], points[4], out=far)
-    torch.add(near, far, alpha=2, out=made[1])
-    torch.add(near, far, alpha=8, out=made[3]).add_(points[5])
+    for inputs, taps, outputs in zip(points.flatten(0, 1), kernel.flatten(0, 1), products.flatten(0, 1), strict=True):
+        rows = inputs.flatten(0, 2)
+        end = len(rows) - _TAPS + 1
+        sums = outputs.flatten(0, 2)[:end]
+        torch.mm(rows[:end], taps[0], out=sums)
+        for tap in range(1, _TAPS):
+            sums.addmm_(rows[tap : tap + end], taps[tap])
