@@ -51,13 +51,14 @@ def save_int8(onnx: bytes, patches: Sequence[Float[Tensor, "b 1 x y z"]], path: 
 
 @contextmanager
 def _silent_nncf() -> Iterator[Any]:
-    """NNCF without its reports to its makers over the network, and without its own lines and bars."""
-    reports = sys.modules.get("openvino_telemetry")
+    """NNCF without its reports to its makers over the network, its lines and bars, and its class for all loggers."""
+    reports, loggers = sys.modules.get("openvino_telemetry"), logging.getLoggerClass()
     if "nncf" not in sys.modules:
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # as if it were not installed
     try:
         import nncf
     finally:
+        logging.setLoggerClass(loggers)
         sys.modules.pop("openvino_telemetry", None)
         if reports is not None:
             sys.modules["openvino_telemetry"] = reports
