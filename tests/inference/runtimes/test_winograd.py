@@ -114,31 +114,3 @@ class Asking(nn.Module):
 
 def test_a_network_that_asks_for_its_values_has_no_share() -> None:
     assert wide_share(Asking(), (1, 1, 1)) == 0
-
-
-def test_batch_norms_are_folded_where_the_network_can_be_traced() -> None:
-    torch.manual_seed(0)
-    norm = nn.BatchNorm3d(8)
-    with torch.no_grad():
-        for values in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
-            values.uniform_(0.5, 2.0)  # type: ignore[union-attr]
-    plain = nn.Sequential(nn.Conv3d(4, 8, 3, stride=2, bias=False), norm).eval()
-
-    class Untraceable(nn.Module):
-        """A network that looks at its values."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = plain
-
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            """One way or the other."""
-            return self.inner(images) if images.sum() > 0 else images
-
-    images = torch.rand(1, 4, 7, 7, 7)
-    for network, folded in ((plain, True), (Untraceable().eval(), False)):
-        made = quickened(network)
-        assert any(isinstance(layer, nn.BatchNorm3d) for layer in made.modules()) is not folded
-        with torch.inference_mode():
-            torch.testing.assert_close(made(images), plain(images), rtol=0, atol=1e-5)
-    assert isinstance(plain[1], nn.BatchNorm3d), "the network itself stays as it is"

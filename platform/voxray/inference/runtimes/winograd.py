@@ -14,7 +14,7 @@ product for each point and each tap.
 from __future__ import annotations
 
 import copy
-import warnings
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -75,26 +75,12 @@ class WinogradConv3d(nn.Module):
 
 
 def quickened(module: nn.Module) -> nn.Module:
-    """A copy of the network whose wide convolutions are Winograd's, all of it with the channels last in memory.
-
-    Batch norms become part of the convolutions before them where torch can trace which those are.
-    """
-    made = _folded(module)
+    """A copy of the network whose wide convolutions are Winograd's, all of it with the channels last in memory."""
+    made = copy.deepcopy(module)
     for name, layer in list(made.named_modules()):
         if isinstance(layer, nn.Conv3d) and is_wide(layer):
             made.set_submodule(name, WinogradConv3d(layer))
     return made.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload, no-any-return]
-
-
-def _folded(module: nn.Module) -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of what the import imports
-        from torch.fx.experimental.optimization import fuse
-    try:
-        made: nn.Module = fuse(module)
-    except Exception:  # whatever the tracing stumbles over, the network can go as it is
-        return copy.deepcopy(module)
-    return made
 
 
 def is_wide(layer: nn.Conv3d) -> bool:
@@ -157,9 +143,12 @@ def _convolve(
     x, y, z, c = planes.stride()
     tiled = (at_once, tiles, padded)
     neighbours = planes.as_strided((_POINTS, _POINTS, *tiled, channels), (x, y, _TILE * x, _TILE * y, z, c))
-    gathered, points = (image.new_empty(_POINTS, _POINTS, *tiled, channels) for _ in range(2))
-    products = image.new_empty(_POINTS, _POINTS, *tiled, num_outputs)
-    answers = image.new_empty(_TILE, _TILE, *tiled, num_outputs)
+    size = _POINTS * _POINTS * math.prod(tiled) * max(channels, num_outputs)
+    here, there = image.new_empty(size), image.new_empty(size)  # what is in one is made of what is in the other
+    gathered, points = (_shaped(room, _POINTS, _POINTS, *tiled, channels) for room in (here, there))
+    products, answers = (
+        _shaped(room, side, side, *tiled, num_outputs) for room, side in ((here, _POINTS), (there, _TILE))
+    )
     in_place = answers.permute(2, 0, 3, 1, 4, 5)[:, :, :, :, :depth]
     for first in range(0, length, at_once * _TILE):
         begin, end = max(0, first - 1), min(length, first + at_once * _TILE + 1)
@@ -175,6 +164,10 @@ def _convolve(
             torch.add(in_place, bias, out=made.view(at_once, _TILE, tiles, _TILE, depth, num_outputs))
         else:
             made.copy_((in_place + bias).flatten(2, 3).flatten(0, 1)[: len(made), :width])
+
+
+def _shaped(room: Float[Tensor, " n"], *shape: int) -> Tensor:
+    return room[: math.prod(shape)].view(shape)
 
 
 def _both(matrix: Sequence[Sequence[int]], like: Tensor) -> Float[Tensor, "pp qq"]:
