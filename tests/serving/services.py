@@ -42,11 +42,11 @@ KINDS = {"nodules": "retinanet", "organs": "unet"}
 
 
 def small_models(folder: Path) -> dict[str, dict[str, Any]]:
-    """Runs of small networks, as a configuration names them."""
+    """Runs of small networks, as a configuration names them; scans are handed on to the one, not to the other."""
     made: dict[str, dict[str, Any]] = {
         name: {"path": str(write_small_run(folder / name, kind)), "runtime": "torch"} for name, kind in KINDS.items()
     }
-    made["nodules"]["overrides"] = [*SURE, LARGE]
+    made["nodules"] |= {"overrides": [*SURE, LARGE], "prepared_here_vox": 0}
     made["organs"]["overrides"] = [LARGE]
     return made
 

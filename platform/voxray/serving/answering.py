@@ -22,6 +22,7 @@ from voxray.recipe import Recipe
 from voxray.serving.cards import card
 from voxray.serving.config import ServedModel
 from voxray.serving.places import Places
+from voxray.serving.scans import prepare_study
 from voxray.serving.together import Together
 from voxray.serving.workers import Step
 from voxray.volume import Grid, Volume
@@ -68,15 +69,18 @@ class Answering:
         self._last_check, self._check_s = 0.0, 0.0
         self.check()
 
-    def answer(self, scan: Prepared, job: str, study: str, watch: Callable[[float], None]) -> float:
-        """Answers a prepared scan, the answer being on the disk then; the seconds until it was answered."""
+    def answer(self, scan: Prepared | None, job: str, study: str, watch: Callable[[float], None]) -> Step:
+        """Answers a scan, prepared here where it is not yet; the last step, the answer being on the disk then."""
+        begin = time.monotonic()
+        scan = scan or prepare_study(self._places, study, self._engine.recipe.grid)
+        prepare_s = time.monotonic() - begin
         self._predictor.require_memory(scan.grid)
         prediction, seconds = self._threads.submit(self._timed, scan, watch).result()
         folder = self._places.job(job)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_answer(prediction, folder, case=study, engine=self._engine)
         sync_all(folder)
-        return seconds
+        return Step("answering", 1.0, prepare_s, seconds)
 
     def check(self) -> None:
         """Answers a tiny scan, where the last answer is not fresh; raises where the network does not answer."""
@@ -130,12 +134,15 @@ def tiny_scan(recipe: Recipe) -> Prepared:
     return prepare_scan(Volume(voxels, grid), recipe.grid)
 
 
-async def watched(answering: Answering, scan: Prepared, job: str, study: str) -> AsyncGenerator[Step, None]:
-    """An answer's steps, the last with the seconds that it took; whoever stops listening stops the work."""
+async def watched(answering: Answering, scan: Prepared | None, job: str, study: str) -> AsyncGenerator[Step, None]:
+    """An answer's steps, the last with the seconds that it took; whoever stops listening stops the work.
+
+    The first is told at once where the scan was waited for; a small one is not interrupted for it.
+    """
     steps: asyncio.Queue[Step | None] = asyncio.Queue()
     loop, left = asyncio.get_running_loop(), threading.Event()
 
-    told = -_TELL_S
+    told = time.monotonic() if scan is None else -_TELL_S
 
     def watch(share: float) -> None:
         nonlocal told
@@ -152,7 +159,7 @@ async def watched(answering: Answering, scan: Prepared, job: str, study: str) ->
     try:
         while (step := await steps.get()) is not None:
             yield step
-        yield Step("answering", 1.0, answer_s=work.result())
+        yield work.result()
     finally:
         left.set()
         work.add_done_callback(lambda one: one.cancelled() or one.exception())

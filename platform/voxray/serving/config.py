@@ -62,6 +62,8 @@ class ServedModel(Config):
     """Up to so many windows of different scans are answered together; see `together`."""
     at_once: PositiveInt = 2
     """Jobs under way in a replica: while one is answered, the next is prepared and the last is written."""
+    prepared_here_vox: NonNegativeInt = 1 << 22
+    """A scan of no more voxels, stored and prepared, is prepared by the replica: sooner than it is handed on."""
 
 
 class Quota(Config):

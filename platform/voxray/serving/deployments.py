@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +27,7 @@ from voxray.serving.desk import Desk
 from voxray.serving.door import make_door
 from voxray.serving.doors import ROUTERS
 from voxray.serving.flow import DoorHalf
-from voxray.serving.intake.study import StudyInfo
+from voxray.serving.intake.study import StudyInfo, is_small, read_study
 from voxray.serving.ledger import Ledger
 from voxray.serving.logs import set_up_logs
 from voxray.serving.messages import DicomwebSource, Form, ModelInfo
@@ -57,7 +59,7 @@ class ModelReplica:
         """What it is."""
         return self._answering.info
 
-    async def answer(self, scan: Prepared, job: str, study: str) -> AsyncGenerator[Step, None]:
+    async def answer(self, scan: Prepared | None, job: str, study: str) -> AsyncGenerator[Step, None]:
         """Steps, the last with the seconds that the answer took; whoever stops listening stops the work."""
 
         from voxray.serving.answering import watched
@@ -122,10 +124,13 @@ class RayWorkers:
 
     def __init__(
         self,
+        config: ServeConfig,
+        cards: Sequence[ModelInfo],
         readers: DeploymentHandle[Any],
         models: Mapping[str, DeploymentHandle[Any]],
         desk: DeploymentHandle[Any] | None = None,
     ) -> None:
+        self._config, self._grids = config, {card.name: card.grid for card in cards}
         self._readers, self._models, self._desk = readers, models, desk
 
     async def read(self, study: str, *, series_uid: str | None) -> StudyInfo:
@@ -170,19 +175,19 @@ class RayWorkers:
             await self._readers.store.remote(job, study, model, url)
 
     async def answer(self, job: str, study: str, model: str) -> AsyncGenerator[Step, None]:
-        """See `workers.Workers`; the prepared scan goes from its reader to the model by reference."""
-        loop = asyncio.get_running_loop()
-        begin = loop.time()
-        prepared = self._readers.prepare.remote(study, model)
+        """See `workers.Workers`; a large scan goes, prepared, from its reader to the model by reference."""
+        begin, prepare_s = time.monotonic(), None
+        info = await asyncio.to_thread(read_study, Places(self._config.root).study(study))
+        small = is_small(info, self._grids[model].spacing_mm, self._config.models[model].prepared_here_vox)
+        prepared = None if small else self._readers.prepare.remote(study, model)
         steps: Any = self._models[model].options(stream=True).answer.remote(prepared, job, study)
-        prepare_s = None
         try:
             with _deaths():
                 async for step in steps:
-                    prepare_s = prepare_s if prepare_s is not None else loop.time() - begin
-                    yield Step(step.stage, step.progress, prepare_s, step.answer_s)
+                    prepare_s = prepare_s if prepare_s is not None else time.monotonic() - begin
+                    yield step if small else replace(step, prepare_s=prepare_s)
         finally:
-            for one in (prepared, steps):
+            for one in (steps,) if prepared is None else (prepared, steps):
                 with contextlib.suppress(Exception):
                     one.cancel()
 
@@ -217,11 +222,15 @@ class DeskReplica:
     """The desk; one, though two may overlap while one replaces the other."""
 
     def __init__(
-        self, config: dict[str, Any], readers: DeploymentHandle[Any], models: dict[str, DeploymentHandle[Any]]
+        self,
+        config: dict[str, Any],
+        cards: list[dict[str, Any]],
+        readers: DeploymentHandle[Any],
+        models: dict[str, DeploymentHandle[Any]],
     ) -> None:
         made = ServeConfig.model_validate(config)
         set_up_logs(Places(made.root).logs, "desk")
-        workers = RayWorkers(readers, models)
+        workers = RayWorkers(made, cards_of(cards), readers, models)
         widths = {name: model.replicas.max * model.at_once for name, model in made.models.items()}
         self._desk = Desk(Ledger(made.database_url), workers, Places(made.root).prepared(), widths)
         self._task: asyncio.Task[None] | None = None
@@ -262,10 +271,9 @@ class DoorReplica:
     ) -> None:
         made = ServeConfig.model_validate(config)
         set_up_logs(Places(made.root).logs, "door")
-        workers = RayWorkers(readers, models, desk)
-        self._service = Service(
-            made, Ledger(made.database_url), workers, Places(made.root).prepared(), cards_of(cards)
-        )
+        shown = cards_of(cards)
+        workers = RayWorkers(made, shown, readers, models, desk)
+        self._service = Service(made, Ledger(made.database_url), workers, Places(made.root).prepared(), shown)
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # the name is Ray Serve's
         """The application that Ray Serve puts behind its proxy."""
@@ -329,7 +337,9 @@ def application(config: ServeConfig, cards: Sequence[ModelInfo]) -> serve.Applic
         ).bind(name, plain["models"][name], str(config.root))
         for name, model in config.models.items()
     }
-    desk = _deployment(DeskReplica, "desk", Replicas(), at_once=1000, user_config={}).bind(plain, readers, models)
+    desk = _deployment(DeskReplica, "desk", Replicas(), at_once=1000, user_config={}).bind(
+        plain, shown, readers, models
+    )
     door = serve.ingress()(DoorReplica)
     made: serve.Application = _deployment(door, "door", config.doors, at_once=200).bind(
         plain, shown, readers, models, desk

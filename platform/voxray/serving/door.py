@@ -154,10 +154,9 @@ def jobs_router(service: Get, owner: Owner) -> APIRouter:
         request: Request, response: Response, wanted: JobRequest, wait: Wait = 0, idempotency_key: Key = None
     ) -> Job:
         """Asks a model to answer a study; with ``wait`` its result at once, if it is done in time."""
-        job = await service().new_job(owner(request), wanted, key=idempotency_key)
+        job = await service().new_job(owner(request), wanted, key=idempotency_key, wait_s=wait)
         response.headers["Location"] = f"/v1/jobs/{job.job_id}"
         if wait > 0:
-            job = await service().job(owner(request), job.job_id, wait_s=wait)
             response.status_code = 200 if job.state not in ("queued", "running") else 202
         return job
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from pathlib import Path
 
 from voxray.serving.answering import Answering, watched
 from voxray.serving.config import ServeConfig
 from voxray.serving.desk import Desk
-from voxray.serving.intake.study import StudyInfo
+from voxray.serving.intake.study import StudyInfo, is_small, read_study
 from voxray.serving.ledger import Ledger
 from voxray.serving.messages import DicomwebSource, Form, ModelInfo
 from voxray.serving.places import Places
@@ -22,6 +24,7 @@ class LocalWorkers:
 
     def __init__(self, config: ServeConfig, places: Places) -> None:
         self._models = {name: Answering(name, model, places) for name, model in config.models.items()}
+        self._config, self._places = config, places
         self._reading = Reading(config, places, [answering.info for answering in self._models.values()])
         self.desk: Desk | None = None
 
@@ -55,12 +58,13 @@ class LocalWorkers:
 
     async def answer(self, job: str, study: str, model: str) -> AsyncGenerator[Step, None]:
         """See `workers.Workers`."""
-        begin = asyncio.get_running_loop().time()
-        answering = self._models[model]
-        scan = await self._reading.prepare(study, model)
-        prepare_s = asyncio.get_running_loop().time() - begin
+        begin, answering = time.monotonic(), self._models[model]
+        info = await asyncio.to_thread(read_study, self._places.study(study))
+        small = is_small(info, answering.info.grid.spacing_mm, self._config.models[model].prepared_here_vox)
+        scan = None if small else await self._reading.prepare(study, model)
+        prepare_s = time.monotonic() - begin
         async for step in watched(answering, scan, job, study):
-            yield Step(step.stage, step.progress, prepare_s, step.answer_s)
+            yield step if small else replace(step, prepare_s=prepare_s)
 
     async def models(self) -> dict[str, ModelInfo]:
         """See `workers.Workers`."""

@@ -123,12 +123,12 @@ class Service:
 
     # Jobs
 
-    async def new_job(self, owner: str, request: JobRequest, *, key: str | None = None) -> Job:
-        """A study to be answered by a model; the same key gives the same job again."""
+    async def new_job(self, owner: str, request: JobRequest, *, key: str | None = None, wait_s: float = 0.0) -> Job:
+        """A study to be answered by a model; the same key gives the same job again. With `wait_s` as in `job`."""
         text = request.model_dump_json()
         hashed = None if key is None else hashlib.sha256(key.encode()).hexdigest()
         if hashed is not None and (known := await asyncio.to_thread(self.ledger.job_by_key, owner, hashed)):
-            return await self._same(known, text)
+            return await self._same(known, text, wait_s)
         info = self._info(await self._study(owner, request.study_id))
         self._check_outputs(request, self.model(request.model), info)
         now = time.time()
@@ -150,17 +150,13 @@ class Service:
             assert hashed is not None
             known = await asyncio.to_thread(self.ledger.job_by_key, owner, hashed)
             assert known is not None
-            return await self._same(known, text)
+            return await self._same(known, text, wait_s)
         self.workers.poke()
-        return await self._job_of(row)
+        return await self._ended(row, wait_s)
 
     async def job(self, owner: str, job_id: str, *, wait_s: float = 0.0) -> Job:
         """How far a job is; with `wait_s` not before it has ended, or that time is over, and with its result."""
-        row = await self._job(owner, job_id)
-        if wait_s > 0 and row["state"] not in ENDED:
-            await self._endings.wait(job_id, wait_s)
-            row = await self._job(owner, job_id)
-        return await self._job_of(row, with_result=wait_s > 0)
+        return await self._ended(await self._job(owner, job_id), wait_s)
 
     async def jobs(self, owner: str) -> tuple[Job, ...]:
         """The owner's jobs, the newest first."""
@@ -302,12 +298,18 @@ class Service:
         await asyncio.to_thread(self.ledger.remove_job, row["id"])
         await asyncio.to_thread(shutil.rmtree, self.places.job(row["id"]), ignore_errors=True)
 
-    async def _same(self, known: Row, text: str) -> Job:
+    async def _ended(self, row: Row, wait_s: float) -> Job:
+        if wait_s > 0 and row["state"] not in ENDED:
+            await self._endings.wait(row["id"], wait_s)
+            row = await self._job(row["owner"], row["id"])
+        return await self._job_of(row, with_result=wait_s > 0)
+
+    async def _same(self, known: Row, text: str, wait_s: float) -> Job:
         if known["request"] != text:
             raise Problem(
                 409, "job.key_reused", "The idempotency key stands for another request.", remedy="Use a new key."
             )
-        return await self._job_of(known)
+        return await self._ended(known, wait_s)
 
     def _check_outputs(self, request: JobRequest, model: ModelInfo, info: StudyInfo) -> None:
         allowed = forms_of(model.task, is_dicom=info.is_dicom)

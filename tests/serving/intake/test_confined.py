@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from voxray.errors import DataError, ResourceError
 from voxray.serving.intake import warm_up
 from voxray.serving.intake.confined import _FORKER, Bounds, CallEndedError, call
+from voxray.serving.intake.reading import practise
 
 BOUNDS = Bounds(memory_bytes=256 << 20, seconds=60.0, file_bytes=1 << 20)
 
@@ -218,6 +220,16 @@ def test_a_worker_waits_for_its_call_and_is_used_once() -> None:
     assert (used, age > 0.4) == (waits, True)
     assert gone(used, within_s=5)
     assert waiting()[1] != used
+
+
+def test_what_a_worker_practises_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    tempfile.tempdir = None
+    try:
+        practise()
+        assert (list(tmp_path.iterdir()), tempfile.gettempdir()) == ([], str(tmp_path))
+    finally:
+        tempfile.tempdir = None
 
 
 @pytest.mark.parametrize("whom", [0, 1, slice(None)], ids=["watcher", "worker", "both"])

@@ -29,6 +29,8 @@ from voxray.errors import DataError
 
 LENGTH = struct.Struct("!I")
 PRELOADED = ("voxray.readers", "voxray.serving.intake.reading")
+_IDLE_S = 0.05
+"""A worker that has waited so long without a call practises for it."""
 _LAST_RESORT = 1.2
 """A worker ends itself after this many times its seconds, were its watcher killed."""
 
@@ -101,6 +103,8 @@ def _readable(*descriptors: int, within_s: float = 0.0) -> list[int]:
 
 def _work(asked: socket.socket, caller: socket.socket) -> None:
     """One call, answered with what it returned, how it refused, or the kind of error that it ended in."""
+    if not _readable(asked.fileno(), within_s=_IDLE_S):
+        _practise()
     request = receive_frame(asked)
     _confine(request)
     try:
@@ -116,6 +120,12 @@ def _work(asked: socket.socket, caller: socket.socket) -> None:
         # No more than its kind: its text may hold anything that the file holds.
         answer = {"error": type(error).__name__}
     send_frame(caller, answer)
+
+
+def _practise() -> None:
+    """Reads a scan of its own: what a forked process touches for the first time is copied, half of a small read."""
+    with contextlib.suppress(Exception):
+        importlib.import_module("voxray.serving.intake.reading").practise()
 
 
 def _confine(request: Mapping[str, Any]) -> None:

@@ -16,10 +16,10 @@ import numpy as np
 
 from voxray.errors import DataError
 from voxray.place import sync_all, whole
-from voxray.readers import Stored, hounsfield, open_scan
+from voxray.readers import Stored, hounsfield, open_scan, write_nifti
 from voxray.serving.intake.arrange import Arranged, arrange
 from voxray.serving.intake.identity import series_of
-from voxray.serving.intake.items import read_list
+from voxray.serving.intake.items import item_of, read_list, write_list
 from voxray.serving.intake.limits import Limits
 from voxray.serving.intake.study import (
     RECEIVED,
@@ -34,12 +34,27 @@ from voxray.serving.intake.study import (
 )
 from voxray.serving.intake.unpack import check_expansion, unpack
 from voxray.serving.intake.wording import for_sender, plain
-from voxray.volume import Volume
+from voxray.volume import Grid, Volume
 
 
 def read_received(*, folder: str, limits: Mapping[str, Any], series: str | None) -> dict[str, Any]:
     """Reads what was received in a study's folder; the fields of its `StudyInfo`."""
     return take(Path(folder), Limits.model_validate(dict(limits)), series).model_dump(mode="json")
+
+
+def practise() -> None:
+    """Reads a few voxels of nothing, from a folder that goes again."""
+    grid = Grid((16, 16, 8), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
+    with tempfile.TemporaryDirectory(prefix="voxray_") as folder:
+        received = Path(folder) / RECEIVED
+        received.mkdir()
+        scan = received / "scan.nii.gz"
+        write_nifti(Volume(np.zeros(grid.shape, np.int16), grid), scan)
+        item = item_of(1, scan.name)
+        scan.rename(received / item.file)
+        write_list(received, [item])
+        read_received(folder=folder, limits=Limits().model_dump(), series=None)
+    tempfile.tempdir = None
 
 
 def take(folder: Path, limits: Limits, series: str | None) -> StudyInfo:

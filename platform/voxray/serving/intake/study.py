@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,12 @@ class StudyInfo(ScanFacts):
     def grid(self) -> Grid:
         """Where the voxels of `volume.npy` lie."""
         return Grid(self.shape, self.spacing_mm, self.origin_mm, self.direction)
+
+
+def is_small(info: StudyInfo, spacing_mm: Vector, most_vox: int) -> bool:
+    """Whether a scan has about so many voxels at most, both as it is stored and at another spacing."""
+    stored = math.prod(info.shape)
+    return max(stored, stored * math.prod(info.spacing_mm) / math.prod(spacing_mm)) <= most_vox
 
 
 def series_handle(series_uid: str) -> str:
