@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from voxray.errors import ResourceError
-from voxray.inference.estimate import _held_bytes, answer_bytes, free_bytes, require_memory
+from voxray.inference.estimate import Computed, _held_bytes, answer_bytes, free_bytes, require_memory
 from voxray.recipe import Recipe
 from voxray.recipes import read_recipe
 from voxray.tasks.stitch import _Carry, blocks
@@ -46,14 +46,14 @@ def test_what_waits_for_later_windows_is_as_much_as_is_held(
         pass
     window = 2 * 4 * places.window[0] * places.window[1] * places.window[2]
     real = window + sum(tensor.numel() * tensor.element_size() for tensor in held.values())
-    assert real <= _held_bytes(recipe, 1, places) <= 1.35 * real
+    assert real <= _held_bytes(recipe, 2, places) <= 1.35 * real
 
 
 def test_it_grows_with_scan_window_batch_and_precision() -> None:
     recipe = read_recipe("spleen", ["inference.window_vox=[64,64,64]", "inference.batch_size=1"])
 
     def needed(one: Recipe, side: int = 128, *, half: bool = False) -> int:
-        return answer_bytes(one, 1, scan=(side,) * 3, image=(side,) * 3, half=half)
+        return answer_bytes(one, 1, scan=(side,) * 3, image=(side,) * 3, how=Computed(half))
 
     assert needed(recipe, 256) > needed(recipe, 128)
     assert needed(read_recipe("spleen", ["inference.window_vox=[96,96,96]", "inference.batch_size=1"])) > needed(
@@ -64,6 +64,17 @@ def test_it_grows_with_scan_window_batch_and_precision() -> None:
     )
     assert needed(recipe, half=True) < needed(recipe)
     assert answer_bytes(recipe, 1, scan=(128,) * 3, image=(128,) * 3, on_device=True) < needed(recipe)
+
+
+def test_features_before_a_head_take_less_than_logits() -> None:
+    """Measured for 168 x 144 x 128 voxels in 105 classes with OpenVINO: 2.2 GiB with logits, 1.3 GiB without."""
+    recipe, shape = read_recipe("whole_body", ["inference.window_vox=[96,96,96]"]), (168, 144, 128)
+    logits, features = (
+        answer_bytes(recipe, 104, scan=shape, image=shape, how=Computed(features=channels)) / GIB
+        for channels in (None, 32)
+    )
+    assert 2.2 < logits < 3.0
+    assert 1.3 < features < 1.8
 
 
 @pytest.mark.parametrize("name", ["spleen", "whole_body", "lung_nodule"])

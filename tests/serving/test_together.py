@@ -70,6 +70,8 @@ def test_one_alone_does_not_wait_and_names_of_the_network_are_there() -> None:
             together(torch.zeros(2, 1, 16, 16, 16))
     assert network.calls == [2, 2, 2]
     assert together.precision == "fp32"
+    network.head = "its own"  # type: ignore[attr-defined]
+    assert together.head is None, "windows of several scans go through the whole network"
 
 
 def test_an_error_reaches_all_that_asked() -> None:

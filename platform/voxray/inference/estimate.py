@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,23 +28,46 @@ _LIVE_OUTPUTS = 5
 Measured on a CPU, with torch and OpenVINO: 3.6 to 5.4 for the three published networks at windows of 64^3 to
 192 x 192 x 80; more only where all of it is less than half a GiB.
 """
+_LIVE_FEATURES = 10
+"""The same where logits are not made. Measured with OpenVINO, for a SegResNet: 7.7 and 8.8 at 64^3 and 96^3."""
 _SHARE = 0.9
 _GIB = 2**30
 _ACCUMULATED = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
+class Computed(NamedTuple):
+    """How a network answers windows."""
+
+    half: bool = False
+    """In half precision."""
+    features: int | None = None
+    """Windows are blended in so many channels before a `Head`, not in logits."""
+
+
+WHOLE = Computed()
+"""In float32, to its logits."""
+
+
 def answer_bytes(
-    recipe: Recipe, num_classes: int, *, scan: Shape, image: Shape, half: bool = False, on_device: bool = False
+    recipe: Recipe,
+    num_classes: int,
+    *,
+    scan: Shape,
+    image: Shape,
+    how: Computed = WHOLE,
+    on_device: bool = False,
 ) -> int:
     """Bytes that are alive at the worst moment of an answer, beside the process itself.
 
-    `scan` and `image` are the shapes of the scan as it was read and on the recipe's grid; `half`: the network
-    computes in half precision; `on_device`: of the device's memory alone, which holds neither scan nor answer.
+    `scan` and `image` are the shapes of the scan as it was read and on the recipe's grid; `on_device`: of the
+    device's memory alone, which holds neither scan nor answer.
     """
-    places = windows_over(image, recipe)
-    layers = _LIVE_OUTPUTS * _largest_output(recipe, num_classes, places.window)
-    window = recipe.inference.batch_size * layers // (2 if half else 1)
-    held = _held_bytes(recipe, num_classes, places) if recipe.task == "segmentation" else 0
+    places, logits = windows_over(image, recipe), how.features is None
+    channels = (num_classes if how.features is None else how.features) + 1
+    live = _LIVE_OUTPUTS if logits else _LIVE_FEATURES
+    layers = live * _largest_output(recipe, num_classes, places.window, logits=logits)
+    window = recipe.inference.batch_size * layers // (2 if how.half else 1)
+    held = _held_bytes(recipe, channels, places) if recipe.task == "segmentation" else 0
     if on_device:
         return window + held
     labels = math.prod(scan) + math.prod(image) if recipe.task == "segmentation" else 0
@@ -58,7 +81,7 @@ def require_memory(
     scan: Shape,
     image: Shape,
     device: torch.device,
-    half: bool = False,
+    how: Computed = WHOLE,
     free: int | None = None,
 ) -> None:
     """A ResourceError with the estimate and the settings that would fit, where the answer would not.
@@ -68,7 +91,7 @@ def require_memory(
     free = int(_SHARE * free_bytes(device)) if free is None else free
 
     def needed(one: Recipe) -> int:
-        return answer_bytes(one, num_classes, scan=scan, image=image, half=half, on_device=device.type != "cpu")
+        return answer_bytes(one, num_classes, scan=scan, image=image, how=how, on_device=device.type != "cpu")
 
     if needed(recipe) <= free:
         return
@@ -129,9 +152,8 @@ def _changed(recipe: Recipe, words: list[str], changes: dict[str, Any]) -> tuple
     return " --set ".join(words), recipe.model_copy(update={"inference": inference})
 
 
-def _held_bytes(recipe: Recipe, num_classes: int, places: Lattice) -> int:
-    """Of blended logits: a window's, and what waits for the next windows, rows and layers (`tasks.stitch`)."""
-    channels = num_classes + 1
+def _held_bytes(recipe: Recipe, channels: int, places: Lattice) -> int:
+    """Of what is blended: a window's, and what waits for the next windows, rows and layers (`tasks.stitch`)."""
     outer, middle, inner = places.axes
     size = _ACCUMULATED[recipe.inference.accumulate]
     left = {axis: max(0, places.window[axis] - _least_step(places, axis)) for axis in range(3)}
@@ -149,8 +171,8 @@ def _least_step(places: Lattice, axis: int) -> int:
 
 
 @lru_cache(maxsize=64)
-def _largest_output(recipe: Recipe, num_classes: int, window: Shape) -> int:
-    """Bytes of the largest tensor that any layer gives for one window, in float32.
+def _largest_output(recipe: Recipe, num_classes: int, window: Shape, *, logits: bool = True) -> int:
+    """Bytes of the largest tensor that any layer gives for one window, in float32; with or without the logits.
 
     A network whose shapes depend on its values cannot be watched without data; it counts as its input.
     """
@@ -160,7 +182,7 @@ def _largest_output(recipe: Recipe, num_classes: int, window: Shape) -> int:
 
         def seen(module: nn.Module, inputs: Any, output: Any) -> None:
             del module, inputs
-            if isinstance(output, Tensor):
+            if isinstance(output, Tensor) and (logits or output.shape[1] != num_classes + 1):
                 largest[0] = max(largest[0], 4 * output.numel())
 
         for module in network.modules():

@@ -20,12 +20,13 @@ from voxray.case import Case
 from voxray.detections import Detections
 from voxray.errors import ConfigError
 from voxray.inference.candidates import merge_candidates
-from voxray.inference.estimate import require_memory
+from voxray.inference.estimate import Computed, require_memory
 from voxray.inference.keeper import Keeper
 from voxray.inference.modality import check_modality
 from voxray.inference.plan import half_on, planned
 from voxray.inference.restore import axis_map, detections_on, labels_on, shares_on
 from voxray.inference.sliding import Network, Precision, Watch, slide
+from voxray.outputs import Head
 from voxray.preprocess import orient, oriented_grid, resample, resampled_grid
 from voxray.recipe import DetectionMerge, GridConfig, Merge, Recipe, SegmentationMerge
 from voxray.run import Run
@@ -126,12 +127,22 @@ class Predictor:
         recipe = planned(self.recipe, shape, fixed=self.recipe.inference.whole_windows)
         classes, engines = len(self.run.classes), [getattr(one, "precision", "fp32") for one in self.members]
         half = self.amp != "off" or "fp32" not in engines
-        require_memory(recipe, classes, scan=turned.shape, image=shape, device=self.device, half=half)
+        head = self._head()
+        how = Computed(half, None if head is None else head.weight.shape[1])
+        require_memory(recipe, classes, scan=turned.shape, image=shape, device=self.device, how=how)
+
+    def _head(self) -> Head | None:
+        """What is left to do to blended windows; of several views the logits are averaged."""
+        alone = len(self.members) == 1 and not self.recipe.inference.mirrors
+        head: Head | None = getattr(self.members[0], "head", None) if alone else None
+        return head
 
     def _prepared(self, image: Volume, watch: Watch | None = None) -> tuple[Task[Any, Any, Any], Windows]:
         """The task and its windows over the image, with the recipe that is planned for it."""
         recipe = planned(self.recipe, image.grid.shape, fixed=self.recipe.inference.whole_windows)
         task = build_task(recipe, self.run.classes)
+        if isinstance(task, SegmentationTask):
+            task.head = self._head()
         windows = slide(
             image.hounsfield, self.members, task, recipe=recipe, device=self.device, amp=self.amp, watch=watch
         )

@@ -51,11 +51,11 @@ def slide(
 
     The intensity statistics are the whole image's, not the window's. The networks run under autocast where `amp`
     says so; decoding is always in float32, as half precision moves boxes by up to a quarter voxel. Several networks,
-    and the recipe's mirrors, give one answer together. Where a network has several `streams`, as many batches are
-    under way at once.
+    and the recipe's mirrors, give one answer together; where the task has the network's `head`, it is asked for
+    features alone. Where a network has several `streams`, as many batches are under way at once.
     """
-    members = networks if isinstance(networks, Sequence) else [networks]
-    config = recipe.inference
+    members: Sequence[Any] = networks if isinstance(networks, Sequence) else [networks]
+    config, head = recipe.inference, getattr(task, "head", None)
     places = windows_over(image.shape, recipe)
     stats = VolumeStats.of(image)
     mirrors: list[tuple[int, ...]] = [(), *config.mirrors]
@@ -68,7 +68,7 @@ def slide(
         for number, (network, axes) in enumerate(itertools.product(members, mirrors), start=1):
             seen = images.flip([axis + 2 for axis in axes]) if axes else images
             with torch.autocast(device.type, dtype=_DTYPES.get(amp), enabled=amp != "off"):
-                output = network(seen)
+                output = network(seen) if head is None else network.features(seen)
             found = task.decode(in_float32(output))
             if axes:
                 found = [task.mirror(one, axes, places.window) for one in found]

@@ -33,6 +33,9 @@ class Together:
     autocast, so that each gets what it would have got alone.
     """
 
+    head = None
+    """The whole network is asked."""
+
     def __init__(self, network: Callable[[Tensor], Any], most: int) -> None:
         self._network, self._most = network, most
         self._condition = threading.Condition()

@@ -15,7 +15,7 @@ from voxray.errors import ConfigError
 from voxray.losses import Reduce
 from voxray.losses.segmentation import segmentation_loss
 from voxray.metrics.dice import confusion, dice
-from voxray.outputs import SegmentationOutput
+from voxray.outputs import Head, SegmentationFeatures, SegmentationOutput
 from voxray.recipe import Recipe, SegmentationLoss, SegmentationMerge
 from voxray.tasks.components import tidy
 from voxray.tasks.mirror import swapped_sides
@@ -43,6 +43,8 @@ class SegmentationTask:
             raise ConfigError(f"a label map holds at most {MAX_CLASSES} classes, got {len(classes)}; train fewer.")
         assert isinstance(recipe.loss, SegmentationLoss), recipe.loss.kind
         self.recipe, self.classes, self._loss = recipe, tuple(classes), recipe.loss
+        self.head: Head | None = None
+        """What windows have still to go through, where they are a head's features and no logits."""
         swapped = [0, *(index + 1 for index in swapped_sides(self.classes))]
         self._sides = None if swapped == sorted(swapped) else swapped
         if isinstance(recipe.merge, SegmentationMerge):
@@ -53,9 +55,9 @@ class SegmentationTask:
         assert batch.labels is not None, "segmentation trains on label maps"
         return segmentation_loss(output.logits, batch.labels, self._loss, reduce)
 
-    def decode(self, output: SegmentationOutput) -> list[Tensor]:
-        """Each window's logits (classes x y z), as they are."""
-        return list(output.logits.unbind(0))
+    def decode(self, output: SegmentationOutput | SegmentationFeatures) -> list[Tensor]:
+        """Each window's logits (classes x y z), or features, as they are."""
+        return list(output[0].unbind(0))
 
     def mirror(self, decoded: Tensor, axes: Sequence[int], window: Shape) -> Tensor:
         """The logits of a window that the network saw mirrored, turned back; left and right change places on x."""
@@ -78,13 +80,13 @@ class SegmentationTask:
         places, labels = windows_over(grid.shape, self.recipe), np.zeros(grid.shape, np.uint8)
         thresholds = thresholds_of(how, self.classes)
         if thresholds is None and keep is None:
-            for place, sums in self._blocks(windows, places):
-                labels[corner(place, sums)] = labels_of(sums).cpu().numpy()
+            for place, sums in self._blocks(windows, places, ones=self.head is not None):
+                labels[corner(place, sums)] = labels_of(sums, self.head).cpu().numpy()
                 del sums
             return Volume(labels, grid)
-        for place, sums in self._blocks(_with_ones(windows, two=False), places):
-            found = labels_of(sums[:-1]) if thresholds is None else None
-            shares = _shares(sums, two=False)
+        for place, sums in self._blocks(windows, places, ones=True):
+            found = self._labels_of(sums) if thresholds is None else None
+            shares = self._shares(sums)
             if keep is not None:
                 keep(place, shares)
             if thresholds is not None:
@@ -100,9 +102,10 @@ class SegmentationTask:
         With one class that is its probability, as ``2 p - 1``, whose sign is exact where nothing is interpolated;
         with more, every class's probability, background first.
         """
-        places, two = windows_over(grid.shape, self.recipe), len(self.classes) == 1
-        summed = self._blocks(_with_ones(windows, two=two), places)
-        return slabs(((place, _shares(sums, two=two)) for place, sums in summed), places)
+        places = windows_over(grid.shape, self.recipe)
+        seen = _differences(windows) if self._is_two else windows
+        summed = self._blocks(seen, places, ones=True)
+        return slabs(((place, self._shares(sums, two=self._is_two)) for place, sums in summed), places)
 
     def labels_from(self, shares: Float[Tensor, "k x y z"], how: SegmentationMerge) -> UInt8[Tensor, "x y z"]:
         """The labels of what `shares` gives, interpolated or not."""
@@ -128,9 +131,24 @@ class SegmentationTask:
         selected(how.largest_only, self.classes, field="merge.largest_only")
         selected(how.fill_holes, self.classes, field="merge.fill_holes")
 
-    def _blocks(self, windows: Iterable[Window], places: Lattice) -> Iterator[tuple[Shape, Tensor]]:
+    @property
+    def _is_two(self) -> bool:
+        """Whether the difference of two classes' logits is all that matters."""
+        return len(self.classes) == 1 and self.head is None
+
+    def _blocks(self, windows: Iterable[Window], places: Lattice, *, ones: bool) -> Iterator[tuple[Shape, Tensor]]:
         config = self.recipe.inference
-        return blocks(windows, places, blend=config.blend, accumulate=_TYPES[config.accumulate])
+        return blocks(windows, places, blend=config.blend, accumulate=_TYPES[config.accumulate], ones=ones)
+
+    def _labels_of(self, sums: Float[Tensor, "c x y z"]) -> UInt8[Tensor, "x y z"]:
+        """The labels of weighted sums whose last channel is the sum of weights."""
+        return labels_of(sums[:-1]) if self.head is None else labels_of(sums, self.head)
+
+    def _shares(self, sums: Float[Tensor, "c x y z"], *, two: bool = False) -> Float[Tensor, "k x y z"]:
+        """The shares of weighted sums whose last channel is the sum of weights; in place."""
+        mean = (sums[:-1] if self.head is None else self.head.sums(sums)).div_(sums[-1:])
+        refuse_not_finite(mean)
+        return torch.tanh(mean.mul_(0.5), out=mean) if two else torch.softmax(mean, 0, out=mean)
 
     def score(self, found: Sequence[Volume], truth: Sequence[Case]) -> dict[str, float]:
         """Mean Dice of each class over the cases that have it (``dice/spleen``), and the mean of those (``dice``).
@@ -147,22 +165,8 @@ class SegmentationTask:
         return {"dice": float(np.mean(list(means.values()))) if means else float("nan")} | means
 
 
-def _with_ones(windows: Iterable[Window], *, two: bool) -> Iterator[Window]:
-    """The logits (of two classes: how much the second has more) with a channel of ones, which sums the weights."""
+def _differences(windows: Iterable[Window]) -> Iterator[Window]:
+    """How much more the second of two classes has, as the one channel."""
     for place, logits in windows:
-        values = logits.new_empty((2 if two else len(logits) + 1, *logits.shape[1:]))
-        if two:
-            torch.sub(logits[1], logits[0], out=values[0])
-        else:
-            values[:-1] = logits
-        values[-1] = 1.0
+        yield place, logits[1:] - logits[:1]
         del logits
-        yield place, values
-        del values
-
-
-def _shares(sums: Float[Tensor, "c x y z"], *, two: bool) -> Float[Tensor, "k x y z"]:
-    """The shares of weighted sums whose last channel is the sum of weights; in place."""
-    mean = sums[:-1].div_(sums[-1:])
-    refuse_not_finite(mean)
-    return torch.tanh(mean.mul_(0.5), out=mean) if two else torch.softmax(mean, 0, out=mean)

@@ -9,30 +9,37 @@ to layer. Labels are the argmax of the weighted sums: dividing by the weights or
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
 from voxray.errors import DataError
+from voxray.outputs import Head, channels_last
 from voxray.volume import Shape
 from voxray.windows import Lattice, blend_weights
 
 Window = tuple[Shape, Float[Tensor, "c x y z"]]
-"""First voxel and logits, which are overwritten. A window may reach beyond the end of the grid."""
+"""First voxel and logits, or a head's features, overwritten. A window may reach beyond the end of the grid."""
 Blend = Literal["constant", "gaussian"]
 
 _VOXELS_AT_ONCE = 1 << 15
 
 
 def blocks(
-    windows: Iterable[Window], lattice: Lattice, *, blend: Blend, accumulate: torch.dtype = torch.float32
+    windows: Iterable[Window],
+    lattice: Lattice,
+    *,
+    blend: Blend,
+    accumulate: torch.dtype = torch.float32,
+    ones: bool = False,
 ) -> Iterator[tuple[Shape, Float[Tensor, "c x y z"]]]:
     """First voxel and weighted sums of boxes that no later window touches; together they are the grid.
 
-    Sums are float32; `accumulate` is the type in which they wait for later windows.
+    Sums are float32; `accumulate` is the type in which they wait for later windows. With `ones` one more channel
+    sums the weights.
     """
     outer, middle, inner = lattice.axes
     weights: Tensor | None = None
@@ -44,12 +51,15 @@ def blocks(
         if weights is None and blend == "gaussian":
             weights = blend_weights(lattice.window, blend).to(logits.device)
         part = _inside(logits.detach().float(), place, lattice)
-        if weights is not None:
-            part.mul_(_inside(weights[None], place, lattice))
+        each = None if weights is None else _inside(weights[None], place, lattice)
+        if ones:
+            part = _with_ones(part, each)
+        elif each is not None:
+            part.mul_(each)
         for axis in (inner, middle, outer):
             part = between[axis].through(part, place)
         yield place, part
-        del logits, part  # before the next window comes: of 105 classes, one takes 350 MiB
+        del logits, part, each  # before the next window comes: of 105 classes, one takes 350 MiB
     assert next(places, None) is None, "windows are missing"
 
 
@@ -110,7 +120,7 @@ class _Carry:
                 for axis in range(3)
             ]
             sides[self._axis] = max(self._rest)
-            self._held = part.new_empty((len(part), *sides), dtype=self._dtype)
+            self._held = _room(part, len(part), sides, self._dtype)
         view = self._held
         for axis in range(3):
             first = place[axis] if axis in self._spanned else 0
@@ -118,14 +128,18 @@ class _Carry:
         return view
 
 
-def labels_of(sums: Float[Tensor, "c x y z"]) -> UInt8[Tensor, "x y z"]:
-    """The first class of the largest sum; a sum that is not finite is a DataError, never a label."""
+def labels_of(sums: Float[Tensor, "c x y z"], head: Head | None = None) -> UInt8[Tensor, "x y z"]:
+    """The first class of the largest sum; a sum that is not finite is a DataError, never a label.
+
+    With a `head` they are the sums of its features and of the weights, and go through it a few planes at a time.
+    """
     labels = torch.empty(sums.shape[1:], dtype=torch.uint8, device=sums.device)
     on_cpu = sums.device.type == "cpu"
     at_once = _VOXELS_AT_ONCE * (torch.get_num_threads() if on_cpu else 64)
     planes = max(1, at_once // max(1, labels[0].numel()))
     for some, named in zip(torch.split(sums, planes, dim=1), torch.split(labels, planes), strict=True):
-        best, found = _largest(some) if on_cpu else some.max(0)
+        all_sums = some if head is None else head.sums(some)
+        best, found = _largest(all_sums) if on_cpu else all_sums.max(0)
         refuse_not_finite(best)
         named.copy_(found)
     return labels
@@ -141,13 +155,34 @@ def refuse_not_finite(values: Tensor) -> None:
         )
 
 
-def _largest(sums: Float[Tensor, "c x y z"]) -> tuple[Float[Tensor, "x y z"], UInt8[Tensor, "x y z"]]:
-    """The largest value and its class. Class by class, which takes a third of torch's own time over all."""
+def _largest(sums: Float[Tensor, "c x y z"]) -> tuple[Float[Tensor, "x y z"], Shaped[Tensor, "x y z"]]:
+    """The largest value and its class. Class by class, where they lie apart: a third of torch's own time over all."""
+    if channels_last(sums):
+        return sums.movedim(0, -1).max(-1)
     best, label = sums[0].clone(), torch.zeros(sums.shape[1:], dtype=torch.uint8)
     for number, values in enumerate(sums[1:], start=1):
         label.masked_fill_(values > best, number)
         torch.maximum(best, values, out=best)
     return best, label
+
+
+def _with_ones(part: Float[Tensor, "c x y z"], weights: Float[Tensor, "1 x y z"] | None) -> Tensor:
+    """The weighted part, and the weights as one more channel."""
+    made = _room(part, len(part) + 1, part.shape[1:], part.dtype)
+    if weights is None:
+        made[:-1] = part
+        made[-1] = 1.0
+    else:
+        torch.mul(part, weights, out=made[:-1])
+        made[-1:] = weights
+    return made
+
+
+def _room(like: Float[Tensor, "c x y z"], channels: int, sides: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """An empty tensor whose channels lie in memory where those of another lie, first or last."""
+    if channels_last(like):
+        return like.new_empty((*sides, channels), dtype=dtype).movedim(-1, 0)
+    return like.new_empty((channels, *sides), dtype=dtype)
 
 
 def _inside(values: Float[Tensor, "c x y z"], place: Shape, lattice: Lattice) -> Float[Tensor, "c u v w"]:

@@ -3,7 +3,7 @@
 Vector units multiply four times as many bytes as floats. The range of every convolution's input is measured on
 patches of real scans and the errors that rounding makes in each channel's mean are taken out again: post-training
 quantisation, as NNCF does it (Jacob et al. 2018, arXiv:1712.05877; Nagel et al. 2019, arXiv:1906.04721, sec. 4.2).
-Norms, sums and what comes out of the network stay in floating point.
+Norms, sums, a head (`open_vino_head`) and what comes out of the network stay in floating point.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from voxray.errors import DataError, ResourceError
 from voxray.inference.runtimes.open_vino_graph import widened
+from voxray.inference.runtimes.open_vino_head import head_of
 
 
 def save_int8(onnx: bytes, patches: Sequence[Float[Tensor, "b 1 x y z"]], path: Path) -> None:
@@ -34,11 +35,16 @@ def save_int8(onnx: bytes, patches: Sequence[Float[Tensor, "b 1 x y z"]], path: 
     import openvino
 
     model = widened(openvino.Core().read_model(onnx))
+    head = head_of(model)
     arrays = [patch.float().contiguous().numpy() for patch in patches]
     with _silent_nncf() as nncf:
         try:
             made = nncf.quantize(
-                model, nncf.Dataset(arrays), subset_size=len(arrays), preset=nncf.QuantizationPreset.MIXED
+                model,
+                nncf.Dataset(arrays),
+                subset_size=len(arrays),
+                preset=nncf.QuantizationPreset.MIXED,
+                ignored_scope=nncf.IgnoredScope([head[0].get_friendly_name()] if head else []),
             )
         except (RuntimeError, ValueError, nncf.ValidationError) as error:
             raise DataError(

@@ -85,7 +85,7 @@ def _widened(node: Any, wide: Mapping[str, Any]) -> Any:
         return None
     values = node.input_values()
     first, second = (wide.get(value.get_node().get_friendly_name()) for value in values)
-    constant = _constant(values[1])
+    constant = constant_of(values[1])
     if kind == "ConvolutionBackpropData":
         if first is not None or constant is None or not _doubles(node, constant):
             return None
@@ -114,7 +114,8 @@ def _pointwise(node: Any, phases: Any, constant: Any) -> Any:
     return ops.add(phases, ops.constant(repeated.reshape(1, -1, 1, 1, 1)))
 
 
-def _constant(value: Any) -> Any:
+def constant_of(value: Any) -> Any:
+    """What a constant holds; None of anything else."""
     node = value.get_node()
     return node.get_data() if node.get_type_name() == "Constant" else None
 
