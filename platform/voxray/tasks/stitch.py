@@ -135,7 +135,7 @@ def labels_of(sums: Float[Tensor, "c x y z"], head: Head | None = None) -> UInt8
     """
     labels = torch.empty(sums.shape[1:], dtype=torch.uint8, device=sums.device)
     on_cpu = sums.device.type == "cpu"
-    at_once = _VOXELS_AT_ONCE * (torch.get_num_threads() if on_cpu else 64)
+    at_once = _VOXELS_AT_ONCE * (torch.get_num_threads() if on_cpu else 64 if head is None else 8)
     planes = max(1, at_once // max(1, labels[0].numel()))
     for some, named in zip(torch.split(sums, planes, dim=1), torch.split(labels, planes), strict=True):
         all_sums = some if head is None else head.sums(some)

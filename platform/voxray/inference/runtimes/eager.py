@@ -10,11 +10,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from voxray.errors import ConfigError, ResourceError, VoxrayError
+from voxray.inference.runtimes.eager_head import without_head
 from voxray.inference.runtimes.network import Network
 from voxray.inference.runtimes.runtime import DTYPES, Precision, no_int8
 from voxray.inference.runtimes.winograd import quickened
-from voxray.outputs import DetectionOutput, Output, SegmentationOutput
+from voxray.outputs import DetectionOutput, Head, Output, SegmentationFeatures, SegmentationOutput
 from voxray.volume import Shape
+
+Made = Literal["", "compiled", "winograd"]
 
 
 class TorchRuntime:
@@ -29,9 +32,12 @@ class TorchRuntime:
         device: torch.device | str = "cpu",
         *,
         precision: Precision = "fp32",
-        made: Literal["", "compiled", "winograd"] = "",
+        made: Made = "",
+        head: Head | None = None,
     ) -> None:
+        """`head`: the module gives its features where its logits would be."""
         self.device, self.precision = torch.device(device), precision
+        self.head = None if head is None else Head(*(tensor.to(self.device) for tensor in head))
         self.module = module.to(self.device)
         self.name = f"torch-{made}" if made else "torch"
         self._forward: Any = self.module
@@ -41,6 +47,19 @@ class TorchRuntime:
     @torch.inference_mode()
     def __call__(self, images: Float[Tensor, "b 1 x y z"]) -> Output:
         """The network's output for normalised patches."""
+        if self.head is not None:
+            return SegmentationOutput(self.head.logits(self.features(images).features))
+        return self._answer(images)
+
+    @torch.inference_mode()
+    def features(self, images: Float[Tensor, "b 1 x y z"]) -> SegmentationFeatures:
+        """What `head` makes the network's output of."""
+        output = self._answer(images)
+        assert self.head is not None
+        assert isinstance(output, SegmentationOutput)
+        return SegmentationFeatures(output.logits)
+
+    def _answer(self, images: Float[Tensor, "b 1 x y z"]) -> Output:
         images = images.to(self.device, torch.float32, non_blocking=True)
         half = self.precision != "fp32"
         with torch.autocast(self.device.type, dtype=DTYPES[self.precision], enabled=half):
@@ -60,17 +79,22 @@ def in_float32(output: Output) -> Output:
 
 def open_torch(network: Network, device: torch.device, precision: Precision) -> TorchRuntime:
     """The module as it is."""
-    return TorchRuntime(_module(network), device, precision=precision)
+    return _open(network, device, precision, "")
 
 
 def open_compiled(network: Network, device: torch.device, precision: Precision) -> TorchRuntime:
     """The module compiled at its first patch of each shape, which takes up to minutes."""
-    return TorchRuntime(_module(network), device, precision=precision, made="compiled")
+    return _open(network, device, precision, "compiled")
 
 
 def open_winograd(network: Network, device: torch.device, precision: Precision) -> TorchRuntime:
     """The module with Winograd's wide convolutions, which hold four times the weights."""
-    return TorchRuntime(_module(network), device, precision=precision, made="winograd")
+    return _open(network, device, precision, "winograd")
+
+
+def _open(network: Network, device: torch.device, precision: Precision, made: Made) -> TorchRuntime:
+    module, head = without_head(_module(network).to(device), network.stride_vox)
+    return TorchRuntime(module, device, precision=precision, made=made, head=head)
 
 
 def torch_obstacle(device: torch.device, precision: Precision) -> VoxrayError | None:
