@@ -8,7 +8,7 @@ import torch
 
 from voxray.inference.runtimes import network_of
 from voxray.inference.runtimes.open_vino_graph import quicken
-from voxray.inference.runtimes.open_vino_norm import group_means
+from voxray.inference.runtimes.open_vino_norm import group_means, spread_group_norms
 from voxray.inference.runtimes.open_vino_upsampling import phases_kernel, subpixel_kernel
 from voxray.recipes import read_recipe
 
@@ -86,3 +86,22 @@ def test_group_norms_become_sums_and_are_no_worse(channels: int, groups: int, si
     )
     furthest = {name: float(np.abs(values - exact.numpy()).max()) for name, values in found.items()}
     assert furthest["sums"] < 1e-4, furthest
+
+
+@pytest.mark.parametrize("mean", [0.0, 5.0])
+def test_norms_in_one_pass_are_near_enough_for_whole_numbers(mean: float) -> None:
+    openvino = pytest.importorskip("openvino")
+    opset = pytest.importorskip("openvino.opset12")
+    rng = np.random.default_rng(0)
+    weights, biases = rng.uniform(-2, 2, (2, 8)).astype(np.float32)
+    images = rng.normal(mean, 1, (2, 8, 40, 24, 32)).astype(np.float32)
+    images[:, 3] = mean + 0.25  # a channel without variance
+    given = opset.parameter([-1, 8, -1, -1, -1], np.float32)
+    normed = opset.group_normalization(given, opset.constant(weights), opset.constant(biases), 8, 1e-3)
+    model = spread_group_norms(openvino.Model([opset.result(normed)], [given]), once=True)
+    assert [node.get_type_name() for node in model.get_ordered_ops()].count("Convolution") == 2, "two means"
+    found = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([images])[0]
+    tensors = (torch.from_numpy(array).double() for array in (images, weights, biases))
+    values, scale, shift = tensors
+    exact = torch.nn.functional.group_norm(values, 8, scale, shift, 1e-3)
+    torch.testing.assert_close(torch.from_numpy(found).double(), exact, rtol=0, atol=1e-3)

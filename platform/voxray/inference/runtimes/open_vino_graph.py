@@ -11,10 +11,11 @@ from voxray.inference.runtimes.open_vino_upsampling import widen_upsampling
 def quicken(model: Any) -> Any:
     """The `openvino.Model` with what OpenVINO is slow at said otherwise; changed in place.
 
-    A graph with quantised weights is of `widened` already: folded once more, its weights would be float32.
+    A graph with quantised weights is of `widened` already: folded once more, its weights would be float32. Its norms
+    need no more digits than one pass gives.
     """
     quantised = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
-    made = spread_group_norms(model if quantised else widened(model))
+    made = spread_group_norms(model if quantised else widened(model), once=quantised)
     made.validate_nodes_and_infer_types()
     return made
 

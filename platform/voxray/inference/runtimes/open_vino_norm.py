@@ -13,11 +13,14 @@ import numpy as np
 from jaxtyping import Float32
 
 
-def spread_group_norms(model: Any) -> Any:
-    """The `openvino.Model` with its group norms as sums over places, then over channels; changed in place."""
+def spread_group_norms(model: Any, *, once: bool = False) -> Any:
+    """The `openvino.Model` with its group norms as sums over places, then over channels; changed in place.
+
+    `once`: feature maps are read once for mean and variance, where the digits that it costs do not count.
+    """
     for node in model.get_ordered_ops():
         if node.get_type_name() == "GroupNormalization" and len(node.get_output_partial_shape(0)) == 5:
-            made = _spread(node)
+            made = _spread(node, once=once)
             for reader in node.output(0).get_target_inputs():
                 reader.replace_source_output(made.output(0))
     return model
@@ -30,8 +33,8 @@ def group_means(channels: int, groups: int) -> Float32[np.ndarray, "c c 1 1 1"]:
     return blocks.astype(np.float32).reshape(channels, channels, 1, 1, 1)
 
 
-def _spread(node: Any) -> Any:
-    """Mean and variance in two passes, as the difference of two large sums would have few digits.
+def _spread(node: Any, *, once: bool) -> Any:
+    """Mean and variance in two passes, as the difference of two large sums has few digits; or in one.
 
     Each axis is summed by itself, and neighbours by different operations, which OpenVINO would join: one sum over a
     million places loses three digits in float32.
@@ -53,11 +56,15 @@ def _spread(node: Any) -> Any:
     def broad(values: Any) -> Any:
         return ops.reshape(values, _ints(1, channels, 1, 1, 1), False)
 
-    centred = ops.subtract(images, mean(ops.reduce_sum(images, z, True)))
-    lengths = ops.reduce_l2(centred, z, True)
+    middle, epsilon = mean(ops.reduce_sum(images, z, True)), ops.constant(np.float32(given["epsilon"]))
+    seen = images if once else ops.subtract(images, middle)
+    lengths = ops.reduce_l2(seen, z, True)
     variance = mean(ops.multiply(lengths, lengths))
-    deviation = ops.sqrt(ops.add(variance, ops.constant(np.float32(given["epsilon"]))))
-    return ops.add(ops.multiply(centred, ops.divide(broad(weights), deviation)), broad(biases))
+    if once:
+        variance = ops.relu(ops.subtract(variance, ops.multiply(middle, middle)))
+    scale = ops.divide(broad(weights), ops.sqrt(ops.add(variance, epsilon)))
+    shift = ops.subtract(broad(biases), ops.multiply(middle, scale)) if once else broad(biases)
+    return ops.add(ops.multiply(seen, scale), shift)
 
 
 def _ints(*values: int) -> Any:
