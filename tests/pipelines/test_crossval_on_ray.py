@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from voxray.errors import DataError, ResourceError
 from voxray.pipelines.consolidate import consolidate
 from voxray.pipelines.crossval import CrossvalOptions, crossval
 from voxray.pipelines.fold_runs import finished_folds
+from voxray.pipelines.leftovers import rooms
 from voxray.pipelines.predict import AnswerOptions, predict
 from voxray.pipelines.progress import SilentProgress
 from voxray.training.checkpoint import find_state
@@ -64,9 +66,15 @@ def test_from_a_dataset_to_a_package_with_a_stop_between_the_folds(data: Path, t
 def test_folds_side_by_side_stop_together_and_go_on(data: Path, tmp_path: Path) -> None:
     store, output = store_of(data, tmp_path / "store"), tmp_path / "cv"
     both = CrossvalOptions(at_once=2)
-    longer = RECIPE.model_copy(update={"optim": RECIPE.optim.model_copy(update={"epochs": 12, "validate_every": 12})})
+    # So many epochs that none is through before the stop that follows on the first has reached it.
+    longer = RECIPE.model_copy(update={"optim": RECIPE.optim.model_copy(update={"epochs": 60, "validate_every": 60})})
+    before = rooms()
     with pytest.raises(KeyboardInterrupt):
         crossval(store.uri, longer, output, both, progress=Teller(lambda line: "epoch 1:" in line))
+    until = time.monotonic() + 30
+    while rooms() != before:
+        assert time.monotonic() < until, "a stopped fold keeps its room, and the next training would wait for it"
+        time.sleep(0.1)
     begun = [json.loads((output / f"fold_{fold}" / "tracking.json").read_text()) for fold in range(2)]
     assert [_status(one) for one in begun] == ["KILLED", "KILLED"]
     assert any(find_state(output / f"fold_{fold}") for fold in range(2))

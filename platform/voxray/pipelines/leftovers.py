@@ -7,6 +7,7 @@ no dashboard, as in a local Ray, it never learns that it does not, and the next 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 
@@ -29,8 +30,27 @@ def give_back_room(location: Location) -> None:
     place = Place.of(location)
     if not place.exists(NOTED):
         return
+    _remove(place.read(NOTED).decode())
+    place.remove(NOTED)
+
+
+def rooms() -> frozenset[str]:
+    """The placement groups of this job, of which all trainings are that it has started, by their ids."""
+    ray: Any = importlib.import_module("ray")
+    util: Any = importlib.import_module("ray.util")
+    job = ray.get_runtime_context().get_job_id()
+    there = util.placement_group_table().items()
+    return frozenset(name for name, one in there if name.endswith(job) and one["state"] != "REMOVED")
+
+
+def give_back_rooms(*, but: Collection[str]) -> None:
+    """Gives back all room of this job, some excepted: also that in which no worker had begun to note it."""
+    for name in rooms().difference(but):
+        _remove(name)
+
+
+def _remove(name: str) -> None:
     groups: Any = importlib.import_module("ray.util.placement_group")
     ids: Any = importlib.import_module("ray._raylet").PlacementGroupID
     with suppress(Exception):  # it was given back, or its cluster is gone
-        groups.remove_placement_group(groups.PlacementGroup(ids.from_hex(place.read(NOTED).decode())))
-    place.remove(NOTED)
+        groups.remove_placement_group(groups.PlacementGroup(ids.from_hex(name)))

@@ -16,6 +16,7 @@ from typing import Any
 from voxray.errors import VoxrayError
 from voxray.pipelines.desk import HISTORY, read_news
 from voxray.pipelines.follow import POLL_S, epoch_line
+from voxray.pipelines.leftovers import give_back_rooms, rooms
 from voxray.pipelines.progress import Advance, Progress
 from voxray.pipelines.tracking import prepare_tracking, tracking_uri
 from voxray.pipelines.train import TrainOptions, own_interrupt, train
@@ -51,7 +52,7 @@ def train_side_by_side(trainings: Sequence[Training], *, at_once: int, progress:
     for uri in {tracking_uri(one.location) for one in trainings}:
         prepare_tracking(uri)
     epochs = sum(one.recipe.optim.epochs - _epochs_done(one) for one in trainings)
-    listener = _Listener(trainings, progress)
+    listener, before = _Listener(trainings, progress), rooms()
     with progress.track("train", total=epochs, unit="epochs") as advance, own_interrupt():
         try:
             while waiting or running:
@@ -66,6 +67,7 @@ def train_side_by_side(trainings: Sequence[Training], *, at_once: int, progress:
                     progress.say(f"{one.name}: finished")
         except BaseException:
             _stop(ray, list(running))
+            give_back_rooms(but=before)
             raise
         listener.look(advance)
 
