@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,54 @@ def test_answers_are_those_of_predict(tmp_path: Path) -> None:
             np.testing.assert_array_equal(read_volume(tmp_path / "again.nii.gz").voxels, read_volume(scan).voxels)
 
     asyncio.run(served())
+
+
+def test_one_request_has_an_answer_and_nothing_of_it_is_kept(tmp_path: Path) -> None:
+    scan = small_scan(tmp_path / "scan.nii.gz")
+    body, dicom = scan.read_bytes(), series_files(16, FrameOfReferenceUID="1.2.3.4.5.6.7.1.8")
+
+    async def served() -> None:
+        async with in_process(tmp_path) as client:
+
+            async def send(query: str, content: bytes = body) -> httpx.Response:
+                return await client.post(f"/v1/answers?{query}", content=content)
+
+            study = (await upload(client, scan))["study_id"]
+            for model, form in (("nodules", "json"), ("nodules", "luna16"), ("organs", "nifti"), ("organs", "json")):
+                job = await ask(client, study, model)
+                want = await client.get(f"/v1/jobs/{job['job_id']}/results/{form}")
+                had = await send(f"model={model}&form={form}")
+                assert had.status_code == 200, had.text
+                assert had.headers["content-type"] == want.headers["content-type"]
+                assert meant(had, form) == meant(want, form)
+            await client.delete(f"/v1/studies/{study}")
+
+            files = [("file", file) for file in dicom.items()]
+            drawn = await client.post("/v1/answers?model=organs&form=seg", files=files)
+            assert drawn.status_code == 200, drawn.text
+            assert pydicom.dcmread(io.BytesIO(drawn.content)).Modality == "SEG"
+
+            unknown = await send("model=heart")
+            assert "nodules, organs" in problem(unknown, 404, "model.unknown")["remedy"]
+            problem(await send("model=organs&form=seg"), 422, "job.not_this_form")
+            problem(await send("model=organs&form=tiff"), 422, "request.invalid")
+            problem(await send(""), 422, "request.invalid")
+            assert (await send("model=organs", b"no scan")).status_code in (415, 422)
+            assert (await client.get("/v1/jobs")).json() == {"jobs": []}
+            for kind in ("studies", "jobs"):
+                assert not list((tmp_path / "service" / kind).iterdir())
+
+    asyncio.run(served())
+
+
+def meant(reply: httpx.Response, form: str) -> Any:
+    """What a result says, but for the ids, times and compression that are of one job."""
+    if form == "nifti":
+        return gzip.decompress(reply.content)
+    if form == "json":
+        said = reply.json()
+        return {key: said[key] for key in said if key in ("findings", "labels", "model")}
+    return [line.split(b",")[1:] for line in reply.content.splitlines()]
 
 
 def test_every_form_that_a_job_names_can_be_had(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path as FilePath
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Header, Path, Query, Request, Response
@@ -39,6 +40,7 @@ from voxray.serving.multipart import FormPart, is_multipart, parts_of, whole_bod
 from voxray.serving.problems import TITLES, Problem, ProblemDetails, problem_of
 from voxray.serving.service import Service
 from voxray.serving.tokens import Tokens
+from voxray.serving.waiting import answer, forget
 
 WAIT_MOST_S = 300.0
 _FLUSH_S = 1.0
@@ -49,6 +51,8 @@ Get = Callable[[], Service]
 Owner = Callable[[Request], str]
 Id = Annotated[str, Path(pattern="^[0-9a-f]{32}$")]
 Wait = Annotated[float, Query(ge=0, le=WAIT_MOST_S, description="Seconds to wait for the job's end.")]
+Name = Annotated[str, Query(max_length=255, description="Of a raw body: its file name.")]
+Series = Annotated[str | None, Query(pattern=r"^[0-9a-f.]{1,64}$", description="Of several: the one.")]
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)]
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -108,21 +112,9 @@ def studies_router(service: Get, owner: Owner) -> APIRouter:
     api = APIRouter(prefix="/v1", responses=PROBLEMS)
 
     @api.post("/studies", status_code=201, openapi_extra=UPLOAD, responses=LINKED_STUDY)
-    async def new_study(
-        request: Request,
-        response: Response,
-        name: Annotated[str, Query(max_length=255, description="Of a raw body: its file name.")] = "scan",
-        series: Annotated[str | None, Query(pattern=r"^[0-9a-f.]{1,64}$", description="Of several: the one.")] = None,
-    ) -> Study:
+    async def new_study(request: Request, response: Response, name: Name = "scan", series: Series = None) -> Study:
         """A study from an upload (NIfTI, MHD with raw, NRRD, a zip, DICOM files), or fetched with WADO-RS."""
-        kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-        if kind == "application/json":
-            wanted = await _json(request, StudyRequest)
-            study = await service().fetch_study(owner(request), wanted.dicomweb)
-        else:
-            parts = parts_of(request) if is_multipart(request) else whole_body(request, name)
-            files = files_of(parts)
-            study = await service().new_study(owner(request), files, series_uid=series)
+        study = await study_in(request, service(), owner(request), name, series)
         response.headers["Location"] = f"/v1/studies/{study.study_id}"
         return study
 
@@ -190,14 +182,44 @@ def results_router(service: Get, owner: Owner) -> APIRouter:
     @api.get("/jobs/{job_id}/results/{form}", response_class=StreamingResponse)
     async def result(request: Request, job_id: Id, form: Form) -> StreamingResponse:
         """A job's result in a form."""
-        path = await service().result(owner(request), job_id, form)
-        suffix = path.name[path.name.index(".") :]
-        return file_reply(path, media_type=MEDIA_TYPES[form], name=f"{job_id}{suffix}")
+        return _download(await service().result(owner(request), job_id, form), form, job_id)
 
     return api
 
 
-NATIVE: tuple[Callable[[Get, Owner], APIRouter], ...] = (models_router, studies_router, jobs_router, results_router)
+def answers_router(service: Get, owner: Owner) -> APIRouter:
+    """A scan in and its answer out, in one request."""
+    api = APIRouter(prefix="/v1", responses=PROBLEMS)
+
+    @api.post("/answers", openapi_extra=UPLOAD, response_class=StreamingResponse)
+    async def new_answer(
+        request: Request,
+        model: Annotated[str, Query(max_length=64)],
+        form: Form = "json",
+        name: Name = "scan",
+        series: Series = None,
+    ) -> StreamingResponse:
+        """A model's answer to the scan that comes with the request, in a form; neither is kept any longer."""
+        who = owner(request)
+        service().model(model)  # before anything is read
+        study = await study_in(request, service(), who, name, series)
+        try:
+            wanted = JobRequest(study_id=study.study_id, model=model, outputs=(form,))
+            job = await answer(service(), who, wanted, request)
+            return _download(await service().result(who, job.job_id, form), form, job.job_id)
+        finally:
+            await asyncio.shield(forget(service(), who, study))
+
+    return api
+
+
+NATIVE: tuple[Callable[[Get, Owner], APIRouter], ...] = (
+    models_router,
+    studies_router,
+    jobs_router,
+    results_router,
+    answers_router,
+)
 """``/v1``."""
 
 
@@ -317,11 +339,27 @@ def refuse_at_the_gate(problem: Problem) -> ASGIApp:
     return answer
 
 
+async def study_in(request: Request, service: Service, owner: str, name: str, series: str | None) -> Study:
+    """The study that a request's body is, or names."""
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if kind == "application/json":
+        wanted = await _json(request, StudyRequest)
+        return await service.fetch_study(owner, wanted.dicomweb)
+    parts = parts_of(request) if is_multipart(request) else whole_body(request, name)
+    return await service.new_study(owner, files_of(parts), series_uid=series)
+
+
 async def files_of(parts: AsyncIterator[FormPart]) -> AsyncIterator[Part]:
     """The parts of a form that are files."""
     async for part in parts:
         if part.name or part.field == "file":
             yield Part(part.name, part.chunks)
+
+
+def _download(path: FilePath, form: Form, job_id: str) -> StreamingResponse:
+    """A result's file, named after its job."""
+    suffix = path.name[path.name.index(".") :]
+    return file_reply(path, media_type=MEDIA_TYPES[form], name=f"{job_id}{suffix}")
 
 
 async def _json(request: Request, kind: Any) -> Any:

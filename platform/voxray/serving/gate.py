@@ -33,7 +33,7 @@ OPEN_PATHS = ("/livez", "/auth", "/auth/", "/auth/token", "/auth/token/", "/v1/s
 PAGE, PAGE_FILES = "/", "/page/"
 """The page for people: its files hold no data, and it asks who has no token to sign in."""
 _BODY_BYTES = 1 << 20
-_UPLOADS = ("/v1/studies", "/session", "/datastore", "/infer", "/v2/")
+_UPLOADS = ("/v1/studies", "/v1/answers", "/session", "/datastore", "/infer", "/v2/")
 
 log = logging.getLogger("voxray.serving")
 Refuse = Callable[[Problem], ASGIApp]

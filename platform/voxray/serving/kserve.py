@@ -6,7 +6,6 @@ A request is one scan and one answer: what it uploads is gone when it is answere
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import wraps
@@ -27,7 +26,7 @@ from voxray.serving.messages import Job, JobRequest, ModelInfo
 from voxray.serving.problems import Problem, problem_of
 from voxray.serving.service import Service
 from voxray.serving.spool import spooled
-from voxray.serving.waiting import answer
+from voxray.serving.waiting import answer, forget
 
 VERSION = "1"
 _JSON_LENGTH = "Inference-Header-Content-Length"
@@ -130,8 +129,7 @@ async def _infer(service: Service, owner: str, model: ModelInfo, request: Reques
         job = await answer(service, owner, JobRequest(study_id=study.study_id, model=model.name), request)
         made = await _made(service, owner, job, model, [one.name for one in wanted])
     finally:
-        with contextlib.suppress(Problem):
-            await asyncio.shield(service.delete_study(owner, study.study_id))
+        await asyncio.shield(forget(service, owner, study))
     named = [(output, one.binary) for output, one in zip(made, wanted, strict=True)]
     pieces, length = await asyncio.to_thread(
         write_response, named, model=model.name, version=VERSION, id=asked.id, parameters=None

@@ -7,7 +7,6 @@ Training, scoring and batches are not offered.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import random
 from collections.abc import AsyncIterator, Callable
@@ -43,7 +42,7 @@ from voxray.serving.multipart import FormPart, is_multipart, parts_of
 from voxray.serving.problems import Problem
 from voxray.serving.service import Service
 from voxray.serving.tokens import Tokens
-from voxray.serving.waiting import answer
+from voxray.serving.waiting import answer, forget
 
 Output = Literal["image", "json", "all", "dicom_seg"]
 Removed = Literal["image", "label", "label_tag"]
@@ -222,7 +221,7 @@ def _inference(api: APIRouter, service: Get, owner: Owner, images: Callable[[], 
         elif image:
             study = await images().find_or_fetch(who, image)
         wishes, sent = await _asked(service(), who, request, wants_file=study is None)
-        after = None if sent is None else BackgroundTask(_delete, service(), who, sent)
+        after = None if sent is None else BackgroundTask(forget, service(), who, sent)
         study = study or sent
         try:
             if study is None:
@@ -250,7 +249,7 @@ def _inference(api: APIRouter, service: Get, owner: Owner, images: Callable[[], 
             return form_reply(params, file.path, name=file.name, content_type=file.content_type, after=after)
         except BaseException:
             if sent is not None:
-                await asyncio.shield(_delete(service(), who, sent))
+                await asyncio.shield(forget(service(), who, sent))
             raise
 
 
@@ -289,7 +288,7 @@ async def _asked(service: Service, owner: str, request: Request, *, wants_file: 
                     )
     except BaseException:
         if study is not None:
-            await asyncio.shield(_delete(service, owner, study))
+            await asyncio.shield(forget(service, owner, study))
         raise
     return wishes, study
 
@@ -344,11 +343,6 @@ async def _session(service: Service, owner: str, session: str) -> Study:
             "There is no such session.",
             remedy="It may have expired; start another.",
         ) from None
-
-
-async def _delete(service: Service, owner: str, study: Study) -> None:
-    with contextlib.suppress(Problem):  # gone already
-        await service.delete_study(owner, study.study_id)
 
 
 def _form(request: Request) -> Any:

@@ -1,4 +1,4 @@
-"""A job that its request waits for, as the doors need that have no word for a job."""
+"""A job that its request waits for, and a study that is there for that request alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 
 from starlette.requests import Request
 
-from voxray.serving.messages import ENDED, Job, JobRequest
+from voxray.serving.messages import ENDED, Job, JobRequest, Study
 from voxray.serving.problems import Problem
 from voxray.serving.service import Service
 
@@ -33,3 +33,9 @@ async def answer(service: Service, owner: str, asked: JobRequest, request: Reque
     if job.error is None:
         raise Problem(409, "job.cancelled", "The job was cancelled while it was waited for.", remedy="Ask again.")
     raise Problem(job.error.status, job.error.code, job.error.detail, remedy=job.error.remedy)
+
+
+async def forget(service: Service, owner: str, study: Study) -> None:
+    """Deletes a study that came with a request, and its jobs, where it is not gone already."""
+    with contextlib.suppress(Problem):
+        await service.delete_study(owner, study.study_id)

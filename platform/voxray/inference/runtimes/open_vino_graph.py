@@ -6,16 +6,24 @@ from typing import Any
 
 from voxray.inference.runtimes.open_vino_norm import spread_group_norms
 from voxray.inference.runtimes.open_vino_upsampling import widen_upsampling
+from voxray.inference.winograd import can_compile
+from voxray.volume import Shape
 
 
-def quicken(model: Any) -> Any:
+def quicken(model: Any, window_vox: Shape | None = None) -> Any:
     """The `openvino.Model` with what OpenVINO is slow at said otherwise; changed in place.
 
     A graph with quantised weights is of `widened` already: folded once more, its weights would be float32. Its norms
-    need no more digits than one pass gives.
+    need no more digits than one pass gives. `window_vox`: the graph computes in float32, mostly in windows of this
+    size, and may hold operations that OpenVINO has not.
     """
     quantised = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
-    made = spread_group_norms(model if quantised else widened(model), once=quantised)
+    made = model if quantised else widened(model)
+    if window_vox is not None and not quantised and can_compile():
+        from voxray.inference.runtimes.open_vino_winograd import with_winograd
+
+        made = with_winograd(made, window_vox)
+    made = spread_group_norms(made, once=quantised)
     made.validate_nodes_and_infer_types()
     return made
 

@@ -1,0 +1,182 @@
+"""Convolutions and norms of feature maps with the channels last, in the functions of `kernels`."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+
+from voxray.inference.winograd import kernels, machine
+from voxray.inference.winograd.points import POINTS, TAPS, TILE, weights_at_points
+
+Map = Float32[np.ndarray, "x y z c"]
+
+STEP = 16
+"""Numbers of channels are multiples of this."""
+_ROWS = 98
+"""Rows of a matrix product, about: with fewer its weights are not worth fetching."""
+_APART = 80
+"""Values between the points of a tile: if all began at the same place of a page, they would drive each other out of
+the cache."""
+_SHARES = 4
+"""Of the work, for each thread: one that is held up leaves the others more."""
+
+
+class Convolution:
+    """A convolution of 3 x 3 x 3 with stride 1 and a border of zeros, and what is done before and after it.
+
+    The answer differs from the plain sum's by the rounding of float32, some ten times as much as that does itself.
+    """
+
+    def __init__(
+        self,
+        weight: Float32[np.ndarray, "o i 3 3 3"],
+        bias: Float32[np.ndarray, " o"],
+        slope: Float32[np.ndarray, " o"] | None = None,
+    ) -> None:
+        """`slope`: what answers below 0 are multiplied by."""
+        self.outputs, self.inputs = weight.shape[:2]
+        assert self.outputs % STEP == self.inputs % STEP == 0
+        lanes, _ = machine.blocking()
+        self._weights = _packed(weights_at_points(weight), lanes)
+        self._bias = np.array(bias, np.float32)
+        self._slope = np.ones_like(self._bias) if slope is None else np.array(slope, np.float32)
+        self._unchanged = np.stack([np.ones(self.inputs), np.zeros(self.inputs)]).astype(np.float32)
+
+    def __call__(
+        self,
+        image: Map,
+        answer: Map,
+        *,
+        affine: Float32[np.ndarray, "2 c"] | None = None,
+        residual: Map | None = None,
+    ) -> None:
+        """Writes the answer. With `affine`, ``max(affine[0] * image + affine[1], 0)`` is convolved.
+
+        All arrays are contiguous. The residual is added at the end.
+        """
+        assert all(one.flags.c_contiguous for one in (image, answer, residual) if one is not None)
+        length, width, depth = image.shape[:3]
+        across = -(-width // TILE) * -(-length // TILE)
+        at_once = _tiles_at_once(depth, across)
+        sizes = [at_once * (depth + TAPS - 1) * channels + _APART for channels in (self.inputs, self.outputs)]
+        in_row, out_row = depth * self.inputs, depth * self.outputs
+        floor = np.array([-np.inf if affine is None else 0], np.float32)
+        taken = np.ascontiguousarray(self._unchanged if affine is None else affine, np.float32)
+
+        def work(begin: int, end: int) -> None:
+            rooms = _rooms(POINTS * sizes[0], POINTS * sizes[1], in_row, out_row, out_row)
+            points, products, outside, waste, none = rooms
+            outside[:], none[:] = 0 if affine is None else np.nan, 0
+            added = none if residual is None else residual
+            arrays = [image, self._weights, self._bias, self._slope, taken, floor, added, answer]
+            _convolution()(
+                *(array.ctypes.data for array in (*arrays, points, products, outside, waste)),
+                *(self.inputs, self.outputs, length, width, depth, at_once, *sizes, int(residual is not None)),
+                *(begin, end),
+            )
+
+        _shared_out(work, -(-across // at_once))
+
+
+def norm_affine(
+    image: Map,
+    groups: int,
+    epsilon: float,
+    weight: Float32[np.ndarray, " c"],
+    bias: Float32[np.ndarray, " c"],
+) -> Float32[np.ndarray, "2 c"]:
+    """A group norm of the image as ``affine[0] * image + affine[1]``; sums of more than a row along z are in float64."""
+    (length, width, depth, channels), rows = image.shape, image.shape[0] * image.shape[1]
+    assert image.flags.c_contiguous
+    sums: list[Any] = []
+
+    def work(begin: int, end: int) -> None:
+        made = np.zeros((2, channels))
+        _moments()(image.ctypes.data, made.ctypes.data, channels, depth, begin, end)
+        sums.append(made)
+
+    _shared_out(work, rows)
+    mean, square = sum(sums) / (length * width * depth)
+    of_group = mean.reshape(groups, -1).mean(1)
+    variance = square.reshape(groups, -1).mean(1) - of_group**2
+    scale = weight / np.repeat(np.sqrt(np.maximum(variance, 0) + epsilon), channels // groups)
+    return np.stack([scale, bias - np.repeat(of_group, channels // groups) * scale]).astype(np.float32)
+
+
+def _packed(weights: Float32[np.ndarray, "p t o"], lanes: int) -> Float32[np.ndarray, " n"]:
+    """The weights in the order in which they are read: two vectors of outputs at a time, or a last one."""
+    outputs, pair = weights.shape[2], 2 * lanes
+    parts = [weights[:, :, first : first + pair] for first in range(0, outputs, pair)]
+    return np.concatenate([np.ascontiguousarray(part).reshape(len(part), -1) for part in parts], axis=1).ravel()
+
+
+def _tiles_at_once(depth: int, tiles: int) -> int:
+    """As many tiles in a matrix product as make enough rows, and no more than there are; but a block's rows at least."""
+    (_, least), deeper = machine.blocking(), depth + TAPS - 1
+    groups = -(-tiles // max(1, round(_ROWS / deeper)))
+    return max(-(-tiles // groups), -(-(least + TAPS - 1) // deeper))
+
+
+def _shared_out(work: Callable[[int, int], None], count: int) -> None:
+    """Does `count` pieces of work with torch's number of threads; each call of `work` has those from one to another."""
+    threads = min(torch.get_num_threads(), count)
+    if threads == 1:
+        work(0, count)
+        return
+    shares = min(count, _SHARES * threads)
+    numbers = iter(range(shares))
+
+    def some() -> None:
+        for share in numbers:
+            work(count * share // shares, count * (share + 1) // shares)
+
+    others = [_workers(threads - 1, os.getpid()).submit(some) for _ in range(threads - 1)]
+    some()
+    for other in others:
+        other.result()
+
+
+_CORES = os.sched_getaffinity(0)
+"""The process's: when they are first wanted, one of OpenVINO's threads may ask, which keeps to one core."""
+
+
+@cache
+def _workers(threads: int, process: int) -> ThreadPoolExecutor:
+    """Threads on any core; a fork has none of its parent's."""
+    del process
+    return ThreadPoolExecutor(
+        threads, thread_name_prefix="winograd", initializer=os.sched_setaffinity, initargs=(0, _CORES)
+    )
+
+
+_MEMORY = threading.local()
+
+
+def _rooms(*sizes: int) -> list[Float32[np.ndarray, " n"]]:
+    """Arrays for the time of a call: a thread has one memory, which grows to the largest that it is asked for."""
+    ends = np.cumsum([-(-size // STEP) * STEP for size in sizes])
+    if getattr(_MEMORY, "room", np.empty(0)).size < ends[-1] + STEP:
+        _MEMORY.room = np.empty(ends[-1] + STEP, np.float32)
+    room = _MEMORY.room
+    start = (-room.ctypes.data % 64) // room.itemsize
+    begins = [start, *(start + end for end in ends[:-1])]
+    return [room[begin : begin + size] for begin, size in zip(begins, sizes, strict=True)]
+
+
+@cache
+def _convolution() -> machine.Function:
+    text = kernels.convolution(kernels.Blocking(*machine.blocking()))
+    return machine.compiled(text, pointers=len(kernels.POINTERS), numbers=len(kernels.NUMBERS))
+
+
+@cache
+def _moments() -> machine.Function:
+    return machine.compiled(kernels.moments(machine.blocking()[0]), pointers=2, numbers=4)
