@@ -257,7 +257,7 @@ def runtime_rows(name: str, side: int, folder: Path) -> Iterator[Row]:
         if label != "torch fp32":
             yield Row(f"{name} {side}^3, {label}", taken["torch fp32"], milliseconds, "ms", 1.0, True)
     best = min(value for label, value in taken.items() if label.endswith("fp32"))
-    auto = taken[f"{choose_runtime('auto', network=opened).runtime} fp32"]
+    auto = taken[f"{choose_runtime('auto').runtime} fp32"]
     yield Row(f"{name} {side}^3, auto beside the best at fp32", best, auto, "ms", 0.95, True)
 
 

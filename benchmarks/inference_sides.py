@@ -66,7 +66,7 @@ def voxray_side(job: Job) -> Callable[[], None]:
         opened = opened.with_files({("openvino", "int8"): Path(job.int8)})
         choice = choose_runtime("openvino", precision="int8")
     else:
-        choice = choose_runtime("auto", precision="fp32", network=opened)
+        choice = choose_runtime("auto", precision="fp32")
     engine = open_runtime(choice.runtime, opened, precision=choice.precision)
     predictor = Predictor(run, recipe, engine)
     engine(warm_up(recipe))

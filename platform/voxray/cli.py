@@ -202,7 +202,7 @@ def predict(  # noqa: PLR0913
     set_: Set = None,
     device: Device = "auto",
     runtime: Annotated[
-        str, typer.Option(help="auto: this machine's best; torch, torch-winograd, onnxruntime, openvino, tensorrt.")
+        str, typer.Option(help="auto: this machine's best; torch, torch-compiled, onnxruntime, openvino, tensorrt.")
     ] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, fp16, bf16, or int8 of a package.")] = "auto",
     fast: Annotated[

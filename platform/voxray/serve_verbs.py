@@ -47,7 +47,7 @@ def serve(  # noqa: PLR0913
         ),
     ] = None,
     runtime: Annotated[
-        str, typer.Option(help="auto, torch, torch-winograd, onnxruntime, openvino, tensorrt.")
+        str, typer.Option(help="auto, torch, torch-compiled, onnxruntime, openvino, tensorrt.")
     ] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16, or int8 of a package.")] = "auto",
     device: Device = "auto",

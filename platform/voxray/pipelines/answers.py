@@ -163,9 +163,7 @@ def _chosen(recipe: Recipe, network: Network, runtime: str | None, *, device: st
     if precision == "auto" and recipe.inference.plan == "fast":
         precision = _name(half_on(torch.device(device)))
     trained_in = _name(recipe.optim.amp)
-    choice = choose_runtime(
-        runtime or "torch", device=device, precision=precision, trained_in=trained_in, network=network
-    )
+    choice = choose_runtime(runtime or "torch", device=device, precision=precision, trained_in=trained_in)
     require_calibrated(choice.precision, network.files)
     return _within_reach(choice, network) if runtime == "auto" else choice
 

@@ -11,11 +11,10 @@ import torch
 
 from inference.small_networks import SMALL, exported, exported_onnx, furthest, patches, tensors_of
 from voxray.errors import ConfigError, DataError, ResourceError
-from voxray.inference.runtimes import RUNTIMES, Precision, Runtime, choose_runtime, network_of, open_runtime
+from voxray.inference.runtimes import RUNTIMES, Precision, Runtime, choose_runtime, open_runtime
 from voxray.inference.runtimes.eager import TorchRuntime
 from voxray.inference.runtimes.onnx_runtime import OnnxRuntime
 from voxray.inference.runtimes.open_vino import OpenVinoRuntime, offered_precisions
-from voxray.recipes import read_recipe
 
 FURTHEST: dict[Precision, float] = {"fp32": 2e-5, "fp16": 5e-3, "bf16": 4e-2}
 
@@ -30,7 +29,7 @@ def opened(name: str, kind: str, precision: Precision = "fp32") -> Runtime:
 
 
 @pytest.mark.parametrize("kind", SMALL)
-@pytest.mark.parametrize("name", ["torch", "torch-winograd", "onnxruntime", "openvino"])
+@pytest.mark.parametrize("name", ["torch", "onnxruntime", "openvino"])
 def test_every_runtime_answers_as_the_network_does(name: str, kind: str) -> None:
     runtime, module = opened(name, kind), exported(kind).module
     assert isinstance(runtime, Runtime)
@@ -87,17 +86,6 @@ def test_auto_takes_openvino_on_a_cpu_and_says_so() -> None:
     assert choice.why == "openvino at fp32: the fastest on cpu here."
 
 
-def test_auto_takes_winograd_where_most_is_wide_and_fp32() -> None:
-    recipe = read_recipe("lung_nodule")
-    network = network_of(recipe, recipe.network.build(recipe, 1))
-    choice = choose_runtime(network=network)
-    assert (choice.runtime, choice.precision) == ("torch-winograd", "fp32")
-    assert choice.why == "torch-winograd at fp32: the fastest for many channels on cpu."
-    assert choose_runtime(network=exported("unet")).runtime == "openvino"
-    assert choose_runtime("torch", network=network).runtime == "torch"
-    assert choose_runtime(network=replace(network, module=None)).runtime == "openvino"
-
-
 def test_auto_goes_on_to_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "openvino")
     choice = choose_runtime()
@@ -126,9 +114,7 @@ def test_what_cannot_be_is_refused() -> None:
         choose_runtime(precision="int4")
     with pytest.raises(ConfigError, match="no bf16 on the CPU"):
         choose_runtime("onnxruntime", precision="bf16")
-    with pytest.raises(ConfigError, match="torch-winograd: computes in fp32, not in bf16; use --precision fp32"):
-        choose_runtime("torch-winograd", precision="bf16")
-    for name in ("onnxruntime", "openvino", "torch-winograd"):
+    for name in ("onnxruntime", "openvino"):
         with pytest.raises(ConfigError, match="runs on the CPU, not on cuda"):
             choose_runtime(name, device="cuda")
     missing = {"fp16", "bf16"} - set(offered_precisions())

@@ -14,16 +14,13 @@ from voxray.inference.runtimes.eager import (
     compiled_obstacle,
     open_compiled,
     open_torch,
-    open_winograd,
     torch_obstacle,
-    winograd_obstacle,
 )
 from voxray.inference.runtimes.network import Network
 from voxray.inference.runtimes.onnx_runtime import onnxruntime_obstacle, open_onnxruntime
 from voxray.inference.runtimes.open_vino import open_openvino, openvino_obstacle
 from voxray.inference.runtimes.runtime import PRECISIONS, Precision, Runtime
 from voxray.inference.runtimes.tensor_rt import open_tensorrt, tensorrt_obstacle
-from voxray.inference.runtimes.winograd import ENOUGH, wide_share
 
 
 class Backend(NamedTuple):
@@ -36,7 +33,6 @@ class Backend(NamedTuple):
 RUNTIMES: Mapping[str, Backend] = {
     "torch": Backend(open_torch, torch_obstacle),
     "torch-compiled": Backend(open_compiled, compiled_obstacle),
-    "torch-winograd": Backend(open_winograd, winograd_obstacle),
     "onnxruntime": Backend(open_onnxruntime, onnxruntime_obstacle),
     "openvino": Backend(open_openvino, openvino_obstacle),
     "tensorrt": Backend(open_tensorrt, tensorrt_obstacle),
@@ -62,9 +58,8 @@ def choose_runtime(
     device: torch.device | str = "cpu",
     precision: str = "auto",
     trained_in: Precision = "fp32",
-    network: Network | None = None,
 ) -> Choice:
-    """The runtime of that name; ``auto`` is the best that this machine has for the device and the network.
+    """The runtime of that name; ``auto`` is the best that this machine has for the device.
 
     Precision ``auto`` is fp32 on a CPU, and on a GPU what the network was trained in. A runtime that was asked for
     and cannot answer here is refused, never replaced.
@@ -76,8 +71,6 @@ def choose_runtime(
         if obstacle is not None:
             raise obstacle
         return Choice(name, chosen, f"{name} at {chosen} on {place}, as asked for.")
-    if network is not None and winograd_obstacle(place, chosen) is None and _is_wide(network):
-        return Choice("torch-winograd", chosen, f"torch-winograd at {chosen}: the fastest for many channels on cpu.")
     passed_over: list[str] = []
     for candidate in _BEST.get(place.type, ("torch",)):
         obstacle = RUNTIMES[candidate].obstacle(place, chosen)
@@ -119,10 +112,6 @@ def backend(name: str) -> Backend:
     near = difflib.get_close_matches(name, RUNTIMES, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ConfigError(f"runtime {name!r}: no such runtime; {hint}allowed are auto, {', '.join(RUNTIMES)}.")
-
-
-def _is_wide(network: Network) -> bool:
-    return network.module is not None and wide_share(network.module, network.stride_vox) >= ENOUGH
 
 
 def _precision(name: str, device: torch.device, trained_in: Precision) -> Precision:

@@ -1,9 +1,9 @@
-"""The ``torch`` runtime, the module itself on any device that torch knows; and the module compiled, or quickened."""
+"""The ``torch`` runtime, the module itself on any device that torch knows; and the module compiled."""
 
 from __future__ import annotations
 
 import shutil
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,11 +13,8 @@ from voxray.errors import ConfigError, ResourceError, VoxrayError
 from voxray.inference.runtimes.eager_head import without_head
 from voxray.inference.runtimes.network import Network
 from voxray.inference.runtimes.runtime import DTYPES, Precision, no_int8
-from voxray.inference.runtimes.winograd import quickened
 from voxray.outputs import DetectionOutput, Head, Output, SegmentationFeatures, SegmentationOutput
 from voxray.volume import Shape
-
-Made = Literal["", "compiled", "winograd"]
 
 
 class TorchRuntime:
@@ -32,17 +29,15 @@ class TorchRuntime:
         device: torch.device | str = "cpu",
         *,
         precision: Precision = "fp32",
-        made: Made = "",
+        compiled: bool = False,
         head: Head | None = None,
     ) -> None:
         """`head`: the module gives its features where its logits would be."""
         self.device, self.precision = torch.device(device), precision
         self.head = None if head is None else Head(*(tensor.to(self.device) for tensor in head))
         self.module = module.to(self.device)
-        self.name = f"torch-{made}" if made else "torch"
-        self._forward: Any = self.module
-        if made:
-            self._forward = torch.compile(self.module) if made == "compiled" else quickened(self.module)
+        self.name = "torch-compiled" if compiled else "torch"
+        self._forward: Any = torch.compile(self.module) if compiled else self.module
 
     @torch.inference_mode()
     def __call__(self, images: Float[Tensor, "b 1 x y z"]) -> Output:
@@ -79,22 +74,17 @@ def in_float32(output: Output) -> Output:
 
 def open_torch(network: Network, device: torch.device, precision: Precision) -> TorchRuntime:
     """The module as it is."""
-    return _open(network, device, precision, "")
+    return _open(network, device, precision, compiled=False)
 
 
 def open_compiled(network: Network, device: torch.device, precision: Precision) -> TorchRuntime:
     """The module compiled at its first patch of each shape, which takes up to minutes."""
-    return _open(network, device, precision, "compiled")
+    return _open(network, device, precision, compiled=True)
 
 
-def open_winograd(network: Network, device: torch.device, precision: Precision) -> TorchRuntime:
-    """The module with Winograd's wide convolutions, which hold four times the weights."""
-    return _open(network, device, precision, "winograd")
-
-
-def _open(network: Network, device: torch.device, precision: Precision, made: Made) -> TorchRuntime:
+def _open(network: Network, device: torch.device, precision: Precision, *, compiled: bool) -> TorchRuntime:
     module, head = without_head(_module(network).to(device), network.stride_vox)
-    return TorchRuntime(module, device, precision=precision, made=made, head=head)
+    return TorchRuntime(module, device, precision=precision, compiled=compiled, head=head)
 
 
 def torch_obstacle(device: torch.device, precision: Precision) -> VoxrayError | None:
@@ -112,15 +102,6 @@ def compiled_obstacle(device: torch.device, precision: Precision) -> VoxrayError
             "runtime torch-compiled: needs a C++ compiler to compile for the CPU, and there is none in PATH; "
             "install g++ or use --runtime torch."
         )
-    return None
-
-
-def winograd_obstacle(device: torch.device, precision: Precision) -> VoxrayError | None:
-    """It is for the CPU and float32: a GPU's library does this by itself, and half precision has no digits for it."""
-    if device.type != "cpu":
-        return ConfigError(f"runtime torch-winograd: runs on the CPU, not on {device}; use --runtime torch.")
-    if precision != "fp32":
-        return ConfigError(f"runtime torch-winograd: computes in fp32, not in {precision}; use --precision fp32.")
     return None
 
 

@@ -1,24 +1,27 @@
 """The ``openvino`` runtime: the fast one on CPUs.
 
-One compiled model serves every window and batch. OpenVINO would by default compute in bf16 where the processor can;
+One compiled model serves every window and batch; or one for each shape of window, where it holds convolutions of ours
+(`open_vino_winograd`). OpenVINO would by default compute in bf16 where the processor can;
 here the precision is always said.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from voxray.errors import ConfigError, DataError, ResourceError, VoxrayError
 from voxray.inference.runtimes.network import Form, Network
-from voxray.inference.runtimes.open_vino_graph import quicken
+from voxray.inference.runtimes.open_vino_graph import OURS, quicken
 from voxray.inference.runtimes.open_vino_head import without_head
 from voxray.inference.runtimes.runtime import Precision, no_int8
 from voxray.inference.runtimes.tensors import assemble
@@ -27,41 +30,36 @@ from voxray.volume import Shape
 
 _HINTS: dict[Precision, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
 """At int8 the graph itself says what is in whole numbers; the rest is float32."""
+_SHAPES_KEPT = 3
 
 
 class OpenVinoRuntime:
-    """A model that OpenVINO compiled for this CPU; how many threads it takes is left to it."""
+    """A model that OpenVINO compiles for this CPU; how many threads it takes is left to it."""
 
     name = "openvino"
     window_vox: Shape | None = None
     max_batch: int | None = None
 
-    def __init__(self, model: bytes | Path, *, precision: Precision = "fp32") -> None:
-        """`model` is ONNX, or the .xml of an intermediate representation."""
+    def __init__(self, model: bytes | Path, *, precision: Precision = "fp32", usual_vox: Shape | None = None) -> None:
+        """`model` is ONNX, or the .xml of an intermediate representation. `usual_vox`: what most windows will be."""
         import openvino
 
         self.device, self.precision = torch.device("cpu"), precision
-        core = openvino.Core()
-        try:
-            read, self.head = without_head(quicken(core.read_model(model)))
-            options = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
-            self._model: Any = core.compile_model(read, "CPU", options)
-        except RuntimeError as error:
-            raise DataError(
-                "openvino.unusable",
-                f"OpenVINO {openvino.__version__} cannot open the network: {str(error).splitlines()[0][:300]}.",
-                remedy="Use --runtime torch, or another version of OpenVINO.",
-            ) from None
-        self._outputs = [output.get_any_name() for output in self._model.outputs]
-        self._request: Any = self._model.create_infer_request()
-        self._given: list[weakref.ref[Any]] = []
+        self._core = openvino.Core()
+        with _understood():
+            read = quicken(self._core.read_model(model), usual_vox if precision == "fp32" else None)
+            self._graph, self.head = without_head(read)
+            self._wants_shapes = any(node.get_type_name() in OURS for node in read.get_ops())
+            self._outputs = [output.get_any_name() for output in self._graph.outputs]
+            self._compiled: dict[Shape | None, _Compiled] = {}
+            if not self._wants_shapes:
+                self._compiled[None] = self._compile(self._graph)
 
     def __call__(self, images: Float[Tensor, "b 1 x y z"]) -> Output:
         """The network's output for normalised patches."""
         if self.head is not None:
             return SegmentationOutput(self.head.logits(self.features(images).features))
-        arrays = self._arrays(images)
-        return assemble(dict(zip(self._outputs, map(torch.from_numpy, arrays), strict=True)))
+        return assemble(dict(zip(self._outputs, map(torch.from_numpy, self._arrays(images)), strict=True)))
 
     def features(self, images: Float[Tensor, "b 1 x y z"]) -> SegmentationFeatures:
         """What `head` makes the network's output of, with a voxel's channels beside each other in memory."""
@@ -69,17 +67,66 @@ class OpenVinoRuntime:
         return SegmentationFeatures(torch.from_numpy(self._arrays(images)[0]).movedim(-1, 1))
 
     def _arrays(self, images: Float[Tensor, "b 1 x y z"]) -> list[Any]:
-        """What the graph gives.
-
-        It lies where OpenVINO wrote it, and is written over once nobody holds it: a window's features are 100 MiB.
-        """
-        if any(array() is not None for array in self._given):
-            self._request = self._model.create_infer_request()  # what is held keeps its memory
         patches = images.to("cpu", torch.float32).contiguous().numpy()
+        if not self._wants_shapes:
+            return self._compiled[None](patches)
+        compiled = self._of_shape(patches.shape[2:])
+        if len(patches) == 1:
+            return compiled(patches)
+        parts = [[array.copy() for array in compiled(patches[number : number + 1])] for number in range(len(patches))]
+        return [np.concatenate(of_output) for of_output in zip(*parts, strict=True)]
+
+    def _of_shape(self, sides: Shape) -> _Compiled:
+        """The model for one patch of these sides; those of the last few shapes are kept."""
+        found = self._compiled.pop(sides, None)
+        if found is None:
+            with _understood():
+                fixed = self._graph.clone()
+                fixed.reshape([1, 1, *sides])
+                found = self._compile(fixed)
+        self._compiled[sides] = found
+        while len(self._compiled) > _SHAPES_KEPT:
+            del self._compiled[next(iter(self._compiled))]
+        return found
+
+    def _compile(self, graph: Any) -> _Compiled:
+        options = {"INFERENCE_PRECISION_HINT": _HINTS[self.precision], "PERFORMANCE_HINT": "LATENCY"}
+        return _Compiled(self._core.compile_model(graph, "CPU", options))
+
+
+class _Compiled:
+    """A compiled model, and the memory of its answers.
+
+    They lie where OpenVINO wrote them, and are written over once nobody holds them: a window's features are 100 MiB.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._request = model.create_infer_request()
+        self._given: list[weakref.ref[Any]] = []
+
+    def __call__(self, patches: Any) -> list[Any]:
+        if any(array() is not None for array in self._given):
+            self._request = self.model.create_infer_request()  # what is held keeps its memory
         found = self._request.infer([patches], share_inputs=True, share_outputs=True)
-        arrays = [found[index] for index in range(len(self._outputs))]
+        arrays = [found[index] for index in range(len(self.model.outputs))]
         self._given = [weakref.ref(array) for array in arrays]
         return arrays
+
+
+@contextmanager
+def _understood() -> Iterator[None]:
+    """Says it in a sentence where OpenVINO cannot make anything of a model."""
+    import openvino
+
+    try:
+        yield
+    except RuntimeError as error:
+        raise DataError(
+            "openvino.unusable",
+            f"OpenVINO {openvino.__version__} cannot open the network: {str(error).splitlines()[0][:300]}.",
+            remedy="Use --runtime torch, or another version of OpenVINO.",
+        ) from None
 
 
 def open_openvino(network: Network, device: torch.device, precision: Precision) -> OpenVinoRuntime:
@@ -90,7 +137,7 @@ def open_openvino(network: Network, device: torch.device, precision: Precision) 
     if precision == "int8":
         return OpenVinoRuntime(brought["int8"], precision=precision)
     plain = next((path for kind, path in brought.items() if kind != "int8"), None)
-    return OpenVinoRuntime(plain or network.onnx("fp32"), precision=precision)
+    return OpenVinoRuntime(plain or network.onnx("fp32"), precision=precision, usual_vox=network.window_vox)
 
 
 def require_calibrated(precision: str, brought: Collection[tuple[Form, Precision]]) -> None:

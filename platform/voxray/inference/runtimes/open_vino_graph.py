@@ -9,6 +9,9 @@ from voxray.inference.runtimes.open_vino_upsampling import widen_upsampling
 from voxray.inference.winograd import can_compile
 from voxray.volume import Shape
 
+OURS = ("WinogradConvolution", "NormAffine")
+"""Operations that OpenVINO has not (`open_vino_ops`); they want shapes that are fixed when the graph is compiled."""
+
 
 def quicken(model: Any, window_vox: Shape | None = None) -> Any:
     """The `openvino.Model` with what OpenVINO is slow at said otherwise; changed in place.

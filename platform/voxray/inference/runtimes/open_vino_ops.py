@@ -61,7 +61,7 @@ class NormAffine(openvino.Op):  # type: ignore[misc]
 
 
 class WinogradConvolution(openvino.Op):  # type: ignore[misc]
-    """``batch x y z i -> batch x y z o``: `Convolution`; of (image, affine, residual), the last two where it has them."""
+    """``batch x y z i -> batch x y z o``: `Convolution` of an image, with an affine and a residual or without."""
 
     def __init__(self, inputs: Any, convolution: Convolution, *, has_affine: bool, has_residual: bool) -> None:
         super().__init__(self)
@@ -101,5 +101,3 @@ class WinogradConvolution(openvino.Op):  # type: ignore[misc]
         for image, answer, affine, residual in zip(images, outputs[0].data, affines, residuals, strict=True):
             self._convolution(image, answer, affine=affine, residual=residual)
         return True
-
-

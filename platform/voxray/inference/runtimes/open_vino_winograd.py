@@ -1,9 +1,9 @@
 """Winograd's convolutions in OpenVINO's graphs, with what is before and after them.
 
-OpenVINO's convolutions make every multiplication of the plain sum, and those of 3 x 3 x 3 with stride 1 are nearly all
-that a UNet, a SegResNet or a RetinaNet does. Each becomes one operation of ours (`open_vino_ops`) together with its
-bias, the group norm and ReLU before it, and the ReLU or PReLU and the residual's sum after it. It wants channels last
-in memory, which OpenVINO's own have, too: where one follows on the other nothing is turned over, as long as shapes are
+OpenVINO's convolutions make every multiplication of the plain sum, and those of 3 x 3 x 3 with stride 1 are nearly
+all that a UNet, a SegResNet or a RetinaNet does. Each becomes one operation of ours (`open_vino_ops`) together with
+its bias, the group norm and ReLU before it, and the ReLU or PReLU and the residual's sum after it. It wants channels
+last in memory, as OpenVINO's own do: where one follows on the other nothing is turned over, as long as shapes are
 fixed when the graph is compiled.
 """
 
@@ -26,7 +26,7 @@ _TO_LAST, _TO_FIRST = (0, 2, 3, 4, 1), (0, 4, 1, 2, 3)
 
 
 def with_winograd(model: Any, window_vox: Shape) -> Any:
-    """The `openvino.Model` with Winograd's convolutions where they are faster in windows of that size; changed in place."""
+    """The `openvino.Model` with Winograd's convolutions where they are faster in such windows; changed in place."""
     graph, wide = _Graph(), _wide_enough(model, window_vox)
     for node in model.get_ordered_ops():
         kind = node.get_type_name()
@@ -122,9 +122,9 @@ class _Graph:
     def add(self, node: Any) -> None:
         """A sum of two maps of which one is there with the channels last."""
         values = node.input_values()
-        if node.get_friendly_name() in self._taken:
-            return
-        if any(len(value.get_partial_shape()) != 5 or constant_of(value) is not None for value in values):
+        first, second = (value.get_partial_shape() for value in values)
+        are_maps = len(first) == 5 and first == second and all(constant_of(value) is None for value in values)
+        if node.get_friendly_name() in self._taken or not are_maps:
             return
         if any(self._known(value) is not None for value in values):
             maps = [self.last(value) for value in values]

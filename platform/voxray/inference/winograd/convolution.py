@@ -44,8 +44,7 @@ class Convolution:
         """`slope`: what answers below 0 are multiplied by."""
         self.outputs, self.inputs = weight.shape[:2]
         assert self.outputs % STEP == self.inputs % STEP == 0
-        lanes, _ = machine.blocking()
-        self._weights = _packed(weights_at_points(weight), lanes)
+        self._weights = _packed(weights_at_points(weight), machine.blocking().lanes)
         self._bias = np.array(bias, np.float32)
         self._slope = np.ones_like(self._bias) if slope is None else np.array(slope, np.float32)
         self._unchanged = np.stack([np.ones(self.inputs), np.zeros(self.inputs)]).astype(np.float32)
@@ -93,22 +92,26 @@ def norm_affine(
     weight: Float32[np.ndarray, " c"],
     bias: Float32[np.ndarray, " c"],
 ) -> Float32[np.ndarray, "2 c"]:
-    """A group norm of the image as ``affine[0] * image + affine[1]``; sums of more than a row along z are in float64."""
-    (length, width, depth, channels), rows = image.shape, image.shape[0] * image.shape[1]
+    """A group norm of the image as ``affine[0] * image + affine[1]``.
+
+    Channels are summed from their first values on, so that means far from zero cost no digits.
+    """
+    length, width, depth, channels = image.shape
     assert image.flags.c_contiguous
-    sums: list[Any] = []
+    first, parts = image[0, 0, 0].astype(np.float64), dict[int, Any]()
 
     def work(begin: int, end: int) -> None:
-        made = np.zeros((2, channels))
+        made = parts[begin] = np.zeros((2, channels))
         _moments()(image.ctypes.data, made.ctypes.data, channels, depth, begin, end)
-        sums.append(made)
 
-    _shared_out(work, rows)
-    mean, square = sum(sums) / (length * width * depth)
-    of_group = mean.reshape(groups, -1).mean(1)
-    variance = square.reshape(groups, -1).mean(1) - of_group**2
-    scale = weight / np.repeat(np.sqrt(np.maximum(variance, 0) + epsilon), channels // groups)
-    return np.stack([scale, bias - np.repeat(of_group, channels // groups) * scale]).astype(np.float32)
+    _shared_out(work, length * width)
+    mean, square = sum(parts[begin] for begin in sorted(parts)) / (length * width * depth)
+    variance = (square - mean**2).reshape(groups, -1)
+    mean = (first + mean).reshape(groups, -1)
+    middle = mean.mean(1, keepdims=True)
+    spread = np.sqrt((variance + (mean - middle) ** 2).mean(1, keepdims=True).clip(0) + epsilon)
+    scale = weight / np.broadcast_to(spread, mean.shape).ravel()
+    return np.stack([scale, bias - np.broadcast_to(middle, mean.shape).ravel() * scale]).astype(np.float32)
 
 
 def _packed(weights: Float32[np.ndarray, "p t o"], lanes: int) -> Float32[np.ndarray, " n"]:
@@ -119,14 +122,14 @@ def _packed(weights: Float32[np.ndarray, "p t o"], lanes: int) -> Float32[np.nda
 
 
 def _tiles_at_once(depth: int, tiles: int) -> int:
-    """As many tiles in a matrix product as make enough rows, and no more than there are; but a block's rows at least."""
-    (_, least), deeper = machine.blocking(), depth + TAPS - 1
+    """As many tiles in a matrix product as make enough rows, and no more than there are; at least a block's rows."""
+    least, deeper = machine.blocking().rows, depth + TAPS - 1
     groups = -(-tiles // max(1, round(_ROWS / deeper)))
     return max(-(-tiles // groups), -(-(least + TAPS - 1) // deeper))
 
 
 def _shared_out(work: Callable[[int, int], None], count: int) -> None:
-    """Does `count` pieces of work with torch's number of threads; each call of `work` has those from one to another."""
+    """Does `count` pieces of work in as many threads as torch has; ``work(begin, end)`` does some of them."""
     threads = min(torch.get_num_threads(), count)
     if threads == 1:
         work(0, count)
@@ -173,10 +176,10 @@ def _rooms(*sizes: int) -> list[Float32[np.ndarray, " n"]]:
 
 @cache
 def _convolution() -> machine.Function:
-    text = kernels.convolution(kernels.Blocking(*machine.blocking()))
+    text = kernels.convolution(machine.blocking())
     return machine.compiled(text, pointers=len(kernels.POINTERS), numbers=len(kernels.NUMBERS))
 
 
 @cache
 def _moments() -> machine.Function:
-    return machine.compiled(kernels.moments(machine.blocking()[0]), pointers=2, numbers=4)
+    return machine.compiled(kernels.moments(machine.blocking().lanes), pointers=2, numbers=4)

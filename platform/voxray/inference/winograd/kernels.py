@@ -8,8 +8,7 @@ one voxel after the row before, and is three voxels long.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
+from voxray.inference.winograd.machine import Blocking
 from voxray.inference.winograd.points import ANSWER, DATA, POINTS, SIDE, TAPS, TILE
 from voxray.inference.winograd.writer import PointerTable, Value, Writer
 
@@ -23,22 +22,13 @@ NUMBERS = (
 )  # fmt: skip
 
 
-class Blocking(NamedTuple):
-    """How much of a matrix product is held in registers."""
-
-    lanes: int
-    """Float32 values in a vector."""
-    rows: int
-    """By two vectors, as long as there are two."""
-
-
 def convolution(blocking: Blocking) -> str:
     """``convolution(*POINTERS, *NUMBERS)``: the answers of groups of tiles from `begin` before `end`.
 
     `image`: ``x y z inputs``, of which ``max(affine[0] * image + affine[1], floor)`` is convolved, `affine` being
     ``2 inputs``; `outside`: a row ``z inputs`` for what is beyond its border, of zeros, or of NaN where the floor is
     0. `answer`: ``x y z outputs``, of sums and bias; what is below 0 times `slope`; and the residual, where
-    `has_residual` is 1, added (a row of zeros where it is 0). `waste` is a row for answers beyond the border. At one of
+    `has_residual` is 1, added (a row of zeros where it is 0). `waste`: a row for answers beyond the border. At one of
     the points are `point_size` values (``tile z+2 inputs``), and `product_size` (the same of outputs).
     """
     return _Convolution(blocking).written()
@@ -47,16 +37,18 @@ def convolution(blocking: Blocking) -> str:
 def moments(lanes: int) -> str:
     """``moments(image, sums, channels, depth, begin, end)``: sums and sums of squares over rows along z.
 
-    `image`: ``row z channels``; `sums`: float64, ``2 channels``, to which is added.
+    `image`: ``row z channels``, from each of which the channel's first value of all is taken away; `sums`: float64,
+    ``2 channels``, to which rows are added.
     """
     name, numbers = "moments", ("channels", "depth", "begin", "end")
     at = Writer(name, pointers=("image", "sums"), numbers=numbers, lanes=lanes)
     image, sums, channels, depth, begin, end = at.given.values()
     zero = at.constant(0)
     with at.loop(end, begin=begin) as row, at.loop(channels, step=lanes) as channel:
+        origin = at.load(at.at(image, channel.number))
         first = at.at(image, at.product(row.number, depth, channels), channel.number)
         with at.loop(depth, values=[zero, zero]) as voxel:
-            value = at.load(at.at(first, at.product(voxel.number, channels)))
+            value = at.do.fsub(at.load(at.at(first, at.product(voxel.number, channels))), origin)
             total, squares = voxel.values
             voxel.values = [at.do.fadd(total, value), at.fma(value, value, squares)]
         at.add_in_float64(voxel.values[0], sums, channel.number)
@@ -134,7 +126,7 @@ class _Convolution:
             pointer = self.at.at(pointer, self.at.given["point_size"])
 
     def _multiply(self, point: Value) -> None:
-        """At a point, every row with its matrix: two vectors of outputs at a time, and a last one where they are odd."""
+        """At a point, every row with its matrix: two vectors of outputs at a time, and one where it is left."""
         at, pair = self.at, 2 * self.blocking.lanes
         pairs = at.do.sdiv(self.outputs, at.number(pair))
         whole = at.product(pairs, pair)

@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 Function = Callable[..., None]
 
@@ -19,14 +19,27 @@ def can_compile() -> bool:
     return find_spec("llvmlite") is not None and _lanes() > 0
 
 
+class Blocking(NamedTuple):
+    """How much of a matrix product is held in registers."""
+
+    lanes: int
+    """Float32 values of a vector."""
+    rows: int
+    """By two vectors, as long as there are two."""
+
+
+LONG, SHORT = Blocking(16, 12), Blocking(8, 6)
+"""24 sums of AVX-512's 32 registers, and 12 of AVX2's 16: the others are for what they are made of."""
+
+
 @cache
-def blocking() -> tuple[int, int]:
-    """Lanes of a vector and rows of a block: 24 or 12 sums, which leave registers for what they are made of."""
-    return (16, 12) if _lanes() == 16 else (8, 6)
+def blocking() -> Blocking:
+    """This processor's."""
+    return LONG if _lanes() == LONG.lanes else SHORT
 
 
 def compiled(text: str, *, pointers: int, numbers: int) -> Function:
-    """The one function of a module that takes pointers, then numbers, and returns nothing. It lets go of Python's lock."""
+    """The one function of a module, which takes pointers, then numbers. Python's lock is free while it runs."""
     from llvmlite import binding
 
     machine = _machine()
@@ -49,9 +62,8 @@ def _lanes() -> int:
     """Float32 values in this processor's vectors; 0 where they are too short."""
     features = _features()
     if features.get("avx512f"):
-        return 16
-    has_fma = features.get("avx2") and features.get("fma")
-    return 8 if has_fma or features.get("neon") else 0
+        return LONG.lanes
+    return SHORT.lanes if features.get("avx2") and features.get("fma") else 0
 
 
 def _features() -> Any:
@@ -67,7 +79,7 @@ def _machine() -> Any:
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
     features = [_features().flatten()]
-    if _lanes() == 16:
+    if _lanes() == LONG.lanes:
         features.append("-prefer-256-bit")
     target = binding.Target.from_default_triple()
     return target.create_target_machine(cpu=binding.get_host_cpu_name(), features=",".join(features), opt=3)
