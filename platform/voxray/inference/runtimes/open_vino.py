@@ -50,6 +50,7 @@ class OpenVinoRuntime:
             read = quicken(self._core.read_model(model), usual_vox if precision == "fp32" else None)
             self._graph, self.head = without_head(read)
             self._wants_shapes = any(node.get_type_name() in OURS for node in read.get_ops())
+            self.max_batch = 1 if self._wants_shapes else None
             self._outputs = [output.get_any_name() for output in self._graph.outputs]
             self._compiled: dict[Shape | None, _Compiled] = {}
             if not self._wants_shapes:

@@ -79,13 +79,15 @@ class _Graph:
         self._rectified_norms: dict[str, list[Any]] = {}
         self._taken: set[str] = set()
         """Nodes that a convolution does along."""
+        self._convolutions: dict[Any, Convolution] = {}
+        """By their weights: a detector's heads have the same on every level."""
 
     def convolve(self, node: Any) -> None:
         """One of ours for the convolution and what belongs to it."""
-        source, weight = node.input_value(0), constant_of(node.input_value(1))
-        after = _what_follows(node.output(0), len(weight))
+        source = node.input_value(0)
+        after = _what_follows(node.output(0), node.get_output_partial_shape(0)[1].get_length())
         self._taken.update(after.nodes)
-        convolution = Convolution(np.array(weight, np.float32), after.bias, after.slope)
+        convolution = self._convolution(node.input_value(1), after)
         normed = self._rectified_norms.get(_name(source))
         inputs = [self.last(source)] if normed is None else list(normed)
         if after.residual is not None:
@@ -138,6 +140,14 @@ class _Graph:
         is_of_channels = node.get_attributes()["axis"] == 1 and len(node.get_output_partial_shape(0)) == 5
         if is_of_channels and any(self._known(value) is not None for value in values):
             self._replace(node.output(0), ops.concat([self.last(value) for value in values], 4).output(0))
+
+    def _convolution(self, weight: Any, after: _Following) -> Convolution:
+        slope = None if after.slope is None else np.array(after.slope, np.float32)
+        key = _name(weight), after.bias.tobytes(), None if slope is None else slope.tobytes()
+        if key not in self._convolutions:
+            kernel = np.array(constant_of(weight), np.float32)
+            self._convolutions[key] = Convolution(kernel, after.bias, slope)
+        return self._convolutions[key]
 
     def last(self, value: Any) -> Any:
         """A map with the channels last."""
