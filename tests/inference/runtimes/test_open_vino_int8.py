@@ -13,7 +13,7 @@ from inference.small_networks import SMALL, exported, exported_onnx, furthest, p
 from voxray.errors import ConfigError, ResourceError
 from voxray.inference.runtimes import choose_runtime, open_runtime
 from voxray.inference.runtimes import open_vino_int8 as made_by
-from voxray.inference.runtimes.open_vino import OpenVinoRuntime
+from voxray.inference.runtimes.open_vino import _ANY, OpenVinoRuntime
 from voxray.inference.runtimes.open_vino_int8 import save_int8
 
 pytest.importorskip("nncf")
@@ -45,7 +45,7 @@ def test_whole_numbers_are_near_and_are_what_the_file_computes_in(kind: str, tmp
     weights = [node for node in openvino.Core().read_model(path).get_ops() if node.get_type_name() == "Constant"]
     assert any(node.get_element_type() == openvino.Type.i8 for node in weights)
     assert isinstance(runtime, OpenVinoRuntime)
-    made = runtime._compiled[None].model.get_runtime_model()
+    made = runtime._compiled[_ANY].model.get_runtime_model()
     computed = {node.get_rt_info()["runtimePrecision"] for node in made.get_ops()}
     assert computed & {"i8", "u8"}, "convolutions of the opened file are in whole numbers"
 

@@ -73,11 +73,14 @@ def test_answers_stay_as_they_are_when_the_next_come() -> None:
     assert torch.equal(first.logits, kept)  # type: ignore[union-attr]
 
 
-def test_shapes_that_are_no_longer_used_are_let_go() -> None:
+def test_shapes_that_are_no_longer_used_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("voxray.inference.runtimes.open_vino._VOXELS_KEPT", 16 * 16 * (16 + 24 + 40))
     runtime = OpenVinoRuntime(exported_onnx("segresnet"), usual_vox=small_recipe("segresnet").inference.window_vox)
     for side in (16, 24, 32, 40, 16):
         runtime(torch.zeros(1, 1, side, 16, 16))
-    assert list(runtime._compiled) == [(32, 16, 16), (40, 16, 16), (16, 16, 16)]
+    assert list(runtime._compiled) == [(40, 16, 16), (16, 16, 16)]
+    runtime(torch.zeros(1, 1, 96, 16, 16))
+    assert list(runtime._compiled) == [(96, 16, 16)], "one is there however large it is"
 
 
 def test_half_precision_and_whole_numbers_keep_openvinos_own() -> None:

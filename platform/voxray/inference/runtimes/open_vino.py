@@ -7,6 +7,7 @@ here the precision is always said.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -30,7 +31,10 @@ from voxray.volume import Shape
 
 _HINTS: dict[Precision, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
 """At int8 the graph itself says what is in whole numbers; the rest is float32."""
-_SHAPES_KEPT = 3
+_ANY: Shape = (0, 0, 0)
+_VOXELS_KEPT = 4 << 20
+"""Of patches for whose shapes a model is kept compiled, together: each has memory for its feature maps, 500 bytes and
+more for a voxel."""
 
 
 class OpenVinoRuntime:
@@ -52,9 +56,9 @@ class OpenVinoRuntime:
             self._wants_shapes = any(node.get_type_name() in OURS for node in read.get_ops())
             self.max_batch = 1 if self._wants_shapes else None
             self._outputs = [output.get_any_name() for output in self._graph.outputs]
-            self._compiled: dict[Shape | None, _Compiled] = {}
+            self._compiled: dict[Shape, _Compiled] = {}
             if not self._wants_shapes:
-                self._compiled[None] = self._compile(self._graph)
+                self._compiled[_ANY] = self._compile(self._graph)
 
     def __call__(self, images: Float[Tensor, "b 1 x y z"]) -> Output:
         """The network's output for normalised patches."""
@@ -70,7 +74,7 @@ class OpenVinoRuntime:
     def _arrays(self, images: Float[Tensor, "b 1 x y z"]) -> list[Any]:
         patches = images.to("cpu", torch.float32).contiguous().numpy()
         if not self._wants_shapes:
-            return self._compiled[None](patches)
+            return self._compiled[_ANY](patches)
         compiled = self._of_shape(patches.shape[2:])
         if len(patches) == 1:
             return compiled(patches)
@@ -78,16 +82,16 @@ class OpenVinoRuntime:
         return [np.concatenate(of_output) for of_output in zip(*parts, strict=True)]
 
     def _of_shape(self, sides: Shape) -> _Compiled:
-        """The model for one patch of these sides; those of the last few shapes are kept."""
+        """The model for one patch of these sides; those of the last shapes are kept where they are small."""
         found = self._compiled.pop(sides, None)
+        while self._compiled and sum(map(math.prod, (sides, *self._compiled))) > _VOXELS_KEPT:
+            del self._compiled[next(iter(self._compiled))]
         if found is None:
             with _understood():
                 fixed = self._graph.clone()
                 fixed.reshape([1, 1, *sides])
                 found = self._compile(fixed)
         self._compiled[sides] = found
-        while len(self._compiled) > _SHAPES_KEPT:
-            del self._compiled[next(iter(self._compiled))]
         return found
 
     def _compile(self, graph: Any) -> _Compiled:

@@ -147,7 +147,7 @@ def _shared_out(work: Callable[[int, int], None], count: int) -> None:
         other.result()
 
 
-_CORES = os.sched_getaffinity(0)
+_CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
 """The process's: when they are first wanted, one of OpenVINO's threads may ask, which keeps to one core."""
 
 
@@ -155,9 +155,12 @@ _CORES = os.sched_getaffinity(0)
 def _workers(threads: int, process: int) -> ThreadPoolExecutor:
     """Threads on any core; a fork has none of its parent's."""
     del process
-    return ThreadPoolExecutor(
-        threads, thread_name_prefix="winograd", initializer=os.sched_setaffinity, initargs=(0, _CORES)
-    )
+    return ThreadPoolExecutor(threads, thread_name_prefix="winograd", initializer=_to_any_core)
+
+
+def _to_any_core() -> None:
+    if _CORES is not None:
+        os.sched_setaffinity(0, _CORES)
 
 
 _MEMORY = threading.local()
