@@ -16,7 +16,7 @@ from torch.nn import functional
 
 pytest.importorskip("llvmlite")
 
-from voxray.inference.winograd import Convolution, can_compile, convolution, machine, norm_affine
+from voxray.inference.winograd import Convolution, can_compile, convolution, is_worth_it, machine, norm_affine
 from voxray.inference.winograd.points import ANSWER, DATA, weights_at_points
 
 pytestmark = pytest.mark.skipif(not can_compile(), reason="the processor has no vectors that are long enough")
@@ -106,6 +106,28 @@ def test_the_answer_does_not_depend_on_threads(threads: int) -> None:
         answers.append(np.empty_like(image))
         convolve(image, answers[-1])
     np.testing.assert_array_equal(answers[0], answers[1])
+
+
+@pytest.mark.parametrize(
+    ("threads", "sides", "at_once"),
+    [(2, (96, 96, 96), 1), (2, (12, 12, 12), 5), (16, (24, 24, 24), 3), (2, (24, 24, 24), 3), (2, (4, 4, 3), 3)],
+)
+def test_tiles_at_once(
+    threads: int, sides: tuple[int, int, int], at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 9 tiles two threads take 5 and 4, and of 36 twelve threads 3; a block has its 12 rows."""
+    monkeypatch.setattr(machine, "blocking", lambda: machine.LONG)
+    torch.set_num_threads(threads)
+    assert convolution._tiles_at_once(sides) == at_once
+
+
+@pytest.mark.parametrize(
+    ("threads", "sides", "worth"),
+    [(2, (12, 12, 12), True), (2, (6, 6, 6), False), (9, (12, 12, 12), True), (10, (12, 12, 12), False)],
+)
+def test_small_maps_and_many_threads_are_not_worth_it(threads: int, sides: tuple[int, int, int], worth: bool) -> None:
+    torch.set_num_threads(threads)
+    assert is_worth_it(sides) is worth
 
 
 def test_several_scans_at_once() -> None:

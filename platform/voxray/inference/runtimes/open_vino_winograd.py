@@ -17,11 +17,9 @@ from openvino import opset13 as ops
 
 from voxray.inference.runtimes.open_vino_ops import GroupNorm, NormAffine, WinogradConvolution
 from voxray.inference.runtimes.open_vino_upsampling import constant_of
-from voxray.inference.winograd import STEP, Convolution
+from voxray.inference.winograd import STEP, Convolution, is_worth_it
 from voxray.volume import Shape
 
-_LEAST_VOXELS = 512
-"""In smaller maps the weights, which are four times as many, are what takes the time."""
 _TO_LAST, _TO_FIRST = (0, 2, 3, 4, 1), (0, 4, 1, 2, 3)
 
 
@@ -56,8 +54,8 @@ def _wide_enough(model: Any, window_vox: Shape) -> set[str]:
         given = node.get_attributes()
         names = ("strides", "dilations", "pads_begin", "pads_end")
         if all(list(given[name]) == [1] * 3 for name in names):
-            sides = list(node.get_output_shape(0))[2:]
-            if np.prod(sides) >= _LEAST_VOXELS:
+            x, y, z = list(node.get_output_shape(0))[2:]
+            if is_worth_it((x, y, z)):
                 found.add(node.get_friendly_name())
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -15,11 +16,13 @@ from jaxtyping import Float32
 
 from voxray.inference.winograd import kernels, machine
 from voxray.inference.winograd.points import POINTS, TAPS, TILE, weights_at_points
+from voxray.volume import Shape
 
 Map = Float32[np.ndarray, "x y z c"]
 
 STEP = 16
 """Numbers of channels are multiples of this."""
+_LEAST_VOXELS = 512
 _ROWS = 98
 """Rows of a matrix product, about: with fewer its weights are not worth fetching."""
 _APART = 80
@@ -63,8 +66,7 @@ class Convolution:
         """
         assert all(one.flags.c_contiguous for one in (image, answer, residual) if one is not None)
         length, width, depth = image.shape[:3]
-        across = -(-width // TILE) * -(-length // TILE)
-        at_once = _tiles_at_once(depth, across)
+        at_once = _tiles_at_once((length, width, depth))
         sizes = [at_once * (depth + TAPS - 1) * channels + _APART for channels in (self.inputs, self.outputs)]
         in_row, out_row = depth * self.inputs, depth * self.outputs
         floor = np.array([-np.inf if affine is None else 0], np.float32)
@@ -82,7 +84,7 @@ class Convolution:
                 *(begin, end),
             )
 
-        _shared_out(work, -(-across // at_once))
+        _shared_out(work, -(-_tiles((length, width, depth)) // at_once))
 
 
 def norm_affine(
@@ -121,11 +123,26 @@ def _packed(weights: Float32[np.ndarray, "p t o"], lanes: int) -> Float32[np.nda
     return np.concatenate([np.ascontiguousarray(part).reshape(len(part), -1) for part in parts], axis=1).ravel()
 
 
-def _tiles_at_once(depth: int, tiles: int) -> int:
-    """As many tiles in a matrix product as make enough rows, and no more than there are; at least a block's rows."""
-    least, deeper = machine.blocking().rows, depth + TAPS - 1
-    groups = -(-tiles // max(1, round(_ROWS / deeper)))
-    return max(-(-tiles // groups), -(-(least + TAPS - 1) // deeper))
+def is_worth_it(sides: Shape) -> bool:
+    """Whether maps are large enough for the weights, four times as many, to be fetched, and for all threads."""
+    return math.prod(sides) >= _LEAST_VOXELS and _tiles(sides) >= torch.get_num_threads()
+
+
+def _tiles(sides: Shape) -> int:
+    return -(-sides[0] // TILE) * -(-sides[1] // TILE)
+
+
+def _tiles_at_once(sides: Shape) -> int:
+    """Tiles of a matrix product: enough for its weights to be worth fetching, and for threads to end together."""
+    least, deeper = machine.blocking().rows, sides[2] + TAPS - 1
+    tiles, threads = _tiles(sides), torch.get_num_threads()
+
+    def longest(at_once: int) -> int:
+        groups = -(-tiles // at_once)
+        return -(-groups // threads) * at_once
+
+    found = min(range(max(1, round(_ROWS / deeper)), 0, -1), key=longest)
+    return max(found, -(-(least + TAPS - 1) // deeper))
 
 
 def _shared_out(work: Callable[[int, int], None], count: int) -> None:
