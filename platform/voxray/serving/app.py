@@ -28,6 +28,8 @@ from voxray.serving.places import Places
 
 NAME = "voxray"
 _LOOK_S = 5.0
+_PROMPT = ("RAY_worker_niceness", "0")
+"""Ray starts its workers as what can wait for all else on the machine (15); who asks a service waits for them."""
 START_S = 600.0
 """How long models may take to load, convert and answer for the first time."""
 
@@ -101,6 +103,7 @@ def run(config: ServeConfig, *, port: int, progress: Progress, ready: Callable[[
             "RAY_AUTH_MODE is not `token`: whoever reaches Ray's ports runs code here; unset it to close them"
         )
     os.environ.setdefault(PROXY_SETTING, PROXY_HALF)
+    os.environ.setdefault(*_PROMPT)
     check(config)
     _require_free(config.host, port)
     stopped = threading.Event()
