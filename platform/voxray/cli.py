@@ -1,12 +1,13 @@
 """The command line: one verb per pipeline. Heavy imports wait inside the verbs, so that help is quick.
 
 Exit codes: 0 all well; 1 a file, the machine or some cases failed; 2 something written is not allowed; 3 a fault of
-voxray itself; 130 stopped by Ctrl-C.
+voxray itself; 130 stopped by Ctrl-C; 141 nobody reads its output any more, as after `| head`.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Annotated, Any, ParamSpec
 import typer
 
 from voxray import serve_verbs, study_verbs, terminal
+from voxray.bulkhead import DEBUG
 from voxray.errors import ConfigError
 from voxray.verb_options import Device, Recipe, Root, Run, Set, Workers
 
@@ -36,7 +38,8 @@ def main(*verb: str) -> None:
     arguments = [*verb, *sys.argv[1:]]
     own = arguments[: arguments.index("--")] if "--" in arguments else arguments
     debug = ["--debug"] if "--debug" in own else []
-    app(debug + [text for text in own if text != "--debug"] + arguments[len(own) :])
+    with terminal.readers_may_leave():
+        app(debug + [text for text in own if text != "--debug"] + arguments[len(own) :])
 
 
 def verb(name: str, *, resume: str = "") -> Callable[[Callable[P, None]], Callable[P, None]]:
@@ -53,7 +56,7 @@ def verb(name: str, *, resume: str = "") -> Callable[[Callable[P, None]], Callab
                 terminal.complain(f"stopped. {resume}".strip())
                 raise typer.Exit(130) from None
             except Exception as error:
-                if _state["debug"]:
+                if _state["debug"] or (isinstance(error, BrokenPipeError) and terminal.reader_is_gone()):
                     raise
                 raise typer.Exit(terminal.explain(error)) from None
 
@@ -68,6 +71,9 @@ def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     _state["debug"] = debug
+    terminal.log_faults(debug=debug)
+    if debug:
+        os.environ[DEBUG] = "1"
 
 
 @verb("info")

@@ -2,37 +2,94 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
+import select
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from voxray.errors import ConfigError, VoxrayError
+from voxray.bulkhead import LOGGER, refusal_in, sentence_of
+from voxray.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+BROKEN_PIPE = 141
+"""What a shell says of a program that SIGPIPE ended."""
+
 
 def explain(error: BaseException) -> int:
     """Says what is wrong; the exit code. Ray wraps what its workers raise: the cause is what counts."""
-    known = next((cause for cause in _causes(error) if isinstance(cause, VoxrayError)), None)
+    known = refusal_in(error)
+    complain(sentence_of(error))
     if known is None:
-        kind, text = type(error).__name__, (str(error) or "no message").strip().splitlines()[0]
-        complain(f"a fault of voxray: {kind}: {text[:300]} (run again with --debug for the traceback)")
         return 3
-    complain(str(known))
     return 2 if isinstance(known, ConfigError) else 1
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The innermost first: Ray's own subclass of a worker's error has a traceback for a text."""
-    if error is not None:
-        cause = getattr(error, "cause", None)
-        yield from _causes(cause if isinstance(cause, BaseException) else error.__cause__)
-        for inner in getattr(error, "worker_failures", {}).values():
-            yield from _causes(inner)
-        yield error
+def log_faults(*, debug: bool) -> None:
+    """Where the traceback of a fault within one case goes: to standard error, or nowhere."""
+    logger = logging.getLogger(LOGGER)
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+    logger.addHandler(logging.StreamHandler() if debug else logging.NullHandler())
+
+
+@contextlib.contextmanager
+def readers_may_leave() -> Iterator[None]:
+    """A reader that goes away, as that of ``| head`` does, ends the program as it ends others: quietly, with 141."""
+    outputs = [os.dup(number) for number in _descriptors()]  # what finds one broken may put another in its place
+    try:
+        yield
+    except (SystemExit, BrokenPipeError) as end:
+        well = isinstance(end, SystemExit) and not end.code
+        if _flushed() and (well or not any(map(_is_broken, outputs))):
+            raise
+        _silence()
+        raise SystemExit(BROKEN_PIPE) from None
+
+
+def reader_is_gone() -> bool:
+    """Whether nobody reads the program's output any more."""
+    return any(map(_is_broken, _descriptors()))
+
+
+def _descriptors() -> list[int]:
+    numbers = []
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # None, or not a file
+            numbers.append(stream.fileno())
+    return numbers
+
+
+def _is_broken(descriptor: int) -> bool:
+    watch = select.poll()
+    watch.register(descriptor, 0)
+    return any(event & select.POLLERR for _, event in watch.poll(0))
+
+
+def _flushed() -> bool:
+    """Whether what was printed has left."""
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+    except BrokenPipeError:
+        return False
+    return True
+
+
+def _silence() -> None:
+    """Sends the rest nowhere: what Python flushes when it ends would fail again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in _descriptors():
+        if _is_broken(number):
+            os.dup2(nowhere, number)
 
 
 def complain(text: str) -> None:

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from voxray.bulkhead import DEBUG
 from voxray.errors import ResourceError
 
 QUIET = {
@@ -156,7 +157,7 @@ def _start(ray: Any, num_cpus: float | None) -> None:
                 object_store_memory=_object_store_bytes(),
                 include_dashboard=False,
                 logging_level="ERROR",
-                log_to_driver=False,
+                log_to_driver=DEBUG in os.environ,
             )
             return
         except Exception as error:  # a busy machine is Ray's bare Exception
@@ -172,7 +173,7 @@ def _join(ray: Any) -> None:
     address = os.environ["RAY_ADDRESS"]
     try:
         _knock(address)
-        ray.init(logging_level="ERROR", log_to_driver=False)
+        ray.init(logging_level="ERROR", log_to_driver=DEBUG in os.environ)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         raise ResourceError(
             f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}); start it with `ray start --head`, use "

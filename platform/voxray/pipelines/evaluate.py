@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from voxray.bulkhead import attempt
 from voxray.case import Case
 from voxray.dataset import CaseSource, Dataset, read_dataset, split
 from voxray.detections import Detections
@@ -24,7 +25,6 @@ from voxray.loading import list_cases, load_case
 from voxray.metrics.coco import IOUS
 from voxray.metrics.segmentation import Table, structure_table, table_of_unread
 from voxray.pipelines.answers import Engine, is_answered, open_engine, read_answer, write_answer
-from voxray.pipelines.predict import attempt
 from voxray.pipelines.progress import Progress
 from voxray.pipelines.scans import Scan
 from voxray.pipelines.scores import CaseScore, summarise

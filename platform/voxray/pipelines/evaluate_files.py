@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from voxray.bulkhead import attempt
 from voxray.detections import Detections
 from voxray.errors import ConfigError
 from voxray.evaluation import EVALUATION, Evaluation, Luna16Evaluation, read_evaluation, write_evaluation
@@ -18,7 +19,6 @@ from voxray.metrics.segmentation import structure_table, table_of_unread
 from voxray.pipelines.evaluate import EvaluateOptions, evaluate
 from voxray.pipelines.given import Answers, cases_of, detections_in, labels_in, marks_of, read_answers
 from voxray.pipelines.luna16 import Luna16Truth, evaluate_luna16, is_luna16_folder, some
-from voxray.pipelines.predict import attempt
 from voxray.pipelines.progress import Progress
 from voxray.pipelines.score_tables import ScoreTable, difference_table, luna16_tables, score_tables
 from voxray.pipelines.scores import CaseScore, parse_ious, summarise

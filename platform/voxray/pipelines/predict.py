@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from voxray.errors import DataError, VoxrayError
+from voxray.bulkhead import attempt, sentence_of
 from voxray.inference.predictor import Prediction
 from voxray.pipelines.answers import Engine, is_answered, open_engine, read_answer, write_answer
 from voxray.pipelines.forms import CaseAnswer, chosen_forms, drop_forms, form_files, gather, write_form
@@ -150,8 +149,8 @@ class Answerer:
         for form, path in form_files(self._forms, output, scan.name).items():
             try:
                 write_form(form, answer, path)
-            except DataError as error:
-                without.append(f"{form}: {error}")
+            except Exception as error:
+                without.append(f"{form}: {sentence_of(error)}")
         if not before:
             write_answer(prediction, output, case=scan.name, engine=engine)
         return without
@@ -182,14 +181,3 @@ def _keeping(engine: Engine, output: Path, options: AnswerOptions) -> Keeping | 
         return None
     folder = Place.of(output).below(FOLDER)
     return Keeping.of(folder, engine.recipe, engine.run.classes, options.keep_classes)
-
-
-def attempt(action: Callable[[], Any]) -> str:
-    """Runs the action; what a single scan can fail from as one sentence, or an empty text."""
-    try:
-        action()
-    except VoxrayError as error:
-        return str(error)
-    except (MemoryError, OSError, ValueError, RuntimeError, ArithmeticError) as error:
-        return f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0][:300]}"
-    return ""

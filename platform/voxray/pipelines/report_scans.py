@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
+from voxray.bulkhead import attempt
 from voxray.case import Case
 from voxray.dataset import CaseSource, Dataset, num_folds, read_dataset
 from voxray.detections import Detections, boxes_to_voxel
@@ -21,7 +22,6 @@ from voxray.inference.findings import LabelsFile, read_file
 from voxray.loading import list_cases, load_case
 from voxray.pictures import cut_closeup, draw_labels, draw_montage
 from voxray.pipelines.luna16 import some
-from voxray.pipelines.predict import attempt
 from voxray.pipelines.progress import Progress
 from voxray.pipelines.spread import Crew, hire, spread
 from voxray.readers import read_label_map, read_volume
