@@ -34,6 +34,8 @@ class Case:
     boxes: Float64[np.ndarray, "n 6"]
     classes: Int64[np.ndarray, " n"]
     labels: UInt8[np.ndarray, "x y z"] | None = None
+    warnings: tuple[str, ...] = ()
+    """What is worth knowing of its scan and its truth, though both were read."""
 
 
 @dataclass(frozen=True)

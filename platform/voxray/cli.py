@@ -113,12 +113,15 @@ def check(
     for problem in report.problems:
         where = f"case {problem.case_id}: " if problem.case_id else ""
         terminal.complain(f"{where}[{problem.code}] {problem.message} {problem.remedy}")
+    for warning in report.warnings:
+        terminal.warn(f"case {warning.case_id}: {warning.message}")
     objects, cases = report.objects_of_class, report.cases_of_class
     rows = [(name, str(cases[name]), str(objects[name])) for name in report.classes]
     terminal.show(terminal.table(("class", "cases", "objects"), rows))
     _say(
         f"{report.dataset}: {report.num_cases} cases of {report.num_patients} patients, {len(report.cases)} can be "
-        f"used, {report.num_empty} of them hold nothing; {len(report.problems)} problems."
+        f"used, {report.num_empty} of them hold nothing; {len(report.problems)} problems, "
+        f"{len(report.warnings)} warnings."
     )
     if report.problems:
         raise typer.Exit(1)

@@ -171,6 +171,8 @@ class Evaluation(Record):
     """Case -> its Dice by class, or its numbers of objects, findings and hits at the first threshold."""
     failed: Mapping[str, str] = {}
     """Case -> why it has no answer. It counts as an empty one."""
+    warnings: Mapping[str, tuple[str, ...]] = {}
+    """Case -> what is worth knowing of its scan, its truth or its answer, though all were read."""
     without_truth: tuple[str, ...] = ()
     """Classes that no case has: they have no score."""
     notices: tuple[str, ...] = ()

@@ -97,6 +97,11 @@ def complain(text: str) -> None:
     typer.secho(f"voxray: {text}", fg="red", err=True)
 
 
+def warn(text: str) -> None:
+    """A warning on standard error."""
+    typer.secho(f"voxray: warning: {text}", fg="yellow", err=True)
+
+
 def numbers(option: str, text: str) -> tuple[int, ...]:
     """Whole numbers with commas between them."""
     try:

@@ -112,6 +112,8 @@ class Volume:
 
     voxels: Shaped[np.ndarray, "x y z"]
     grid: Grid
+    warnings: tuple[str, ...] = ()
+    """What its reader says of the file: what is worth knowing though it was read. Whatever is made of it has none."""
 
     def __post_init__(self) -> None:
         assert self.voxels.shape == self.grid.shape, (self.voxels.shape, self.grid.shape)

@@ -11,10 +11,11 @@ import pytest
 import SimpleITK
 from numpy.typing import NDArray
 
+from pipelines.odd_scans import DISAGREE, contradict
 from voxray.dataset import CaseSource, Dataset, read_dataset
 from voxray.errors import ConfigError
 from voxray.loading import list_cases
-from voxray.pipelines.check import CheckedCase, CheckReport, Problem, answers, check, check_case
+from voxray.pipelines.check import Answer, CaseWarning, CheckReport, Problem, answers, check, check_case
 from voxray.pipelines.progress import SilentProgress
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
@@ -111,7 +112,23 @@ def test_a_case_alone(tmp_path: Path) -> None:
     dataset = describe(tmp_path)
     checked, problems = check_case(dataset, list_cases(dataset)[0])
     assert checked is None
-    assert [(problem.case_id, problem.code) for problem in problems] == [("a", "labels.value")]
+    assert [problem[:2] for problem in problems] == [("a", "labels.value")]
+
+
+def test_warnings_of_a_case_are_told_whether_it_can_be_used_or_not(tmp_path: Path) -> None:
+    write(tmp_path / "images/a.nii.gz", scan())
+    write(tmp_path / "labels/a.nii.gz", mask())
+    contradict(tmp_path / "images/a.nii.gz")
+    contradict(tmp_path / "labels/a.nii.gz")
+    dataset = describe(tmp_path)
+    expected = [CaseWarning("a", DISAGREE), CaseWarning("a", f"a.nii.gz: {DISAGREE}")]
+    checked, noted = check_case(dataset, list_cases(dataset)[0])
+    assert checked is not None
+    assert noted == expected
+    write(tmp_path / "labels/a.nii.gz", mask(9))
+    checked, noted = check_case(dataset, list_cases(dataset)[0])
+    assert checked is None
+    assert noted[1:] == expected[:1]
 
 
 @pytest.mark.ray
@@ -142,7 +159,7 @@ def test_a_worker_that_dies_is_one_problem(tmp_path: Path) -> None:
         write(tmp_path / f"labels/{name}.nii.gz", mask())
     dataset = describe(tmp_path)
 
-    def die(dataset: Dataset, source: CaseSource) -> tuple[CheckedCase | None, list[Problem]]:
+    def die(dataset: Dataset, source: CaseSource) -> Answer:
         if source.case_id == "a":
             os._exit(1)
         if source.case_id == "b":

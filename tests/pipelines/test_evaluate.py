@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from pipelines.bright_runs import register, write_run, write_spheres
+from pipelines.odd_scans import DISAGREE, Lines, contradict
 from voxray.dataset import read_dataset
 from voxray.errors import ConfigError
 from voxray.evaluation import Evaluation, read_evaluation
+from voxray.loading import list_cases
 from voxray.pipelines.evaluate import EvaluateOptions, choose_cases, evaluate
 from voxray.pipelines.progress import SilentProgress
 from voxray.pipelines.tracking import open_tracking, tracking_uri
@@ -199,3 +201,23 @@ def test_a_silent_mlflow_costs_no_score(tmp_path: Path, spheres: Path, monkeypat
     assert report.metrics["mAP"] == 1.0
     assert len(progress.said) == 1
     assert "cannot be reached" in progress.said[0]
+
+
+def test_what_readers_warn_of_is_in_the_score(tmp_path: Path, spheres: Path) -> None:
+    write_run(tmp_path / "run", "segmentation", val_cases=CASES)
+    dataset = read_dataset(spheres)
+    sources = {source.case_id: source for source in list_cases(dataset)}
+    contradict(Path(sources["s0"].image))
+    maps = sources["s1"].maps
+    assert maps is not None
+    contradict(Path(maps.file))
+    progress = Lines()
+    report = evaluate(tmp_path / "run", dataset=spheres, output=tmp_path / "out", progress=progress)
+    named = f"{Path(maps.file).name}: {DISAGREE}"
+    assert report.warnings == {"s0": (DISAGREE,), "s1": (named,)}
+    assert read_evaluation(tmp_path / "out").warnings == report.warnings
+    assert [line for line in progress.said if "warning" in line] == [
+        f"case s0: warning: {DISAGREE}",
+        f"case s1: warning: {named}",
+    ]
+    assert not report.failed

@@ -11,6 +11,7 @@ import pytest
 import ray
 import SimpleITK
 
+from pipelines.odd_scans import DISAGREE, contradict
 from voxray.dataset import Dataset, read_dataset
 from voxray.errors import DataError, ResourceError
 from voxray.loading import list_cases, load_case
@@ -64,6 +65,7 @@ def made(tmp_path: Path) -> Dataset:
 @pytest.mark.usefixtures("one_ray")
 def test_a_dataset_becomes_a_store_and_follows_its_changes(made: Dataset, tmp_path: Path) -> None:
     out = tmp_path / "store"
+    contradict(Path(made.root) / "a_ct.nii.gz")
     first = ingest(made, RECIPE, out)
     assert (first.done, first.kept, first.removed) == (("a", "b"), (), ())
     assert list(first.failed) == ["c"]
@@ -79,6 +81,9 @@ def test_a_dataset_becomes_a_store_and_follows_its_changes(made: Dataset, tmp_pa
 
     again = ingest(made, RECIPE, out)
     assert (again.done, again.kept, again.removed) == ((), ("a", "b"), ())
+    assert again.warnings == first.warnings == {"a": (DISAGREE,)}
+    assert store.manifest.cases["a"].warnings == store.read_case("a").warnings == (DISAGREE,)
+    assert "1 cases with warnings" in str(again)
 
     folder = Path(made.root)
     write_scan(folder, "b", seed=7, shift=2)

@@ -13,6 +13,7 @@ import torch
 
 from inference.bright import bright_run, sphere_scan
 from pipelines.bright_runs import TURNS, register, write_run
+from pipelines.odd_scans import DISAGREE, Lines, contradict
 from voxray.errors import ConfigError
 from voxray.inference.findings import FindingsFile, LabelsFile, read_file
 from voxray.pipelines.answers import open_engine
@@ -237,3 +238,19 @@ def test_what_is_odd_about_a_scan_stands_in_its_answer(tmp_path: Path, scans: Pa
     odd, plain = (read_file(FindingsFile, tmp_path / "out" / f"{name}.json").warnings for name in "ab")
     assert len(odd) == len(plain) + 1
     assert any("below -1100" in warning for warning in odd)
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_what_a_reader_warns_of_is_said_and_written_and_said_again_by_a_rerun(
+    tmp_path: Path, scans: Path, task: str
+) -> None:
+    write_run(tmp_path / "run", task)
+    contradict(scans / "a.nii.gz")
+    for answered in (("a", "b"), ()):
+        progress = Lines()
+        report = predict(tmp_path / "run", [scans], tmp_path / "out", AnswerOptions(device="cpu"), progress=progress)
+        assert report.done == answered
+        assert report.warnings == {"a": (DISAGREE,)}
+        assert f"a: warning: {DISAGREE}" in progress.said
+    assert json.loads((tmp_path / "out" / "a.json").read_text())["warnings"] == [DISAGREE]
+    assert json.loads((tmp_path / "out" / "b.json").read_text())["warnings"] == []

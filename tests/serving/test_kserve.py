@@ -18,6 +18,7 @@ from tritonclient.utils import InferenceServerException
 
 from inference.bright import sphere_scan
 from pipelines.bright_runs import TURNS, register, write_run
+from pipelines.odd_scans import DISAGREE, contradict
 from serving.listening import Listening, listening
 from voxray.readers import read_label_map, write_nifti
 from voxray.volume import Volume
@@ -151,6 +152,17 @@ def test_a_zip_is_a_scan_too(client: triton.InferenceServerClient, file: bytes) 
     with zipfile.ZipFile(held, "w") as archive:
         archive.writestr("someone/scan.nii.gz", file)
     assert len(client.infer("balls", volume(held.getvalue())).as_numpy("boxes")) == 1
+
+
+def test_what_is_worth_knowing_of_the_scan_is_a_parameter(
+    client: triton.InferenceServerClient, file: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "scan.nii.gz"
+    path.write_bytes(file)
+    assert "parameters" not in client.infer("balls", volume(file)).get_response()
+    contradict(path)
+    told = client.infer("balls", volume(path.read_bytes())).get_response()
+    assert told["parameters"] == {"warnings": DISAGREE}
 
 
 def post(served: Listening, model: str, body: bytes, **headers: str) -> httpx.Response:

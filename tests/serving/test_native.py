@@ -14,6 +14,7 @@ import numpy as np
 import pydicom
 import pytest
 
+from pipelines.odd_scans import DISAGREE, contradict
 from serving.intake.conftest import series_files
 from serving.services import in_process, small_models, small_scan, upload
 from voxray.pipelines.predict import AnswerOptions, predict
@@ -42,6 +43,7 @@ async def ask(client: httpx.AsyncClient, study: str, model: str, **more: Any) ->
 def test_answers_are_those_of_predict(tmp_path: Path) -> None:
     models = small_models(tmp_path / "runs")
     scan = small_scan(tmp_path / "scan.nii.gz")
+    contradict(scan)
     for name, model in models.items():
         predict(
             model["path"],
@@ -61,6 +63,7 @@ def test_answers_are_those_of_predict(tmp_path: Path) -> None:
             want = json.loads((tmp_path / "nodules" / "scan.json").read_text())
             assert job["result"]["findings"] == want["findings"] != []
             assert job["result"]["model"] == want["model"]
+            assert job["result"]["warnings"] == want["warnings"] == study["warnings"] == [DISAGREE]
 
             job = await ask(client, study["study_id"], "organs")
             reply = await client.get(f"/v1/jobs/{job['job_id']}/results/nifti")

@@ -49,7 +49,7 @@ class Prediction:
     detections: Detections | None = None
     labels: Volume | None = None
     warnings: tuple[str, ...] = ()
-    """What is odd about the scan."""
+    """What is worth knowing of the scan: from its reader, and of its values."""
 
     @property
     def world(self) -> Detections:
@@ -70,7 +70,7 @@ class Prepared:
 
 def prepare_scan(volume: Volume, grid: GridConfig) -> Prepared:
     """The scan turned and resampled for a recipe; a DataError where it can be no CT volume."""
-    warnings = check_modality(volume)
+    warnings = (*volume.warnings, *check_modality(volume))
     turned = orient(volume, grid.orientation)
     return Prepared(resample(turned, grid.spacing_mm), volume.grid, warnings)
 

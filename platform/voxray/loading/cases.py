@@ -20,6 +20,8 @@ class Examination:
 
     case: Case | None
     problems: tuple[DataError, ...]
+    warnings: tuple[str, ...] = ()
+    """What is worth knowing of the files that could be read."""
 
 
 def load_case(dataset: Dataset, source: CaseSource) -> Case:
@@ -42,7 +44,8 @@ def examine(dataset: Dataset, source: CaseSource) -> Examination:
         truth.boxes, found = place_boxes(source.boxes, image.grid, dataset.classes, overhang_vox=dataset.overhang_vox)
         truth.classes = source.boxes.classes
         problems += found
+    warnings = (*(() if image is None else image.warnings), *truth.warnings)
     if problems or image is None:
-        return Examination(None, tuple(problem.of_case(source.case_id) for problem in problems))
-    case = Case(source.case_id, source.patient_id, image, truth.boxes, truth.classes, truth.labels)
-    return Examination(case, ())
+        return Examination(None, tuple(problem.of_case(source.case_id) for problem in problems), warnings)
+    case = Case(source.case_id, source.patient_id, image, truth.boxes, truth.classes, truth.labels, warnings)
+    return Examination(case, (), warnings)

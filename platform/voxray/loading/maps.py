@@ -43,6 +43,8 @@ class Truth:
     classes: Int64[np.ndarray, " n"] = field(default_factory=lambda: np.zeros(0, np.int64))
     labels: UInt8[np.ndarray, "x y z"] | None = None
     problems: list[DataError] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    """What is worth knowing of the files, though they were read; each names its file."""
 
 
 def read_maps(dataset: Dataset, source: CaseSource, grid: Grid | None) -> Truth:
@@ -170,6 +172,7 @@ def _read_map(file: str, grid: Grid | None, truth: Truth, *, absent: str) -> Vol
         truth.problems.append(DataError("labels.missing", f"{file}: no such file.", remedy=_MAPS_REMEDY))
         return None
     volume = attempt(truth.problems, read_label_map, Path(file))
+    truth.warnings += [] if volume is None else [f"{Path(file).name}: {text}" for text in volume.warnings]
     if volume is not None and grid is not None:
         truth.problems += _mismatch(volume.grid, grid, Path(file).name)
     return volume

@@ -232,6 +232,14 @@ def is_answered(scan: Scan, output: Path, mark: ModelStamp) -> bool:
     return labels.model == mark and (output / labels.file).exists()
 
 
+def warnings_of(output: Path, *, case: str, engine: Engine) -> tuple[str, ...]:
+    """What the answer that `write_answer` wrote says of its scan."""
+    path = output / f"{case}.json"
+    if engine.recipe.task == "segmentation":
+        return read_file(LabelsFile, path).warnings
+    return read_file(FindingsFile, path).warnings
+
+
 def read_answer(output: Path, *, case: str, grid: Grid, engine: Engine) -> Prediction:
     """What `write_answer` wrote for a scan on `grid`."""
     path = output / f"{case}.json"

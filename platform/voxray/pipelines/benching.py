@@ -20,7 +20,7 @@ from voxray.inference.restore import boxes_on
 from voxray.loading import list_cases, load_case
 from voxray.pipelines.answers import Engine, open_engine
 from voxray.pipelines.keeping import FOLDER, Keeping, said_by
-from voxray.pipelines.progress import Progress
+from voxray.pipelines.progress import Progress, tell_warnings
 from voxray.pipelines.space import Setting, as_overrides
 from voxray.pipelines.spread import hire, spread
 from voxray.place import Place
@@ -63,7 +63,8 @@ def keep_cases(wanted: Wanted, variant: Setting, *, progress: Progress) -> list[
             data, sources = _sources(wanted, engine, missing)
             todo = [Todo(source, places[source.case_id][0]) for source in sources]
             with progress.track("answer", total=len(todo), unit="cases") as advance:
-                for error in spread(partial(CaseKeeper, engine, data, keeping), todo, crew):
+                for case, warnings, error in spread(partial(CaseKeeper, engine, data, keeping), todo, crew):
+                    tell_warnings(progress, f"case {case}", warnings)
                     if error is not None:
                         raise error
                     advance(1)
@@ -96,17 +97,20 @@ class CaseKeeper:
         self._engine, self._dataset, self._keeping = engine, dataset, keeping
         self._predictor = engine.predictor()
 
-    def __call__(self, todo: Todo) -> VoxrayError | None:
-        """What a user can mend, if anything."""
+    def __call__(self, todo: Todo) -> tuple[str, tuple[str, ...], VoxrayError | None]:
+        """The case's id, what is worth knowing of its files, and what a user can mend, if anything."""
+        case_id = todo.source.case_id
+        warnings: tuple[str, ...] = ()
         try:
             case = load_case(self._dataset, todo.source)
+            warnings = case.warnings
             kept = self._answered(case) if todo.kept_in is None else self._known(case, todo.kept_in)
             write_kept(self._keeping.folder, with_truth(kept, truth_of(case, kept, self._engine.run.classes)))
         except DataError as error:
-            return error.of_case(todo.source.case_id)
+            return case_id, warnings, error.of_case(case_id)
         except VoxrayError as error:
-            return error
-        return None
+            return case_id, warnings, error
+        return case_id, warnings, None
 
     def _answered(self, case: Case) -> Kept:
         keep = self._keeping.keeper()

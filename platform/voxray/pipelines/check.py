@@ -36,6 +36,13 @@ class Problem(NamedTuple):
     remedy: str
 
 
+class CaseWarning(NamedTuple):
+    """What is worth knowing of a case that can be used as it is."""
+
+    case_id: str
+    message: str
+
+
 class Range(NamedTuple):
     """The smallest, the median and the largest value."""
 
@@ -71,6 +78,8 @@ class CheckReport:
     cases: tuple[CheckedCase, ...]
     problems: tuple[Problem, ...]
     seconds: float
+    warnings: tuple[CaseWarning, ...] = ()
+    """They are no problems: the cases can be used."""
 
     @property
     def spacing_mm(self) -> tuple[Range, Range, Range] | None:
@@ -105,15 +114,16 @@ def check(dataset: Dataset, *, progress: Progress) -> CheckReport:
     """Reads every case once on Ray; a ConfigError only where there is nothing to read."""
     begin = time.monotonic()
     found = survey(dataset)
-    problems = [_problem(error) for error in found.problems]
+    notes: list[Problem | CaseWarning] = [_problem(error) for error in found.problems]
     cases: list[CheckedCase] = []
     with connect(), progress.track("check", total=len(found.cases), unit="cases") as advance:
-        for checked, wrong in answers(check_case, dataset, found.cases):
+        for checked, noted in answers(check_case, dataset, found.cases):
             cases += [] if checked is None else [checked]
-            problems += wrong
+            notes += noted
             advance(1)
     if found.cases:
-        problems += _fold_problems(dataset, found.cases)
+        notes += _fold_problems(dataset, found.cases)
+    problems = [note for note in notes if isinstance(note, Problem)]
     return CheckReport(
         dataset=dataset.name,
         classes=dataset.classes,
@@ -122,23 +132,26 @@ def check(dataset: Dataset, *, progress: Progress) -> CheckReport:
         cases=tuple(sorted(cases, key=lambda case: case.case_id)),
         problems=tuple(sorted(problems, key=lambda problem: (problem.case_id or "", problem.code))),
         seconds=time.monotonic() - begin,
+        warnings=tuple(sorted(note for note in notes if isinstance(note, CaseWarning))),
     )
 
 
-def check_case(dataset: Dataset, source: CaseSource) -> tuple[CheckedCase | None, list[Problem]]:
-    """One case read and summed up, or what is wrong with it."""
+def check_case(dataset: Dataset, source: CaseSource) -> Answer:
+    """One case read and summed up, or what is wrong with it; and in either case what its readers warn of."""
     begin = time.monotonic()
     result = examine(dataset, source)
+    warnings = [CaseWarning(source.case_id, text) for text in result.warnings]
     if result.case is None:
-        return None, [_problem(error) for error in result.problems]
+        return None, [*map(_problem, result.problems), *warnings]
     checked = _sum_up(result.case, len(dataset.classes), begin)
     if checked.low_hu == checked.high_hu:
         text = f"every voxel of the image is {checked.low_hu} HU."
-        return checked, [Problem(source.case_id, "image.constant", text, "Replace the scan, or exclude the case.")]
-    return checked, []
+        remedy = "Replace the scan, or exclude the case."
+        return checked, [Problem(source.case_id, "image.constant", text, remedy), *warnings]
+    return checked, [*warnings]
 
 
-Answer = tuple[CheckedCase | None, list[Problem]]
+Answer = tuple[CheckedCase | None, list[Problem | CaseWarning]]
 Work = Callable[[Dataset, CaseSource], Answer]
 
 

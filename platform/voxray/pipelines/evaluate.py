@@ -25,7 +25,7 @@ from voxray.loading import list_cases, load_case
 from voxray.metrics.coco import IOUS
 from voxray.metrics.segmentation import Table, structure_table, table_of_unread
 from voxray.pipelines.answers import Engine, is_answered, open_engine, read_answer, write_answer
-from voxray.pipelines.progress import Progress
+from voxray.pipelines.progress import Progress, tell_warnings
 from voxray.pipelines.scans import Scan
 from voxray.pipelines.scores import CaseScore, summarise
 from voxray.pipelines.spread import hire, spread
@@ -73,6 +73,7 @@ def evaluate(
         with progress.track("evaluate", total=len(sources), unit="cases") as advance:
             for score in spread(partial(Scorer, engine, data, output), sources, crew):
                 scores.append(score)
+                tell_warnings(progress, f"case {score.case_id}", score.warnings)
                 advance(1)
     about = {"run": engine.run.name, "dataset": data.name, "which": options.which}
     report = summarise(scores, engine.run.classes, ious=options.ious, **about)
@@ -111,7 +112,8 @@ class Scorer:
         table = None
         if self._engine.recipe.task == "segmentation":
             table = _table(case, answer, len(self._dataset.classes))
-        return CaseScore(source.case_id, source.patient_id, found, boxes, classes, table, error)
+        warnings = case.warnings if case is not None else ()
+        return CaseScore(source.case_id, source.patient_id, found, boxes, classes, table, error, warnings)
 
 
 def choose_cases(run: Run, dataset: Dataset, which: str) -> list[CaseSource]:

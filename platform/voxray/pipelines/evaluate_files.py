@@ -19,7 +19,7 @@ from voxray.metrics.segmentation import structure_table, table_of_unread
 from voxray.pipelines.evaluate import EvaluateOptions, evaluate
 from voxray.pipelines.given import Answers, cases_of, detections_in, labels_in, marks_of, read_answers
 from voxray.pipelines.luna16 import Luna16Truth, evaluate_luna16, is_luna16_folder, some
-from voxray.pipelines.progress import Progress
+from voxray.pipelines.progress import Progress, tell_warnings
 from voxray.pipelines.score_tables import ScoreTable, difference_table, luna16_tables, score_tables
 from voxray.pipelines.scores import CaseScore, parse_ious, summarise
 from voxray.pipelines.spread import hire, spread
@@ -101,6 +101,7 @@ def evaluate_files(answers: Answers, truth: Truth, options: FileOptions, *, prog
         scores = []
         for score in spread(partial(FileScorer, answers, truth, names), cases, crew):
             scores.append(score)
+            tell_warnings(progress, f"case {score.case_id}", score.warnings)
             advance(1)
     about = {"run": answers.name, "dataset": truth.name, "which": which}
     report = summarise(scores, truth.classes, ious=parse_ious(options.ious), **about)
@@ -129,7 +130,8 @@ class FileScorer:
         if case_id not in self._names:
             error = error or NO_ANSWER
         score = self._labels(case_id, truth, error) if with_labels else self._boxes(case_id, truth, error)
-        return replace(score, patient_id=self._truth.patients[case_id])
+        warnings = () if truth is None else truth.warnings
+        return replace(score, patient_id=self._truth.patients[case_id], warnings=(*warnings, *score.warnings))
 
     def _boxes(self, case_id: str, truth: CaseTruth | None, error: str) -> CaseScore:
         if truth is None:
@@ -181,7 +183,8 @@ def _run_by_luna16(run: str, truth: Path | None, options: FileOptions, *, progre
     answers = replace(answers, name=report.run, files=files)
     result = _by_luna16(answers, replace(known, case_ids=scans), replace(options, which=None))
     failed = tuple(f"{case_id}: {why}" for case_id, why in report.failed.items())
-    return result.model_copy(update={"notices": (*result.notices, *failed)})
+    odd = tuple(f"{case_id}: warning: {text}" for case_id, texts in report.warnings.items() for text in texts)
+    return result.model_copy(update={"notices": (*result.notices, *failed, *odd)})
 
 
 def _refuse_against(options: FileOptions) -> None:

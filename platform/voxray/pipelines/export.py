@@ -100,9 +100,9 @@ def export(
         progress.track("export", total=3 + 2 * len(trained.parts), unit="steps") as advance,
     ):
         limited = chosen.device == "cpu"
-        patches, source = real_patches(trained.run, trained.recipe, chosen.scan, limited=limited)
+        patches, source = real_patches(trained.run, trained.recipe, chosen.scan, limited=limited, progress=progress)
         ranges = (
-            calibration_patches(trained.run, trained.recipe, chosen.scan, limited=limited)
+            calibration_patches(trained.run, trained.recipe, chosen.scan, limited=limited, progress=progress)
             if precision == "int8"
             else ()
         )

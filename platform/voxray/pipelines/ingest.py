@@ -26,7 +26,7 @@ from voxray.dataset import CaseSource, Dataset
 from voxray.errors import DataError, ResourceError
 from voxray.loading import load_case, survey
 from voxray.pipelines.cluster import connect, require_cpus
-from voxray.pipelines.progress import Progress, SilentProgress
+from voxray.pipelines.progress import Progress, SilentProgress, tell_warnings
 from voxray.place import Place
 from voxray.preprocess import prepare_case
 from voxray.recipe import NetworkConfig, Recipe
@@ -72,6 +72,11 @@ class IngestReport:
     seconds: float
     manifest: Manifest
 
+    @property
+    def warnings(self) -> dict[str, tuple[str, ...]]:
+        """What is worth knowing of each case that is in the store, by case id."""
+        return {case_id: entry.warnings for case_id, entry in self.manifest.cases.items() if entry.warnings}
+
     def __str__(self) -> str:
         size = f"{self.num_tiles} tiles, {self.size_bytes / 2**30:.2f} GiB"
         lines = [
@@ -79,6 +84,8 @@ class IngestReport:
             f"{len(self.done)} done in {self.seconds:.0f} s, {len(self.kept)} kept as they were, "
             f"{len(self.removed)} removed, {len(self.failed)} set aside",
         ]
+        if self.warnings:
+            lines.append(f"{len(self.warnings)} cases with warnings, which the manifest lists, too")
         return "\n".join([*lines, *self.failed.values()])
 
 
@@ -103,6 +110,8 @@ def ingest(
     wanted = {source.case_id: signature(dataset, source, recipe) for source in sources}
     stored = dict(_kept(place, wanted, verify=verify))
     kept = tuple(sorted(stored))
+    for case_id in kept:
+        tell_warnings(progress, f"case {case_id}", stored[case_id].summary.warnings)
     removed = _clear(place, wanted, stored)
     todo = [source for source in sources if source.case_id not in stored]
     job = _Job(place, dataset, _without_network(recipe), wanted)
@@ -113,6 +122,7 @@ def ingest(
                 progress.say(f"set aside: {result.message}")
             else:
                 stored[case_id] = result
+                tell_warnings(progress, f"case {case_id}", result.summary.warnings)
             advance(1)
     failed |= {source.case_id: _died(source) for source in todo if source.case_id not in {**stored, **failed}}
     if not stored:

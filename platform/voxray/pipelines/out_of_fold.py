@@ -15,7 +15,7 @@ from voxray.loading import list_cases
 from voxray.pipelines.answers import open_engine
 from voxray.pipelines.evaluate import Scorer, choose_cases, track
 from voxray.pipelines.fold_runs import ANSWERS, CrossvalFile, fold_folder
-from voxray.pipelines.progress import Progress
+from voxray.pipelines.progress import Progress, tell_warnings
 from voxray.pipelines.scores import CaseScore, summarise
 from voxray.pipelines.spread import Crew, spread
 from voxray.run import Run
@@ -54,6 +54,7 @@ def score_out_of_fold(
             found = []
             for score in spread(partial(Scorer, engine, data, output), chosen[fold], crew):
                 found.append(score)
+                tell_warnings(progress, f"case {score.case_id}", score.warnings)
                 advance(1)
             folds[fold] = _fold_score(found, engine.run, data, location, record.scored, progress)
             scores += found

@@ -15,6 +15,7 @@ from voxray.errors import ConfigError, VoxrayError
 from voxray.inference.sliding import cut
 from voxray.loading import list_cases, load_case
 from voxray.phantoms import draw_phantom
+from voxray.pipelines.progress import Progress, tell_warnings
 from voxray.preprocess import normalise, orient, resample
 from voxray.readers import read_volume
 from voxray.recipe import Recipe
@@ -30,27 +31,30 @@ PATCH_LIMIT_VOX = 128**3
 
 
 def real_patches(
-    run: Run, recipe: Recipe, scan: Path | None, *, limited: bool
+    run: Run, recipe: Recipe, scan: Path | None, *, limited: bool, progress: Progress
 ) -> tuple[list[Float[Tensor, "1 1 x y z"]], str]:
     """Patches of the scan, or of a validation case, where it holds most, and the words for where they are from."""
     volume, source = _scan(run, scan)
+    tell_warnings(progress, source, volume.warnings)
     return varied_patches(volume, recipe, NUM_PATCHES, limited=limited), source
 
 
 def calibration_patches(
-    run: Run, recipe: Recipe, scan: Path | None, *, limited: bool
+    run: Run, recipe: Recipe, scan: Path | None, *, limited: bool, progress: Progress
 ) -> list[Float[Tensor, "1 1 x y z"]]:
     """Patches of training cases, or of the scan where the run's dataset is not here; a ConfigError without either."""
-    volumes = list(_training_scans(run))
-    if not volumes and scan is not None:
-        volumes = [read_volume(scan)]
-    if not volumes:
+    scans = list(_training_scans(run))
+    if not scans and scan is not None:
+        scans = [(f"the scan {scan.name}", read_volume(scan))]
+    for name, volume in scans:
+        tell_warnings(progress, name, volume.warnings)
+    if not scans:
         raise ConfigError(
             f"--precision int8: is calibrated on real scans, and the dataset of {run.name} is not here; give a scan "
             f"with --scan, or export at fp32 or bf16."
         )
     return [
-        patch for volume in volumes for patch in varied_patches(volume, recipe, NUM_PATCHES_EACH, limited=limited)
+        patch for _, volume in scans for patch in varied_patches(volume, recipe, NUM_PATCHES_EACH, limited=limited)
     ]
 
 
@@ -101,14 +105,14 @@ def _scan(run: Run, scan: Path | None) -> tuple[Volume, str]:
     ).image, "a generated thorax (no scan was given, and the run's dataset is not here)"
 
 
-def _training_scans(run: Run) -> Iterator[Volume]:
-    """The first scans that the run was trained on; none where its data has moved since."""
+def _training_scans(run: Run) -> Iterator[tuple[str, Volume]]:
+    """The first scans that the run was trained on, each with what it is; none where its data has moved since."""
     if run.dataset_file is None or not Path(run.dataset_file).exists():
         return
     try:
         dataset = read_dataset(run.dataset_file)
         sources = [source for source in list_cases(dataset) if source.case_id in run.train_cases]
         for source in sources[:NUM_CALIBRATED]:
-            yield load_case(dataset, source).image
+            yield f"case {source.case_id}", load_case(dataset, source).image
     except VoxrayError:
         return

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from voxray.bulkhead import attempt, sentence_of
 from voxray.inference.predictor import Prediction
-from voxray.pipelines.answers import Engine, is_answered, open_engine, read_answer, write_answer
+from voxray.pipelines.answers import Engine, is_answered, open_engine, read_answer, warnings_of, write_answer
 from voxray.pipelines.forms import CaseAnswer, chosen_forms, drop_forms, form_files, gather, write_form
 from voxray.pipelines.keeping import FOLDER, Keeping
-from voxray.pipelines.progress import Progress
+from voxray.pipelines.progress import Progress, tell_warnings
 from voxray.pipelines.scans import Scan, find_scans
 from voxray.pipelines.spread import hire, spread
 from voxray.place import Place
@@ -37,6 +37,8 @@ class PredictReport:
     """Name -> what went wrong, in a sentence."""
     without: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Name -> a sentence for each form that could not be made of a scan's answer, which is there all the same."""
+    warnings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Name -> what is worth knowing of the scan; of those that were answered before, too."""
     seconds: float = 0.0
 
 
@@ -48,6 +50,8 @@ class Outcome:
     error: str = ""
     without: tuple[str, ...] = ()
     """Sentences on the forms that could not be made of the answer."""
+    warnings: tuple[str, ...] = ()
+    """What is worth knowing of the scan."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +102,15 @@ def predict(
         output.mkdir(parents=True, exist_ok=True)
         skipped = [scan for scan in scans if is_saved(scan, output, engine, forms, keeping)]
         todo = [scan for scan in scans if scan not in skipped]
+        warnings = {scan.name: warnings_of(output, case=scan.name, engine=engine) for scan in skipped}
+        for name, texts in warnings.items():
+            tell_warnings(progress, name, texts)
         outcomes = []
         with progress.track("predict", total=len(todo), unit="scans") as advance:
             for outcome in spread(partial(Answerer, engine, output, forms, keeping), todo, crew, at_once=AT_ONCE):
                 outcomes.append(outcome)
+                warnings[outcome.name] = outcome.warnings
+                tell_warnings(progress, outcome.name, outcome.warnings)
                 advance(1)
         gather(forms, scans, output, engine.run.classes)
     return PredictReport(
@@ -110,6 +119,7 @@ def predict(
         skipped=tuple(scan.name for scan in skipped),
         failed={outcome.name: outcome.error for outcome in outcomes if outcome.error},
         without={outcome.name: outcome.without for outcome in outcomes if outcome.without},
+        warnings={name: texts for name, texts in sorted(warnings.items()) if texts},
         seconds=time.monotonic() - begin,
     )
 
@@ -128,13 +138,15 @@ class Answerer:
 
     def __call__(self, scan: Scan) -> Outcome:
         """What became of the scan."""
+        held: dict[str, Volume] = {}
         without: list[str] = []
-        error = attempt(lambda: without.extend(self._answer(scan)))
-        return Outcome(scan.name, error, tuple(without))
+        error = attempt(lambda: held.update(scan=read_volume(scan.path)))
+        if not error:
+            error = attempt(lambda: without.extend(self._answer(scan, held["scan"])))
+        return Outcome(scan.name, error, tuple(without), held["scan"].warnings if held else ())
 
-    def _answer(self, scan: Scan) -> list[str]:
+    def _answer(self, scan: Scan, volume: Volume) -> list[str]:
         """Writes the answer and its forms; a sentence for each form that the answer or the scan does not have."""
-        volume = read_volume(scan.path)
         engine, output = self._engine, self._output
         before = self._has_answer(scan)
         prediction = (

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TextIO
 
@@ -130,6 +130,12 @@ def open_progress(stream: TextIO | None = None) -> Progress:
     if stream.isatty():
         return RichProgress(Console(file=stream))
     return PlainProgress(stream)
+
+
+def tell_warnings(progress: Progress, name: str, warnings: Sequence[str]) -> None:
+    """A line for each warning of a case or a scan: ``p1: warning: qform and sform place the volume differently``."""
+    for text in warnings:
+        progress.say(f"{name}: warning: {text}")
 
 
 def plain_line(

@@ -53,6 +53,7 @@ class Measured(NamedTuple):
     objects_hu: Float64[np.ndarray, " n"]
     structures_hu: dict[str, float]
     error: str
+    warnings: tuple[str, ...] = ()
 
 
 class Request(NamedTuple):
@@ -108,12 +109,17 @@ class Examiner:
         source, case = item
         held: dict[str, Any] = {}
         if case is not None:
-            error = attempt(lambda: held.update(zip(("sizes", "hu"), _objects(source, case), strict=True)))
+            error = attempt(lambda: held.update(_objects(source, case)))
         else:
-            error = attempt(lambda: held.update(structures=_structures(self._dataset, source)))
+            error = attempt(lambda: held.update(_structures(self._dataset, source)))
         nothing = np.zeros(0)
         return Measured(
-            source.case_id, held.get("sizes", nothing), held.get("hu", nothing), held.get("structures", {}), error
+            source.case_id,
+            held.get("sizes", nothing),
+            held.get("hu", nothing),
+            held.get("structures", {}),
+            error,
+            held.get("warnings", ()),
         )
 
 
@@ -217,6 +223,9 @@ def _measure(evaluation: Evaluation, found: Reach, crew: Crew, progress: Progres
             advance(1)
     good = [one for one in results if not one.error]
     lacking = [f"Nothing was measured in a scan: {one.error}" for one in results if one.error]
+    # An evaluation of findings in files has not read the scans; what it knows is told where it is shown.
+    unknown = [one for one in results if one.case_id not in evaluation.warnings]
+    lacking += [f"{one.case_id}: warning: {text}" for one in unknown for text in one.warnings]
     scans = Scans(
         sizes_mm={one.case_id: one.sizes_mm for one in good},
         objects_hu={one.case_id: one.objects_hu for one in good},
@@ -244,12 +253,13 @@ def _requests(evaluation: Evaluation, found: Reach, scans: Scans) -> list[Reques
     return [Request(sources[case_id], cases[case_id], tuple(picks)) for case_id, picks in of_case.items()]
 
 
-def _objects(source: CaseSource, case: CaseFindings) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
-    """The mean side of each object in mm, and the mean intensity of the ellipsoid that its box holds."""
+def _objects(source: CaseSource, case: CaseFindings) -> dict[str, Any]:
+    """``sizes``: the mean side of each object in mm; ``hu``: the mean of the ellipsoid in its box; ``warnings``."""
     image = read_volume(Path(source.image))
     boxes = _in_voxels(case.truth_boxes, case, image)
     sides = (boxes[:, 3:] - boxes[:, :3]) * np.asarray(image.grid.spacing_mm)
-    return sides.mean(axis=1), np.array([_mean_hu(image, box) for box in boxes])
+    means = np.array([_mean_hu(image, box) for box in boxes])
+    return {"sizes": sides.mean(axis=1), "hu": means, "warnings": image.warnings}
 
 
 def _mean_hu(image: Volume, box: Float64[np.ndarray, " 6"]) -> float:
@@ -264,8 +274,8 @@ def _mean_hu(image: Volume, box: Float64[np.ndarray, " 6"]) -> float:
     return float(cube[inside].mean()) if inside.any() else float(cube.mean())
 
 
-def _structures(dataset: Dataset, source: CaseSource) -> dict[str, float]:
-    """Class -> the mean intensity of its true voxels."""
+def _structures(dataset: Dataset, source: CaseSource) -> dict[str, Any]:
+    """``structures``: class -> the mean intensity of its true voxels; ``warnings``."""
     case = load_case(dataset, source)
     if case.labels is None:
         raise ConfigError(f"case {case.case_id} has no label map in this dataset.")
@@ -276,7 +286,8 @@ def _structures(dataset: Dataset, source: CaseSource) -> dict[str, float]:
     for labels, voxels in zip(case.labels, case.image.voxels, strict=True):
         count += np.bincount(labels.ravel(), minlength=num)
         total += np.bincount(labels.ravel(), weights=voxels.ravel(), minlength=num)
-    return {name: total[k] / count[k] for k, name in enumerate(dataset.classes, start=1) if count[k]}
+    means = {name: total[k] / count[k] for k, name in enumerate(dataset.classes, start=1) if count[k]}
+    return {"structures": means, "warnings": case.warnings}
 
 
 def _in_voxels(boxes: Sequence[Sequence[float]], case: CaseFindings, image: Volume) -> Float64[np.ndarray, "n 6"]:

@@ -33,6 +33,8 @@ class CaseScore:
     truth_classes: Int64[np.ndarray, " n"]
     table: Table | None = None
     error: str = ""
+    warnings: tuple[str, ...] = ()
+    """What is worth knowing of the files that were read for it."""
 
 
 def summarise(
@@ -60,6 +62,7 @@ def summarise(
         bootstrap=Bootstrap(replicates=NUM_REPLICATES, seed=SEED, confidence=CONFIDENCE),
         cases={score.case_id: _case(score, classes, ious) for score in scores},
         failed={score.case_id: score.error for score in scores if score.error},
+        warnings={score.case_id: score.warnings for score in scores if score.warnings},
         detection=None
         if task == "segmentation"
         else detection_record(

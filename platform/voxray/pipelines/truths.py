@@ -64,6 +64,8 @@ class CaseTruth:
     frame: Frame
     grid: Grid | None = None
     labels: UInt8[np.ndarray, "x y z"] | None = None
+    warnings: tuple[str, ...] = ()
+    """What is worth knowing of the files that it was read from."""
 
 
 def read_truth(path: Path, *, root: Path | None = None) -> Truth:
@@ -114,7 +116,7 @@ def case_truth(truth: Truth, case_id: str, *, with_labels: bool) -> CaseTruth:
     case = load_case(truth.dataset, source)
     if with_labels and case.labels is None:
         raise ConfigError(f"case {case_id} has no label map; label maps are scored on label maps.")
-    return CaseTruth(case.boxes, case.classes, "voxel", case.image.grid, case.labels)
+    return CaseTruth(case.boxes, case.classes, "voxel", case.image.grid, case.labels, case.warnings)
 
 
 def map_files(folder: Path) -> dict[str, Path]:
@@ -172,7 +174,8 @@ def _of_map(file: Path, num_classes: int) -> CaseTruth:
     labels = volume.voxels.astype(np.uint8)
     assert labels.max(initial=0) <= num_classes, file
     boxes, classes = component_boxes(labels, spacing_mm=volume.grid.spacing_mm, min_object_mm3=0.0)
-    return CaseTruth(boxes, classes, "voxel", volume.grid, labels)
+    warnings = tuple(f"{file.name}: {text}" for text in volume.warnings)
+    return CaseTruth(boxes, classes, "voxel", volume.grid, labels, warnings)
 
 
 def _of_table(dataset: Dataset, source: CaseSource, known: BoxTruth) -> CaseTruth:
@@ -185,4 +188,4 @@ def _of_table(dataset: Dataset, source: CaseSource, known: BoxTruth) -> CaseTrut
     boxes, problems = place_boxes(known, grid, dataset.classes, overhang_vox=dataset.overhang_vox)
     if problems:
         raise problems[0].of_case(source.case_id)
-    return CaseTruth(boxes, known.classes, "voxel", grid)
+    return CaseTruth(boxes, known.classes, "voxel", grid, warnings=info.warnings)

@@ -57,13 +57,14 @@ class Stored:
 
 def hounsfield(stored: Stored) -> Volume:
     """The volume in int16 HU; fractions are rounded, anything that int16 cannot hold is refused."""
-    return Volume(_gather(stored, np.dtype(np.int16), _to_hounsfield), stored.grid)
+    return Volume(_gather(stored, np.dtype(np.int16), _to_hounsfield), stored.grid, stored.warnings)
 
 
 def labels(stored: Stored) -> Volume:
     """The label map as uint8, or uint16 where a label is above 255; anything but whole numbers is refused."""
     voxels = _gather(stored, np.dtype(np.uint16), _to_labels)
-    return Volume(voxels.astype(np.uint8) if voxels.max() <= np.iinfo(np.uint8).max else voxels, stored.grid)
+    narrow = voxels.astype(np.uint8) if voxels.max() <= np.iinfo(np.uint8).max else voxels
+    return Volume(narrow, stored.grid, stored.warnings)
 
 
 def _gather(stored: Stored, dtype: np.dtype[Any], convert: Callable[[Slice, Path], Rows]) -> Any:

@@ -12,6 +12,8 @@ from voxray.report.numbers import means, with_interval
 _HEADLINES = ("mAP", "AP@", "FROC@", "patient_AUC", "dice", "NSD@", "HD95_mm", "volume_error_percent")
 """Of those that begin so the first: the lowest IoU, and the smallest tolerance."""
 _WHICH = {"val": "validation cases", "test": "test cases", "all": "all cases", "answered": "answered cases"}
+_NUM_WARNINGS = 12
+"""So many warnings of cases are shown: a whole dataset may have the same one."""
 
 
 def summary_section(entries: Sequence[Entry]) -> Section:
@@ -106,7 +108,7 @@ def _method(evaluation: Evaluation) -> str:
 
 def _told(entry: Entry) -> list[str]:
     evaluation, training = entry.evaluation, entry.training
-    told = [*entry.remarks, *evaluation.notices]
+    told = [*entry.remarks, *evaluation.notices, *_warnings(evaluation)]
     if evaluation.without_truth:
         told.append(f"Classes that no case has, so without a score: {', '.join(evaluation.without_truth)}.")
     if training is not None:
@@ -118,6 +120,13 @@ def _told(entry: Entry) -> list[str]:
         if training.failure:
             told.append(f"The training's workers stopped: {training.failure}")
     return told
+
+
+def _warnings(evaluation: Evaluation) -> list[str]:
+    """What is worth knowing of cases: the first, and how many more there are."""
+    every = [f"{case_id}: {text}" for case_id, texts in evaluation.warnings.items() for text in texts]
+    more = len(every) - _NUM_WARNINGS
+    return every[:_NUM_WARNINGS] + ([f"{more} more warnings of cases are in evaluation.json."] if more > 0 else [])
 
 
 def _data_facts(entry: Entry) -> list[tuple[str, str]]:

@@ -132,11 +132,17 @@ async def _infer(service: Service, owner: str, model: ModelInfo, request: Reques
         await asyncio.shield(forget(service, owner, study))
     named = [(output, one.binary) for output, one in zip(made, wanted, strict=True)]
     pieces, length = await asyncio.to_thread(
-        write_response, named, model=model.name, version=VERSION, id=asked.id, parameters=None
+        write_response, named, model=model.name, version=VERSION, id=asked.id, parameters=_warned(job)
     )
     headers = {} if length is None else {_JSON_LENGTH: str(length)}
     kind = "application/json" if length is None else "application/octet-stream"
     return Response(b"".join(pieces), headers=headers, media_type=kind)
+
+
+def _warned(job: Job) -> dict[str, str] | None:
+    """What is worth knowing of the scan: the protocol's parameters are text and numbers, so one line of text."""
+    assert job.result is not None
+    return {"warnings": "; ".join(job.result.warnings)} if job.result.warnings else None
 
 
 def _wanted(asked: tuple[Wanted, ...], model: ModelInfo, *, binary: bool) -> tuple[Wanted, ...]:

@@ -78,6 +78,7 @@ async def params_of(service: Service, owner: str, job: Job, model: ModelInfo) ->
     if job.result is None:
         return told
     answer = job.result.model_dump(mode="json", by_alias=True)
+    told["warnings"] = answer["warnings"]
     if isinstance(job.result, FindingsFile):
         return told | {"findings": answer["findings"], "frame": answer["frame"], "unit": answer["unit"]}
     middles = await service.centroids(owner, job.job_id)
@@ -123,7 +124,7 @@ def session_info(study: Study) -> dict[str, Any]:
         "name": study.study_id,
         "path": "",
         "image": f"{study.study_id}.nii.gz",
-        "meta": {"shape": list(study.shape), "spacing_mm": list(study.spacing_mm)},
+        "meta": {"shape": list(study.shape), "spacing_mm": list(study.spacing_mm), "warnings": list(study.warnings)},
         "create_ts": int(created),
         "last_access_ts": int(created),
         "expiry": int(expires - created),

@@ -18,7 +18,8 @@ from voxray.volume import Volume
 def scan_of(places: Places, study: str) -> Volume:
     """A study's scan in its own order; the voxels are mapped, not loaded."""
     folder = places.study(study)
-    return Volume(np.load(folder / VOLUME, mmap_mode="r", allow_pickle=False), read_study(folder).grid)
+    info = read_study(folder)
+    return Volume(np.load(folder / VOLUME, mmap_mode="r", allow_pickle=False), info.grid, info.warnings)
 
 
 def prepare_study(places: Places, study: str, grid: GridConfig) -> Prepared:

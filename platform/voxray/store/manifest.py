@@ -50,6 +50,8 @@ class CaseSummary(Config):
     tiles_per_file: tuple[PositiveInt, ...]
     foreground_hu: str
     """A histogram of the foreground's Hounsfield units: `voxray.store.histogram`."""
+    warnings: tuple[str, ...] = ()
+    """What is worth knowing of its scan and its truth, though both were read."""
 
 
 class CaseEntry(Config):
@@ -64,6 +66,8 @@ class CaseEntry(Config):
     num_tiles: PositiveInt
     num_objects: NonNegativeInt
     files: tuple[ShardFile, ...]
+    warnings: tuple[str, ...] = ()
+    """What is worth knowing of its scan and its truth, though both were read."""
 
 
 class FailedCase(Config):

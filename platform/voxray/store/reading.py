@@ -114,6 +114,7 @@ class Store:
             boxes=np.asarray(summary.boxes, np.float64).reshape(-1, 6),
             classes=np.asarray(summary.classes, np.int64),
             labels=None if unlabelled else labels,
+            warnings=entry.warnings,
         )
 
     def read_objects(self) -> pa.Table:

@@ -68,6 +68,7 @@ def write_case(place: Place, case: Case, recipe: Recipe, *, original_grid: Grid,
             tiles=tuple(entries),
             tiles_per_file=tuple(file.num_tiles for file in files),
             foreground_hu=to_text(foreground_histogram(case)),
+            warnings=case.warnings,
         )
         files[0].writer.add_key_value_metadata({_SUMMARY: summary.model_dump_json()})
         return StoredCase(summary, tuple(file.closed() for file in files))

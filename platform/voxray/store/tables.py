@@ -116,6 +116,7 @@ def _entry(stored: StoredCase, images: Mapping[str, str]) -> CaseEntry:
         num_tiles=len(summary.tiles),
         num_objects=len(summary.boxes),
         files=stored.files,
+        warnings=summary.warnings,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,8 @@ def _read(folder: Path, limits: Limits, series: str | None) -> tuple[Stored, Vol
     uid = series_of(sorted((work / SOURCE).iterdir()), series) if arranged.is_dicom else None
     stored = open_scan(arranged.path, series_uid=uid)
     _check_size(stored, work / SOURCE, limits)
-    return stored, hounsfield(stored), _info(stored, arranged, work / SOURCE)
+    volume = hounsfield(stored)
+    return stored, volume, _info(stored, volume.warnings, arranged, work / SOURCE)
 
 
 def _check_size(stored: Stored, source: Path, limits: Limits) -> None:
@@ -111,7 +112,7 @@ def _check_size(stored: Stored, source: Path, limits: Limits) -> None:
         check_expansion(packed, promised, limits.model_copy(update={"expanded_bytes": promised}))
 
 
-def _info(stored: Stored, arranged: Arranged, source: Path) -> StudyInfo:
+def _info(stored: Stored, warnings: Sequence[str], arranged: Arranged, source: Path) -> StudyInfo:
     grid, left_out = stored.grid, arranged.num_left_out
     return StudyInfo(
         format=stored.format,
@@ -125,7 +126,7 @@ def _info(stored: Stored, arranged: Arranged, source: Path) -> StudyInfo:
         is_dicom=arranged.is_dicom,
         series=series_handle(stored.series_uid) if stored.series_uid else None,
         warnings=(
-            *(plain(warning, source) for warning in stored.warnings),
+            *(plain(warning, source) for warning in warnings),
             *([f"{left_out} files that are no part of the scan were left out"] if left_out else []),
         ),
     )

@@ -276,7 +276,7 @@ function aboutScan(job) {
   const others = page.models.filter((model) => model.name !== job.model);
   const select = el("select", { id: "other", "aria-label": "Another model" }, ...others.map((model) => el("option", { value: model.name, text: spoken(model.name) })));
   return el("section", { class: "scan-facts" },
-    ...(study?.warnings ?? []).map((warning) => el("p", { class: "warning", text: warning })),
+    ...(job.state === "done" ? [] : study?.warnings ?? []).map((warning) => el("p", { class: "warning", text: warning })),
     el("dl", {}, ...rows.flatMap(([name, value]) => [el("dt", { text: name }), el("dd", { text: value })])),
     others.length && isOver(job)
       ? el("p", { class: "row other" }, select, el("button", { type: "button", onclick: () => ask(job.study_id, select.value), text: "Ask this model, too" }))
