@@ -18,7 +18,7 @@ import typer
 from voxray import serve_verbs, study_verbs, terminal
 from voxray.bulkhead import DEBUG
 from voxray.errors import ConfigError
-from voxray.verb_options import Device, Recipe, Root, Run, Set, Workers
+from voxray.verb_options import AcceptChangedData, Device, Recipe, Root, Run, Set, Workers
 
 app = typer.Typer(
     name="voxray",
@@ -175,7 +175,7 @@ def ingest(
 
 
 @verb("train", resume="Run the same command again to go on from the last checkpoint.")
-def train(
+def train(  # noqa: PLR0913
     data: Annotated[str, typer.Argument(metavar="DATASET|STORE", help="A dataset's file, or a store of one.")],
     recipe_name: Recipe,
     out: Annotated[str, typer.Option("--out", "-o", metavar="RUN", help="The run's folder, or an s3:// address.")],
@@ -183,6 +183,7 @@ def train(
     set_: Set = None,
     workers: Annotated[int, typer.Option(min=0, help="Ray workers; 0 trains in this process.")] = 1,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    accept_changed_data: AcceptChangedData = False,
 ) -> None:
     """Train a recipe on a dataset or a store; the same command again resumes."""
     if fold != "none" and not fold.isdecimal():
@@ -198,7 +199,17 @@ def train(
         # Said now, not after the hours that preprocessing may take.
         dataset = read_dataset(data)
         split(list_cases(dataset), dataset.folds, chosen)
-    _say(str(run_train(data, recipe, out, fold=chosen, workers=workers, seed=seed, progress=_progress())))
+    report = run_train(
+        data,
+        recipe,
+        out,
+        fold=chosen,
+        workers=workers,
+        seed=seed,
+        accept_changed_data=accept_changed_data,
+        progress=_progress(),
+    )
+    _say(str(report))
 
 
 @verb("predict", resume="Run the same command again: scans that are answered are not answered again.")

@@ -9,6 +9,21 @@ from pydantic import NonNegativeInt
 from voxray.config import Config
 
 
+class DataVersion(Config):
+    """The content of the store that a training read, from some epoch on."""
+
+    digest: str
+    """Of all cases; the folder ``data`` beside `run.json` has a file of this name with a digest of each."""
+    sides: str
+    """A digest of the sides that the fold gives these cases; those of a run differ where its data have changed."""
+    store: str
+    num_cases: NonNegativeInt
+    after_epoch: NonNegativeInt = 0
+    """Epochs that had been trained before."""
+    changes: str = ""
+    """What had changed since the version before, in words."""
+
+
 class Run(Config):
     """What a predictor needs besides the weights, and where they come from."""
 
@@ -28,6 +43,8 @@ class Run(Config):
     train_cases: tuple[str, ...] = ()
     val_cases: tuple[str, ...] = ()
     seed: NonNegativeInt = 0
+    data: tuple[DataVersion, ...] = ()
+    """The data that it was trained on, oldest first; empty where an earlier voxray trained it."""
     commit: str = "unknown"
     """The git commit of the code, with ``+dirty`` where files had changed."""
     voxray_version: str

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from voxray import terminal
-from voxray.verb_options import Device, Recipe, Root, Set, Workers
+from voxray.verb_options import AcceptChangedData, Device, Recipe, Root, Set, Workers
 
 
 def sweep(  # noqa: PLR0913
@@ -108,6 +108,7 @@ def crossval(  # noqa: PLR0913
     workers: Annotated[int, typer.Option(min=0, help="Ray workers of each fold; 0 trains in this process.")] = 1,
     at_once: Annotated[int | None, typer.Option(min=1, help="Folds side by side; default: as many as fit.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    accept_changed_data: AcceptChangedData = False,
 ) -> None:
     """Train every fold of a dataset and score all held-out answers together; the same command goes on."""
     from voxray.pipelines.crossval import CrossvalOptions
@@ -116,7 +117,14 @@ def crossval(  # noqa: PLR0913
     from voxray.recipes import read_recipe
 
     chosen = terminal.numbers("--only", only) if only else None
-    options = CrossvalOptions(num_folds=folds, only=chosen, workers=workers, at_once=at_once, seed=seed)
+    options = CrossvalOptions(
+        num_folds=folds,
+        only=chosen,
+        workers=workers,
+        at_once=at_once,
+        seed=seed,
+        accept_changed_data=accept_changed_data,
+    )
     report = run_crossval(data, read_recipe(recipe_name, set_ or ()), out, options, progress=open_progress())
     terminal.show(terminal.table(("", "cases", report.metric), report.rows()))
     if report.unfinished:

@@ -13,3 +13,9 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Root = Annotated[Path | None, typer.Option(help="The folder of the data, in place of the dataset file's own.")]
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or a TOML or JSON file.")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its s3:// address.")]
+AcceptChangedData = Annotated[
+    bool,
+    typer.Option(
+        "--accept-changed-data", help="Go on though cases of the store have changed since; the run records it."
+    ),
+]

@@ -136,6 +136,18 @@ def test_the_folds_make_one_package_whose_card_says_what_they_scored(
     assert "cv fold 1" in card
 
 
+def test_folds_of_other_data_are_refused_before_any_trains(data: Path, half: Path, tmp_path: Path) -> None:
+    more = store_of(data / "balls" / "dataset.toml", tmp_path / "store", count=5)
+    output = Path(shutil.copytree(half, tmp_path / "cv"))
+    with pytest.raises(ConfigError, match=r"fold_0: was trained .* other data .* 1 case added \(case_4\)"):
+        crossval(more.uri, RECIPE, output, HERE, progress=SilentProgress())
+    accepting = CrossvalOptions(workers=0, only=(0,), accept_changed_data=True)
+    teller = Teller(lambda line: "stays so" in line)
+    with pytest.raises(KeyboardInterrupt):
+        crossval(more.uri, RECIPE, output, accepting, progress=teller)
+    assert told(teller.lines, f"fold 0: {output}/fold_0: finished its training on other data")
+
+
 def test_cases_that_the_store_set_aside_are_named(
     data: Path, done: tuple[Path, CrossvalReport, Teller], tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,18 @@ def test_cases_without_anything_to_find_judge_no_trial(run: Path) -> None:
     with pytest.raises(ConfigError, match=r"has no case case_.*, on which run run validated"):
         swept(run, data=few.uri)
     assert not (run.parent / "out").exists()
+
+
+def test_trials_on_other_data_are_not_gone_on_with(run: Path) -> None:
+    trials = run.parent / "out" / "trials"
+    shutil.copytree(run, trials / "0001")
+    made_store(
+        run.parent / "run-store", segmentation_recipe(), num_cases=9, folds={"kind": "holdout", "val_share": 0.5}
+    )
+    with pytest.raises(
+        ConfigError, match=r"holds trials .* other data .*: 1 case added \(case_8\); sweep into another"
+    ):
+        swept(run)
 
 
 @pytest.mark.ray

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from pipelines.tiny_training import (
     DATASET,
@@ -23,7 +24,7 @@ from voxray.dataset.folds import KFold
 from voxray.errors import ConfigError, DataError
 from voxray.pipelines.progress import Advance
 from voxray.pipelines.train import split_store, stored_sources, train
-from voxray.pipelines.worker import Job, resume, schedule_of
+from voxray.pipelines.worker import Job, resume, schedule_of, train_here
 from voxray.recipe import Recipe
 from voxray.store import FailedCase, Store
 from voxray.training.checkpoint import load_model, read_run, read_state
@@ -225,6 +226,39 @@ def test_resuming_restores_the_counters(store: Store, tmp_path: Path) -> None:
     training = Training(recipe.network.build(recipe, 1), recipe.optim)
     resume(training, str(tmp_path / "run"))
     assert (training.epochs_done, training.num_steps, len(training.history)) == (2, 6, 2)
+
+
+def test_changed_data_are_refused_or_accepted_and_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that is made again after labels were corrected, and the same command."""
+    recipe = segmentation_recipe()
+    store = made_store(tmp_path / "store", recipe)
+    with monkeypatch.context() as patch:
+        _stop_after(1, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train(store.uri, recipe, tmp_path / "run", workers=0)
+    made_store(tmp_path / "store", recipe, num_cases=7)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=r"1 of its 3 epochs on other data .* 1 case added \(case_6\)"):
+        train(store.uri, recipe, tmp_path / "run", workers=0)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    listener = Listener()
+    train(store.uri, recipe, tmp_path / "run", workers=0, accept_changed_data=True, progress=listener)
+    assert any("changed data: 1 case added (case_6)" in line for line in listener.lines)
+    run, _, _ = load_model(tmp_path / "run", "last")
+    assert [(version.after_epoch, version.changes) for version in run.data] == [(0, ""), (1, "1 case added (case_6)")]
+    remembered = json.loads((tmp_path / "run" / "tracking.json").read_text())
+    tags = MlflowClient(remembered["uri"]).get_run(remembered["run_id"]).data.tags
+    assert tags["data"] == run.data[-1].digest
+    assert tags["data_changes"] == "after epoch 1: 1 case added (case_6)"
+    train(store.uri, recipe, tmp_path / "run", workers=0)
+
+
+def test_a_worker_does_not_go_on_with_a_store_that_was_remade(store: Store, tmp_path: Path) -> None:
+    recipe = segmentation_recipe("optim.epochs=1")
+    train(store.uri, recipe, tmp_path / "run", workers=0)
+    other = made_store(tmp_path / "other", recipe, num_cases=5)
+    with pytest.raises(DataError, match=r"store\.changed"):
+        train_here(Job(read_run(tmp_path / "run"), other.uri, str(tmp_path / "run")))
 
 
 def test_a_dataset_file_is_ingested_first_beside_the_run(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from voxray.pipelines.placement import trainings_at_once
 from voxray.pipelines.progress import Progress
 from voxray.pipelines.side_by_side import Training, train_side_by_side
 from voxray.pipelines.spread import hire
-from voxray.pipelines.train import TrainOptions, folds_of, stored_sources, train
+from voxray.pipelines.train import TrainOptions, folds_of, plan, stored_sources, train
 from voxray.place import Place
 from voxray.recipe import Recipe
 from voxray.store import Store
@@ -49,6 +49,8 @@ class CrossvalOptions:
     at_once: int | None = None
     """Folds side by side; None: as many as the cluster holds with room for each."""
     seed: int = 0
+    accept_changed_data: bool = False
+    """Whether folds go on where the store is no longer what they were trained on."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,10 @@ def crossval(
     if store is None:
         ingest(data, recipe, f"{location}/{STORE}", progress=progress)
         store = Store.open(f"{location}/{STORE}")
-    waiting = [fold for fold in chosen if fold not in finished_folds(location)]
-    at_once = _train(_trainings(store, recipe, location, waiting, rule=rule, options=options), options, progress)
+    trainings = _trainings(store, recipe, location, chosen, rule=rule, options=options)
+    _plan(trainings, store, progress)
+    done = {fold_folder(location, fold) for fold in finished_folds(location)}
+    at_once = _train([one for one in trainings if one.location not in done], options, progress)
     finished = finished_folds(location)
     with hire(max(1, options.workers * at_once), device="auto") as crew:
         pooled = score_out_of_fold(location, record, data, finished, crew=crew, progress=progress)
@@ -156,7 +160,7 @@ def _chosen(rule: Folds, options: CrossvalOptions) -> tuple[int, ...]:
 def _trainings(
     store: Store, recipe: Recipe, location: str, folds: Sequence[int], *, rule: Folds, options: CrossvalOptions
 ) -> list[Training]:
-    """The folds that are to be trained."""
+    """The folds, trained already or not."""
     name = location.rpartition("/")[2]
     return [
         Training(
@@ -171,10 +175,18 @@ def _trainings(
                 workers=options.workers,
                 gpus=options.gpus,
                 seed=options.seed,
+                accept_changed_data=options.accept_changed_data,
             ),
         )
         for fold in folds
     ]
+
+
+def _plan(trainings: Sequence[Training], store: Store, progress: Progress) -> None:
+    """Says what is to be known of every fold, or refuses it, before any trains."""
+    for one in trainings:
+        for remark in plan(store, one.recipe, one.location, one.options).remarks:
+            progress.say(f"{one.name}: {remark}")
 
 
 def _train(trainings: Sequence[Training], options: CrossvalOptions, progress: Progress) -> int:

@@ -34,7 +34,8 @@ from voxray.place import Place
 from voxray.run import Run
 from voxray.store import Store
 from voxray.tasks import build_task
-from voxray.training.checkpoint import find_state, load_model
+from voxray.training.checkpoint import find_state, load_model, read_run
+from voxray.training.data import changed_since
 
 TRIALS = "trials"
 _DRIVER_CPUS = 0.1
@@ -71,6 +72,7 @@ def sweep_trainings(
     store = _store_of(runs[0], options)
     store.require(space.recipe)
     tune_on, unseen = _halves(about, store, options)
+    _require_data(runs[0], about, store, folder, progress)
     uri = tracking_uri(runs[0])
     params = {"space": str(space.path), "trials": str(_trials(space, options)), "seed": str(options.seed)}
     name = f"sweep {about.name} {space.name}"
@@ -259,6 +261,22 @@ def _halves(about: Run, store: Store, options: SweepOptions) -> tuple[tuple[str,
             f"nothing to find, so it scores nothing; give another --seed, a run with more cases, or --same-cases."
         )
     return sides[0], sides[1]
+
+
+def _require_data(run: str, about: Run, store: Store, folder: Path, progress: Progress) -> None:
+    """Says where the run was trained on other data; trials on other data could not be compared, and are refused."""
+    if what := changed_since(run, about, store):
+        progress.say(
+            f"run {about.name} was trained on other data than {store.uri} holds now, on which trials train: {what}"
+        )
+    trials = Place.of(str(folder / TRIALS))
+    for name in trials.folders("."):
+        place = trials.below(name)
+        if place.exists("run.json") and (what := changed_since(place.uri, read_run(place.uri), store)):
+            raise ConfigError(
+                f"{folder}: holds trials that were trained on other data than {store.uri} holds now: {what}; sweep "
+                f"into another folder with --out."
+            )
 
 
 def _store_of(run: str, options: SweepOptions) -> Store:

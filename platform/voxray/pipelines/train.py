@@ -41,7 +41,8 @@ from voxray.place import Place
 from voxray.recipe import Recipe
 from voxray.run import Run
 from voxray.store import Store
-from voxray.training.checkpoint import RunState, claim_folder, find_state, read_state
+from voxray.training.checkpoint import RunState, find_state, read_state
+from voxray.training.data import Planned, claim_run, plan_run
 
 MAX_FAILURES = 3
 """Times that lost workers are started again without an epoch being finished in between."""
@@ -71,6 +72,8 @@ class TrainOptions(TypedDict, total=False):
     """In place of the dataset's own."""
     share: int
     """Trainings that share the cluster. Default 1."""
+    accept_changed_data: bool
+    """Whether a run goes on where its store is no longer what it was trained on. Default False."""
     progress: Progress
 
 
@@ -114,18 +117,28 @@ class TrainReport:
 def train(source: str | Path, recipe: Recipe, output: str | Path, **options: Unpack[TrainOptions]) -> TrainReport:
     """Trains `recipe` on a store, or on a dataset file that is ingested first, into the run folder `output`.
 
-    Where `output` holds the same run already, it goes on from its last checkpoint; another run there is refused.
+    Where `output` holds the same run already, it goes on from its last checkpoint; another run there is refused, and
+    so are other data than it was trained on.
     """
     begin = time.monotonic()
     progress = options.get("progress") or SilentProgress()
     location = Place.of(output).uri
     store = open_store(source, recipe, location, progress)
-    name = options.get("name") or location.rpartition("/")[2]
-    run = claim_folder(location, new_run(store, recipe, name=name, options=options))
+    planned = plan(store, recipe, location, options)
+    for remark in planned.remarks:
+        progress.say(remark)
+    run = claim_run(location, planned)
     before = find_state(location)
     if before is None or not before.finished:
         _train(Job(run, store.uri, location), recipe, options=options, progress=progress)
     return report_of(location, run, before, seconds=time.monotonic() - begin)
+
+
+def plan(store: Store, recipe: Recipe, location: str, options: TrainOptions) -> Planned:
+    """The training as it will be, before anything is written; a ConfigError where it must not be."""
+    name = options.get("name") or location.rpartition("/")[2]
+    wanted = new_run(store, recipe, name=name, options=options)
+    return plan_run(location, wanted, store, accept=options.get("accept_changed_data", False))
 
 
 def open_store(source: str | Path, recipe: Recipe, location: str, progress: Progress) -> Store:
@@ -237,6 +250,7 @@ def tracked(job: Job, progress: Progress) -> Iterator[Tracking]:
     """The training's MLflow run, ended as it deserves."""
     tracking = open_tracking(job.run, job.location, say=progress.say)
     try:
+        _track_data(tracking, job.run)
         yield tracking
     except (KeyboardInterrupt, SystemExit):
         tracking.end("KILLED")
@@ -245,6 +259,14 @@ def tracked(job: Job, progress: Progress) -> Iterator[Tracking]:
         tracking.end("FAILED")
         raise
     tracking.end("FINISHED")
+
+
+def _track_data(tracking: Tracking, run: Run) -> None:
+    """The data's digest as a tag; and where they have changed, what was written of the run again."""
+    tracking.tag("data", run.data[-1].digest if run.data else "unknown")
+    if len(run.data) > 1:
+        tracking.tag("data_changes", "; ".join(f"after epoch {v.after_epoch}: {v.changes}" for v in run.data[1:]))
+        tracking.log_file("run.json", to_json(run).encode())
 
 
 def train_on_cluster(job: Job, *, workers: int, gpus: int | None, share: int = 1) -> None:

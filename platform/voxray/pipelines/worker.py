@@ -25,7 +25,7 @@ from voxray.pipelines.validate import Validator
 from voxray.recipe import Recipe
 from voxray.run import Run
 from voxray.sampling import Schedule, default_steps
-from voxray.store import PatchSource, Store, read_batches
+from voxray.store import Contents, PatchSource, Store, read_batches
 from voxray.tasks import build_task
 from voxray.training.checkpoint import find_state, read_trainer, read_weights, recipe_of
 from voxray.training.collective import Collective
@@ -103,6 +103,7 @@ def work(
 ) -> None:
     """Trains to the last epoch."""
     store, run = Store.open(job.store), job.run
+    _require_data(store, run)
     recipe = recipe_of(run)
     task = build_task(recipe, run.classes)
     torch.manual_seed(run.seed)
@@ -149,6 +150,16 @@ def resume(training: Training, location: str) -> None:
             remedy="Copy the whole run from where it was trained, or train into another folder.",
         )
     training.restore(read_weights(location, f"checkpoints/{state.last}"), trainer)
+
+
+def _require_data(store: Store, run: Run) -> None:
+    """A worker that is started again must not go on with a store that was remade meanwhile."""
+    if run.data and run.data[-1].digest != Contents.of(store.manifest).digest:
+        raise DataError(
+            "store.changed",
+            f"{store.uri} was changed while it was trained on.",
+            remedy="Run the same command again: it says which cases have changed.",
+        )
 
 
 def schedule_of(recipe: Recipe, run: Run, world_size: int) -> Schedule:

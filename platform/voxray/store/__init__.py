@@ -10,6 +10,7 @@ A shard describes itself in its footer, so the manifest and the two tables can b
 
 from __future__ import annotations
 
+from voxray.store.contents import Changes, Contents, counted, named
 from voxray.store.manifest import CaseEntry, CaseSummary, FailedCase, Fingerprint, Manifest, ShardFile, TileEntry
 from voxray.store.reading import Store
 from voxray.store.rounds import PatchSource, Round, read_batches, stretches
@@ -27,6 +28,8 @@ from voxray.store.tables import known_entries, recipe_digest, recipe_fields, set
 __all__ = [
     "CaseEntry",
     "CaseSummary",
+    "Changes",
+    "Contents",
     "FailedCase",
     "Fingerprint",
     "Manifest",
@@ -36,9 +39,11 @@ __all__ = [
     "Store",
     "StoredCase",
     "TileEntry",
+    "counted",
     "find_stored_case",
     "is_disk_full",
     "known_entries",
+    "named",
     "read_batches",
     "read_stored_case",
     "recipe_digest",

@@ -187,15 +187,23 @@ def claim_folder(location: Location, run: Run) -> Run:
             )
         folder.write("run.json", to_json(run).encode())
         return run
-    old = read_run(location)
-    found = difference(_identity(old), _identity(run))
+    held = read_run(location)
+    refuse_another(location, held, run)
+    return held
+
+
+def refuse_another(location: Location, held: Run, wanted: Run) -> None:
+    """A ConfigError with the first field in which the folder's run is another than the one that is asked for.
+
+    Its cases are not compared: they are a matter of its data.
+    """
+    found = difference(_identity(held), _identity(wanted))
     if found:
         field, had, came = found
         raise ConfigError(
-            f"{folder.uri}: holds a run with {field} = {short(had)}, but {short(came)} was asked for; "
+            f"{Place.of(location).uri}: holds a run with {field} = {short(had)}, but {short(came)} was asked for; "
             f"give another folder, or {field} = {short(had)} to go on with it."
         )
-    return old
 
 
 def _next_state(before: RunState | None, new: Checkpoint, name: str) -> RunState:
@@ -271,10 +279,11 @@ def _damaged(where: str, error: Exception) -> DataError:
 
 
 def _identity(run: Run) -> dict[str, Any]:
-    """What makes two runs the same one; the code may have moved on, and the name is a label."""
+    """What makes two runs of the same cases one; the code may have moved on, and the name is a label."""
     data: dict[str, Any] = json.loads(to_json(run))
-    for label in ("schema_version", "name", "commit", "voxray_version", "dataset_file"):
-        data.pop(label)
+    labels = ("schema_version", "name", "commit", "voxray_version", "dataset_file")
+    for name in (*labels, "data", "train_cases", "val_cases"):
+        data.pop(name)
     return data
 
 
