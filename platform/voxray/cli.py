@@ -18,7 +18,7 @@ import typer
 from voxray import serve_verbs, study_verbs, terminal
 from voxray.bulkhead import DEBUG
 from voxray.errors import ConfigError
-from voxray.verb_options import AcceptChangedData, Device, Recipe, Root, Run, Set, Workers
+from voxray.verb_options import AcceptChangedData, Device, Overwrite, Recipe, Root, Run, Set, Workers
 
 app = typer.Typer(
     name="voxray",
@@ -239,6 +239,7 @@ def predict(  # noqa: PLR0913
             "markups; label maps: dicom-seg, rtstruct.",
         ),
     ] = "",
+    overwrite: Overwrite = False,
     keep_candidates: Annotated[
         bool, typer.Option("--keep-candidates", help="Also write what the network said before the merge, for sweeps.")
     ] = False,
@@ -264,6 +265,7 @@ def predict(  # noqa: PLR0913
         workers=workers,
         keep_candidates=keep_candidates,
         keep_classes=terminal.names(keep_classes),
+        overwrite=overwrite,
     )
     report = run_predict(run, inputs, out, options, progress=_progress())
     _say(f"{len(report.done)} answered, {len(report.skipped)} answered before, {len(report.failed)} failed: {out}")

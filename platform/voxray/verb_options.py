@@ -11,6 +11,10 @@ Set = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", h
 Workers = Annotated[int, typer.Option(min=1, help="Ray workers; more than one, or a cluster, uses Ray.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Root = Annotated[Path | None, typer.Option(help="The folder of the data, in place of the dataset file's own.")]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Write over files in the way that voxray did not write, or an earlier one."),
+]
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or a TOML or JSON file.")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its s3:// address.")]
 AcceptChangedData = Annotated[

@@ -166,5 +166,5 @@ def png(figure: Figure) -> bytes:
     """The figure as PNG; the same figure gives the same bytes."""
     stream = io.BytesIO()
     canvas: Any = FigureCanvasAgg(figure)
-    canvas.print_png(stream, metadata={"Software": None})
+    canvas.print_png(stream, metadata={"Software": "voxray"})
     return stream.getvalue()

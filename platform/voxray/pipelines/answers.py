@@ -37,6 +37,7 @@ from voxray.inference.runtimes import (
 )
 from voxray.inference.runtimes.open_vino import require_calibrated
 from voxray.models import MODELS
+from voxray.pipelines.answer_files import AnswerFiles
 from voxray.pipelines.keeping import Noted
 from voxray.pipelines.scans import Scan
 from voxray.place import whole
@@ -201,8 +202,13 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def write_answer(prediction: Prediction, output: Path, *, case: str, engine: Engine) -> Path:
-    """The prediction's files; the JSON comes last and says that the case is done."""
+def write_answer(prediction: Prediction, output: Path, *, case: str, engine: Engine, overwrite: bool = False) -> Path:
+    """The prediction's files; the JSON comes last and says that the case is done.
+
+    Files of these names that somebody else wrote are written over only where that is wanted.
+    """
+    AnswerFiles(output, engine.recipe.task, overwrite=overwrite).require_own(case)
+    (output / f"{case}.json").unlink(missing_ok=True)  # it says nothing of the label map that comes now
     classes = engine.run.classes
     file: FindingsFile | LabelsFile
     if prediction.labels is not None:

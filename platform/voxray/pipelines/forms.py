@@ -31,6 +31,7 @@ from voxray.place import whole
 from voxray.readers import read_volume
 from voxray.volume import Volume
 from voxray.writers import Algorithm, markups_json, write_labels_sr, write_rtstruct, write_seg, write_sr
+from voxray.written import ANSWERS, is_own, recorded, remove_own, require_own
 
 Gather = Callable[[Sequence[tuple[Scan, FindingsFile]], Sequence[str]], str]
 
@@ -94,6 +95,21 @@ def write_form(name: str, answer: CaseAnswer, path: Path) -> Path:
     return path
 
 
+def save_form(name: str, answer: CaseAnswer, path: Path, *, overwrite: bool = False) -> None:
+    """`write_form` into a folder of answers, where nothing is written over that voxray did not write."""
+    if CASE_FORMS[name].has_mark:
+        require_own([path], ANSWERS, overwrite=overwrite)
+        write_form(name, answer, path)
+        return
+    with recorded(path, overwrite=overwrite) as beside:
+        write_form(name, answer, beside)
+
+
+def are_saved(forms: Sequence[str], output: Path, case: str) -> bool:
+    """Whether the chosen forms of a case are there, as voxray wrote them."""
+    return all(is_own(path, ANSWERS) for path in form_files(forms, output, case).values())
+
+
 def chosen_forms(text: str, task: str) -> tuple[str, ...]:
     """The forms of a list such as ``json,preview``, checked against what the task has."""
     names = tuple(name for name in (part.strip() for part in text.split(",")) if name)
@@ -113,9 +129,9 @@ def form_files(forms: Sequence[str], output: Path, case: str) -> dict[str, Path]
 
 
 def drop_forms(output: Path, case: str) -> None:
-    """Removes the forms of an earlier answer to a case."""
+    """Removes the forms of an earlier answer to a case; files of these names that others wrote stay."""
     for path in form_files(tuple(SAVED), output, case).values():
-        path.unlink(missing_ok=True)
+        remove_own(path, ANSWERS)
 
 
 def _saved_by_case(task: str) -> list[str]:
@@ -134,7 +150,9 @@ def write_preview(volume: Volume, prediction: Prediction, path: Path, *, case: s
         beside.write_bytes(picture)
 
 
-def gather(forms: Sequence[str], scans: Sequence[Scan], output: Path, classes: Sequence[str]) -> list[Path]:
+def gather(
+    forms: Sequence[str], scans: Sequence[Scan], output: Path, classes: Sequence[str], *, overwrite: bool = False
+) -> list[Path]:
     """Writes the gathered forms over all scans that have an answer in `output`."""
     wanted = [name for name in forms if name in GATHERED]
     if not wanted:
@@ -144,7 +162,7 @@ def gather(forms: Sequence[str], scans: Sequence[Scan], output: Path, classes: S
     written = []
     for name in wanted:
         file, make = GATHERED[name]
-        with whole(output / file) as path:
+        with recorded(output / file, overwrite=overwrite) as path:
             path.write_text(make(answers, classes), encoding="utf-8")
         written.append(output / file)
     return written
@@ -231,11 +249,13 @@ class CaseForm:
     tasks: tuple[str, ...]
     write: Callable[[CaseAnswer, Path], None]
     needs_dicom: bool = False
+    has_mark: bool = True
+    """Whether the file itself says that voxray wrote it."""
 
 
 CASE_FORMS: Mapping[str, CaseForm] = {
     "preview": CaseForm(".png", ("detection", "segmentation"), _preview),
-    "luna16": CaseForm(".csv", ("detection",), _luna16),
+    "luna16": CaseForm(".csv", ("detection",), _luna16, has_mark=False),
     "markups": CaseForm(".mrk.json", ("detection",), _markups),
     "seg": CaseForm(".seg.dcm", ("segmentation",), _seg, needs_dicom=True),
     "sr": CaseForm(".sr.dcm", ("detection", "segmentation"), _sr, needs_dicom=True),

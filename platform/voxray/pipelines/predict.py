@@ -7,12 +7,16 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
+from voxray.apart import Input
 from voxray.bulkhead import attempt, sentence_of
 from voxray.inference.predictor import Prediction
+from voxray.pipelines.answer_files import AnswerFiles, task_of
 from voxray.pipelines.answers import Engine, is_answered, open_engine, read_answer, warnings_of, write_answer
-from voxray.pipelines.forms import CaseAnswer, chosen_forms, drop_forms, form_files, gather, write_form
+from voxray.pipelines.forms import CaseAnswer, are_saved, chosen_forms, drop_forms, form_files, gather, save_form
+from voxray.pipelines.inputs import run_inputs, scan_inputs
 from voxray.pipelines.keeping import FOLDER, Keeping
 from voxray.pipelines.progress import Progress, tell_warnings
 from voxray.pipelines.scans import Scan, find_scans
@@ -71,6 +75,8 @@ class AnswerOptions:
     """Whether what the network said before the merge is written to ``candidates/``, one file a scan."""
     keep_classes: Sequence[str] = ()
     """Segmentation: the classes whose probabilities are kept."""
+    overwrite: bool = False
+    """Whether files in the way that voxray did not write may be written over."""
 
 
 def predict(
@@ -86,7 +92,9 @@ def predict(
     With more than one worker the scans are spread over Ray; inputs and output must then be in reach of every node.
     """
     begin, options = time.monotonic(), options or AnswerOptions()
-    scans = find_scans(inputs)
+    scans = find_scans(inputs, say=progress.say)
+    forms = chosen_forms(options.save, task_of(run))
+    _require_free(run, scans, inputs, output, forms=forms, options=options)
     with hire(options.workers, device=options.device) as crew:
         engine = open_engine(
             run,
@@ -95,7 +103,6 @@ def predict(
             runtime=options.runtime,
             precision=options.precision,
         )
-        forms = chosen_forms(options.save, engine.recipe.task)
         keeping = _keeping(engine, output, options)
         if engine.choice is not None:
             progress.say(engine.choice.why)
@@ -107,12 +114,17 @@ def predict(
             tell_warnings(progress, name, texts)
         outcomes = []
         with progress.track("predict", total=len(todo), unit="scans") as advance:
-            for outcome in spread(partial(Answerer, engine, output, forms, keeping), todo, crew, at_once=AT_ONCE):
+            for outcome in spread(
+                partial(Answerer, engine, output, forms, keeping, overwrite=options.overwrite),
+                todo,
+                crew,
+                at_once=AT_ONCE,
+            ):
                 outcomes.append(outcome)
                 warnings[outcome.name] = outcome.warnings
                 tell_warnings(progress, outcome.name, outcome.warnings)
                 advance(1)
-        gather(forms, scans, output, engine.run.classes)
+        gather(forms, scans, output, engine.run.classes, overwrite=options.overwrite)
     return PredictReport(
         output=output,
         done=tuple(outcome.name for outcome in outcomes if not outcome.error),
@@ -131,8 +143,15 @@ class Answerer:
     """
 
     def __init__(
-        self, engine: Engine, output: Path, forms: Sequence[str] = (), keeping: Keeping | None = None
+        self,
+        engine: Engine,
+        output: Path,
+        forms: Sequence[str] = (),
+        keeping: Keeping | None = None,
+        *,
+        overwrite: bool = False,
     ) -> None:
+        self._overwrite = overwrite
         self._engine, self._output, self._forms, self._keeping = engine, output, forms, keeping
         self._predictor, self._busy = engine.predictor(), threading.Lock()
 
@@ -160,11 +179,11 @@ class Answerer:
         without = []
         for form, path in form_files(self._forms, output, scan.name).items():
             try:
-                write_form(form, answer, path)
+                save_form(form, answer, path, overwrite=self._overwrite)
             except Exception as error:
                 without.append(f"{form}: {sentence_of(error)}")
         if not before:
-            write_answer(prediction, output, case=scan.name, engine=engine)
+            write_answer(prediction, output, case=scan.name, engine=engine, overwrite=self._overwrite)
         return without
 
     def _has_answer(self, scan: Scan) -> bool:
@@ -183,9 +202,24 @@ class Answerer:
 
 def is_saved(scan: Scan, output: Path, engine: Engine, forms: Sequence[str], keeping: Keeping | None = None) -> bool:
     """Whether the scan has its answer, and its forms and candidates where they are wanted."""
-    made = all(path.exists() for path in form_files(forms, output, scan.name).values())
+    made = are_saved(forms, output, scan.name)
     kept = keeping is None or keeping.find(scan.name, engine.stamp) is not None
     return made and kept and is_answered(scan, output, engine.stamp)
+
+
+def _require_free(
+    run: str | Path,
+    scans: Sequence[Scan],
+    inputs: Sequence[Path],
+    output: Path,
+    *,
+    forms: tuple[str, ...],
+    options: AnswerOptions,
+) -> None:
+    """A ConfigError, before any work, where an answer would be written over what is read or what is not voxray's."""
+    files = AnswerFiles(output, task_of(run), forms, options.keep_candidates, options.overwrite)
+    lists = (Input(path, "the list of scans") for path in inputs if path.is_file())
+    files.require_free([scan.name for scan in scans], chain(scan_inputs(scans), lists, run_inputs(run)), run=run)
 
 
 def _keeping(engine: Engine, output: Path, options: AnswerOptions) -> Keeping | None:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from voxray.errors import ConfigError
 from voxray.readers import READERS
 from voxray.readers.dicom import is_dicom, read_dicom
+from voxray.written import LABEL_MAP, OBJECT, mark_of
 
 SUFFIXES = tuple(suffix for suffix, reader in READERS.items() if reader is not read_dicom)
 """Volume files, by the end of their names; DICOM slices make a scan with their folder."""
 LIST_SUFFIX = ".txt"
 """A list of scans: a file or folder on each line, relative to the list; lines with ``#`` are notes."""
 _NO_SCAN = ".seg.nrrd"
+_OBJECTS = (".seg.dcm", ".sr.dcm", ".rtstruct.dcm")
+"""How the DICOM objects of an answer are named."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,11 @@ class Scan:
         return max(file.stat().st_mtime for file in files)
 
 
-def find_scans(inputs: Sequence[Path]) -> list[Scan]:
-    """Every scan that the inputs name, each under a name of its own; an input without any is refused."""
+def find_scans(inputs: Sequence[Path], *, say: Callable[[str], object] = lambda _: None) -> list[Scan]:
+    """Every scan that the inputs name, each under a name of its own; an input without any is refused.
+
+    Label maps and DICOM objects that voxray wrote are no scans: an answers folder may lie within a folder of scans.
+    """
     found: list[tuple[Path, Path]] = []
     for root, given, where in _unlisted(inputs):
         if not given.exists():
@@ -41,7 +47,10 @@ def find_scans(inputs: Sequence[Path]) -> list[Scan]:
                 f"{where}{given}: no such file or folder; give scans, DICOM series folders, folders of them, "
                 f"or a {LIST_SUFFIX} file with one of these on each line."
             )
-        paths = sorted(_scans_under(given)) if given.is_dir() else [given]
+        answers: list[Path] = []
+        paths = sorted(_scans_under(given, answers)) if given.is_dir() else [given]
+        if answers:
+            say(f"{given}: {len(answers)} files are answers that voxray wrote, and are left out: {_some(answers)}")
         if not paths:
             raise ConfigError(
                 f"{given}: holds no scan; expected files ending in {', '.join(SUFFIXES)}, or folders of DICOM slices."
@@ -85,20 +94,30 @@ def stem(path: Path) -> str:
     return name[: len(name) - len(ending)]
 
 
-def _scans_under(folder: Path) -> Iterator[Path]:
+def _scans_under(folder: Path, answers: list[Path]) -> Iterator[Path]:
+    """The scans in the folder and below; what is voxray's own answer goes to `answers` instead."""
     if holds_dicom(folder):
         yield folder
-    for path in _visible(folder):
+    for path in sorted(_visible(folder)):
         name = path.name.lower()
         if path.is_dir():
-            yield from _scans_under(path)
+            yield from _scans_under(path, answers)
         elif name.endswith(SUFFIXES) and not name.endswith(_NO_SCAN):
-            yield path
+            if mark_of(path) == LABEL_MAP:
+                answers.append(path)
+            else:
+                yield path
+        elif name.endswith(_OBJECTS) and mark_of(path) == OBJECT:
+            answers.append(path)
+
+
+def _some(paths: Sequence[Path]) -> str:
+    return ", ".join(path.name for path in paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
 
 
 def holds_dicom(folder: Path) -> bool:
-    """Whether a file directly in the folder is a DICOM file, by its mark after the preamble."""
-    return any(is_dicom(path) for path in _visible(folder) if path.is_file())
+    """Whether a file directly in the folder is a DICOM file, by its mark after the preamble, that is no answer."""
+    return any(is_dicom(path) and mark_of(path) != OBJECT for path in _visible(folder) if path.is_file())
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from isal import isal_zlib
 from voxray.errors import ConfigError
 from voxray.place import whole
 from voxray.volume import Volume
+from voxray.written import IMAGE, LABEL_MAP
 
 _HEADER: Any = nib.Nifti1Header
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -43,6 +44,7 @@ def _pieces(volume: Volume) -> Iterator[bytes]:
     header.set_sform(affine, code=1)
     header.set_xyzt_units("mm")
     header["vox_offset"], header["magic"] = 352, b"n+1"
+    header["descrip"] = (IMAGE if volume.voxels.dtype == np.int16 else LABEL_MAP).encode()
     header["scl_slope"], header["scl_inter"] = 1.0, 0.0
     yield bytes(header.binaryblock) + b"\0\0\0\0"
     little = volume.voxels.dtype.newbyteorder("<")

@@ -8,6 +8,7 @@ from typing import Any
 
 from voxray.detections import Detections
 from voxray.writers.stamping import colour
+from voxray.written import MARKUPS
 
 _SCHEMA = (
     "https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/Resources/Schema/"
@@ -19,7 +20,10 @@ _DECIMALS = 4
 
 
 def markups_json(detections: Detections, classes: Sequence[str]) -> str:
-    """The text of a ``.mrk.json``; the findings are in world millimetres, and there may be none."""
+    """The text of a ``.mrk.json``; the findings are in world millimetres, and there may be none.
+
+    Slicer's schema allows further fields: ``schema`` is voxray's mark.
+    """
     world = detections.in_frame("LPS")
     boxes = [
         _box(number, classes[int(kind)], int(kind), float(score), low=box[:3], high=box[3:])
@@ -27,7 +31,7 @@ def markups_json(detections: Detections, classes: Sequence[str]) -> str:
             zip(world.classes, world.scores, world.boxes.astype(float), strict=True), start=1
         )
     ]
-    return json.dumps({"@schema": _SCHEMA, "markups": boxes}, indent=1) + "\n"
+    return json.dumps({"schema": MARKUPS, "@schema": _SCHEMA, "markups": boxes}, indent=1) + "\n"
 
 
 def _box(number: int, name: str, kind: int, score: float, *, low: Any, high: Any) -> dict[str, Any]:

@@ -1,0 +1,80 @@
+"""The files that answers to scans are written to, and what must hold before the first of them is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from voxray.apart import Input, keep_apart, require_folder
+from voxray.config import read_mapping
+from voxray.inference.candidates import file_name
+from voxray.inference.package import MANIFEST, is_package
+from voxray.pipelines.forms import GATHERED, form_files
+from voxray.pipelines.inputs import ELSEWHERE, keep_out_of_run
+from voxray.pipelines.keeping import FOLDER
+from voxray.training.checkpoint import read_best_run, recipe_of
+from voxray.written import ANSWERS, LABEL_MAP, mark_of, require_own
+
+
+@dataclass(frozen=True)
+class AnswerFiles:
+    """Where the answers of a task go, each case's under its own name."""
+
+    output: Path
+    task: str
+    forms: tuple[str, ...] = ()
+    """What is saved beside the answers themselves, as ``--save`` calls it."""
+    with_candidates: bool = False
+    overwrite: bool = False
+    """Whether what somebody else wrote may be written over. What is read never is."""
+
+    def of(self, case: str) -> list[Path]:
+        """All files of a case."""
+        found = [self.output / f"{case}.json"]
+        if self.task == "segmentation":
+            found.append(self.output / f"{case}.nii.gz")
+        if self.with_candidates:
+            found.append(self.output / FOLDER / file_name(case))
+        return [*found, *form_files(self.forms, self.output, case).values()]
+
+    @property
+    def gathered(self) -> list[Path]:
+        """The files that hold the answers to all cases."""
+        return [self.output / GATHERED[form][0] for form in self.forms if form in GATHERED]
+
+    def require_free(self, cases: Iterable[str], read: Iterable[Input], *, run: str | Path) -> None:
+        """A ConfigError where anything that is read, or that somebody else wrote, would be written over."""
+        require_folder(self.output, "-o")
+        keep_out_of_run(self.output, run)
+        of_case = {case: self.of(case) for case in cases}
+        written = [*self.gathered, *(path for paths in of_case.values() for path in paths)]
+        keep_apart([self.output, *written], read, instead=ELSEWHERE)
+        require_own(self.gathered, overwrite=self.overwrite)
+        for case in of_case:
+            self.require_own(case)
+
+    def require_own(self, case: str) -> None:
+        """A ConfigError where one of the case's files is there and was not written by voxray."""
+        damaged = self.output / f"{case}.json"
+        paths = [path for path in self.of(case) if path != damaged or not self._is_damaged(case)]
+        require_own(paths, ANSWERS, overwrite=self.overwrite)
+
+    def _is_damaged(self, case: str) -> bool:
+        """Whether what lies beside voxray's label map of the case is no JSON at all: a copy that was cut short."""
+        path, labels = self.output / f"{case}.json", self.output / f"{case}.nii.gz"
+        if self.task != "segmentation" or not path.is_file() or mark_of(labels) != LABEL_MAP:
+            return False
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return True
+        return False
+
+
+def task_of(run: str | Path) -> str:
+    """What a run or package answers, without a look at its weights."""
+    if is_package(run):
+        return str(read_mapping(Path(run) / MANIFEST).get("task"))
+    return recipe_of(read_best_run(run), where=f"{run}: run.json: recipe").task

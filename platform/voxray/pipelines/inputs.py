@@ -1,0 +1,116 @@
+"""What verbs read, file by file, so that nothing of it is written over: scans, datasets, runs and packages."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from voxray.apart import Input, keep_apart, keep_out
+from voxray.dataset import Dataset
+from voxray.errors import ConfigError
+from voxray.pipelines.scans import Scan, stem
+from voxray.written import ANSWERS, PAGE, mark_of
+
+ELSEWHERE = "give another folder with -o"
+_RUNS_OWN = ("checkpoints", "candidates", "runtimes")
+"""The folders of a run that only its training, and what answers with it, write to."""
+
+
+def scan_inputs(scans: Iterable[Scan]) -> Iterator[Input]:
+    """The files of scans, and those of the same name beside them, such as dcm2niix's JSON; answers are none."""
+    for scan in scans:
+        yield from image_inputs(scan.path)
+
+
+def image_inputs(path: Path) -> Iterator[Input]:
+    """The file or folder of a scan, and what belongs to it."""
+    yield Input(path, "the scan")
+    if path.is_dir():
+        yield from (Input(one, "a file of the scan") for one in path.iterdir())
+        return
+    for one in path.parent.glob(f"{glob.escape(stem(path))}.*"):
+        if not mark_of(one).startswith(ANSWERS):
+            yield Input(one, "a file beside the scan of the same name")
+
+
+def run_inputs(run: str | Path) -> Iterator[Input]:
+    """The files of a run or package on this machine, but not what was reported of it."""
+    if "://" in str(run):
+        return
+    folder = Path(run)
+    yield Input(folder, "the run's own folder")
+    for path in [*folder.glob("*"), *folder.glob("checkpoints/*/*")]:
+        if path.is_file() and mark_of(path) != PAGE:
+            yield Input(path, "a file of the run")
+
+
+def dataset_inputs(data: Dataset) -> Iterator[Input]:
+    """The dataset's file, its scans, its annotations and whatever else its file names."""
+    if data.file is not None:
+        yield Input(Path(data.file), "the dataset's file")
+    yield Input(Path(data.root), "the dataset's folder")
+    for name in _named_files(data.model_dump(mode="json", exclude={"file"})):
+        for path in _matching(name):
+            yield Input(path, "a file of the dataset's annotations")
+            if path.parent != Path(data.root):
+                yield Input(path.parent, "a folder of the dataset's annotations")
+    for pattern in data.images.glob:
+        for path in Path(data.root).glob(pattern):
+            yield from image_inputs(path)
+            yield Input(path.parent, "a folder of the dataset's scans")
+
+
+def require_no_scan_of(data: Dataset, written: Iterable[Path]) -> None:
+    """A ConfigError where an answer would be taken for a scan of the dataset the next time it is read."""
+    root = Path(data.root).resolve()
+    for path in written:
+        real = path.resolve()
+        if not real.is_relative_to(root):
+            continue
+        parts = real.relative_to(root).parts
+        for pattern in data.images.glob:
+            if _matches(parts, Path(pattern).parts):
+                raise ConfigError(
+                    f"{path}: would be taken for a scan of dataset {data.name}, as its images.glob {pattern} finds "
+                    f"files there; {ELSEWHERE}."
+                )
+
+
+def keep_out_of_run(folder: Path, run: str | Path) -> None:
+    """A ConfigError where the folder is a run's own, or one of those in it that its training writes to."""
+    if "://" in str(run):
+        return
+    keep_apart([folder], [Input(Path(run), "the run's own folder")], instead=ELSEWHERE)
+    keep_out(folder, [Input(Path(run) / name, "a folder of the run") for name in _RUNS_OWN], instead=ELSEWHERE)
+
+
+def _named_files(value: Any, name: str = "") -> Iterator[str]:
+    """Every path in the fields of a dataset."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _named_files(item, key)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _named_files(item, name)
+    elif isinstance(value, str) and name.endswith("file"):
+        yield value
+
+
+def _matching(template: str) -> Iterator[Path]:
+    """The files that a path with ``{case}`` and the like stands for."""
+    pattern = glob.escape(template)
+    for name in ("case", "patient", "class", "fold"):
+        pattern = pattern.replace("{" + name + "}", "*")
+    return (Path(path) for path in glob.iglob(pattern))  # noqa: PTH207  # a pattern from the root on
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a path fits a pattern of `Path.glob`."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return _matches(parts, pattern[1:]) or (bool(parts) and _matches(parts[1:], pattern))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
