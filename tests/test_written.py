@@ -28,7 +28,7 @@ from voxray.written import (
     require_own,
 )
 
-GRID = Grid((4, 3, 2), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3))
+GRID = Grid((4, 3, 2), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
 
 
 @pytest.mark.parametrize("name", ["x.nii", "x.nii.gz"])
