@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Float64, Int16, UInt8
 from torch import Tensor
 
+from voxray.alignment import Arrangement
 from voxray.case import Case, VolumeStats, label_counts
 from voxray.errors import DataError
 from voxray.recipe import GridConfig, Intensity, WindowIntensity
@@ -37,15 +38,7 @@ def orient(volume: Volume, axes: str) -> Volume:
 
 def oriented_grid(grid: Grid, axes: str) -> Grid:
     """The grid of a volume that `orient` has turned."""
-    order, flips = _turn(grid.orientation, axes)
-    x, y, z = (grid.shape[axis] for axis in order)
-    sx, sy, sz = (grid.spacing_mm[axis] for axis in order)
-    rotation = grid.rotation[:, order] * np.where(flips, -1.0, 1.0)
-    corner = np.zeros(3)
-    for axis, flip in zip(order, flips, strict=True):
-        corner[axis] = grid.shape[axis] - 1 if flip else 0
-    ox, oy, oz = (float(value) for value in grid.to_world(corner[None] + 0.5)[0])
-    return Grid((x, y, z), (sx, sy, sz), (ox, oy, oz), tuple(rotation.ravel().tolist()))
+    return _turn(grid.orientation, axes).grid(grid)
 
 
 def resample(volume: Volume, spacing_mm: Vector) -> Volume:
@@ -79,7 +72,7 @@ def resampled_grid(grid: Grid, spacing_mm: Vector) -> Grid:
 def prepare_case(case: Case, config: GridConfig) -> Case:
     """The case on the recipe's grid: image linear, labels nearest, boxes by scale; a lost object is a DataError."""
     turned = _turned(case.image, config.orientation)
-    boxes = _turn_boxes(case.boxes, case.image.grid, turned.grid)
+    boxes = _turn(case.image.grid.orientation, config.orientation).boxes(case.boxes, case.image.grid.shape)
     image = resample(turned, config.spacing_mm)
     ratio = np.divide(turned.grid.spacing_mm, image.grid.spacing_mm)
     scaled = boxes * np.tile(ratio, 2)
@@ -121,22 +114,15 @@ def _stats_tensors(stats: VolumeStats | Tensor, like: Tensor) -> tuple[Tensor, .
 
 def _turned(volume: Volume, axes: str) -> Volume:
     """`orient` as a view of the same memory."""
-    order, flips = _turn(volume.grid.orientation, axes)
-    voxels = volume.voxels.transpose(order)[tuple(slice(None, None, -1 if flip else None) for flip in flips)]
-    return Volume(voxels, oriented_grid(volume.grid, axes))
+    turn = _turn(volume.grid.orientation, axes)
+    return Volume(turn.voxels(volume.voxels), turn.grid(volume.grid))
 
 
-def _turn(now: str, wanted: str) -> tuple[list[int], list[bool]]:
+def _turn(now: str, wanted: str) -> Arrangement:
     """For each wanted axis, which axis it is now, and whether that one runs the other way."""
-    order = [next(i for i, letter in enumerate(now) if letter in (want, _OPPOSITE[want])) for want in wanted]
-    return order, [now[axis] != want for axis, want in zip(order, wanted, strict=True)]
-
-
-def _turn_boxes(boxes: Float64[np.ndarray, "n 6"], grid: Grid, turned: Grid) -> Float64[np.ndarray, "n 6"]:
-    order, flips = _turn(grid.orientation, turned.orientation)
-    low, high = boxes[:, :3][:, order], boxes[:, 3:][:, order]
-    flip, side = np.asarray(flips), np.asarray(turned.shape, np.float64)
-    return np.concatenate([np.where(flip, side - high, low), np.where(flip, side - low, high)], axis=1)
+    x, y, z = (next(i for i, letter in enumerate(now) if letter in (want, _OPPOSITE[want])) for want in wanted)
+    flips = [now[axis] != want for axis, want in zip((x, y, z), wanted, strict=True)]
+    return Arrangement((x, y, z), (flips[0], flips[1], flips[2]))
 
 
 def _ratios(old: Grid, new: Grid) -> list[float]:

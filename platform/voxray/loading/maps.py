@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, UInt8
 
+from voxray.alignment import put_on
 from voxray.annotations.maps import (
     component_boxes,
     instance_boxes,
@@ -27,10 +29,6 @@ from voxray.readers import read_label_map
 from voxray.volume import Grid, Volume
 
 T = TypeVar("T")
-
-_SHIFT_VOX = 0.01
-"""Image and mask lie on one grid where no corner differs by more than this share of the smallest spacing: files
-round their affines differently, and a hundredth of a voxel moves nothing."""
 
 _MAPS_REMEDY = "Add the file, mend annotations.file, or exclude the case."
 
@@ -174,25 +172,8 @@ def _read_map(file: str, grid: Grid | None, truth: Truth, *, absent: str) -> Vol
     volume = attempt(truth.problems, read_label_map, Path(file))
     truth.warnings += [] if volume is None else [f"{Path(file).name}: {text}" for text in volume.warnings]
     if volume is not None and grid is not None:
-        truth.problems += _mismatch(volume.grid, grid, Path(file).name)
+        return attempt(truth.problems, partial(put_on, volume, grid, name=Path(file).name)) or volume
     return volume
-
-
-def _mismatch(found: Grid, image: Grid, name: str) -> list[DataError]:
-    remedy = "Resample the map onto the image's grid, or pair it with its own image."
-    if found.shape != image.shape:
-        sides = [" x ".join(str(side) for side in grid.shape) for grid in (found, image)]
-        text = f"{name} has {sides[0]} voxels, its image {sides[1]}."
-        return [DataError("labels.shape", text, remedy=remedy)]
-    if found.is_close(image, tolerance_mm=_SHIFT_VOX * min(image.spacing_mm)):
-        return []
-    differing = [
-        f"{what} {_numbers(getattr(found, what))} (image: {_numbers(getattr(image, what))})"
-        for what in ("spacing_mm", "origin_mm", "direction")
-        if not np.allclose(getattr(found, what), getattr(image, what), rtol=1e-4, atol=1e-3)
-    ]
-    text = f"{name} does not lie where its image lies: {'; '.join(differing) or 'their corners differ'}."
-    return [DataError("labels.geometry", text, remedy=remedy)]
 
 
 def _binary(volume: Volume, name: str, problems: list[DataError]) -> Bool[np.ndarray, "x y z"]:
@@ -221,7 +202,3 @@ def _read_classes(file: str, classes: tuple[str, ...]) -> dict[int, int]:
         text = f"{file}: cannot be read: {error}."
         raise DataError("instances.form", text, remedy="Give a JSON file.") from None
     return instance_classes(data, classes, where=Path(file).name)
-
-
-def _numbers(values: tuple[float, ...]) -> str:
-    return " ".join(f"{value:.6g}" for value in values)
