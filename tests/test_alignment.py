@@ -20,7 +20,9 @@ EVERY = list(arrangements())
 SPACING = (0.7, 1.3, 2.9)
 
 
-def _grid(shape: Shape, spacing_mm: tuple[float, float, float] = SPACING, angles: tuple[float, ...] = (0, 0, 0)) -> Grid:
+def _grid(
+    shape: Shape, spacing_mm: tuple[float, float, float] = SPACING, angles: tuple[float, ...] = (0, 0, 0)
+) -> Grid:
     turn = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
     return Grid(shape, spacing_mm, (-31.5, 12.25, 100.125), tuple(turn.ravel().tolist()))
 
@@ -95,14 +97,18 @@ def test_an_affine_that_is_rounded_is_the_same(change: str) -> None:
     assert fit(found, grid).arrangement.is_identity
     assert put_on(_volume(found), grid, name="map").voxels.shape == grid.shape
     turned = EVERY[29]
-    np.testing.assert_array_equal(put_on(_stored(_volume(found), turned), grid, name="map").voxels, _volume(found).voxels)
+    np.testing.assert_array_equal(
+        put_on(_stored(_volume(found), turned), grid, name="map").voxels, _volume(found).voxels
+    )
 
 
 def test_a_shift_is_refused_with_its_distance_however_it_is_stored() -> None:
     grid = _grid((5, 7, 3))
     for one, step in itertools.product(EVERY[::7], (0.35, 5.0)):
         moved = replace(grid, origin_mm=(grid.origin_mm[0] + step, *grid.origin_mm[1:]))
-        with pytest.raises(DataError, match=f"a.nii does not lie where its image lies: corners are up to {step:g} mm"):
+        with pytest.raises(
+            DataError, match=f"a.nii does not lie where its image lies: corners are up to {step:g} mm"
+        ):
             put_on(_stored(_volume(moved), one), grid, name="a.nii")
 
 

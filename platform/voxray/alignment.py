@@ -1,14 +1,14 @@
 """Volumes of one patient space that are stored with other axes, put on one grid without a voxel's change.
 
-A grid can be stored in 48 ways: six orders of its axes, each of which may run backwards. Two grids that are the same in
-space but for such an arrangement hold the same voxels in another order, so the one goes onto the other exactly. Any
+A grid can be stored in 48 ways: six orders of its axes, each of which may run backwards. Two grids that differ in
+nothing but such an arrangement hold the same voxels in another order, so the one goes onto the other exactly. Any
 other difference would need interpolation, and is refused with its distance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations, product
 
 import numpy as np
@@ -18,8 +18,8 @@ from voxray.errors import DataError
 from voxray.volume import Grid, Shape, Volume
 
 SHIFT_VOX = 0.1
-"""Grids are one where no corner lies further from its counterpart than this share of the smallest spacing: files round
-their affines differently, and so little moves no voxel's nearest neighbour."""
+"""Grids are one where no corner lies further from its counterpart than this share of the smallest spacing: files
+round their affines differently, and so little changes no voxel's nearest neighbour."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ class Fit:
 
 def arrangements() -> Iterator[Arrangement]:
     """All 48, the identity first."""
-    for order in permutations((0, 1, 2)):
-        for flips in product((False, True), repeat=3):
-            yield Arrangement(order, flips)
+    for x, y, z in permutations((0, 1, 2)):
+        for flips in product((False, True), (False, True), (False, True)):
+            yield Arrangement((x, y, z), flips)
 
 
 def fit(found: Grid, wanted: Grid) -> Fit:
@@ -99,7 +99,7 @@ def put_on(volume: Volume, grid: Grid, *, name: str, of: str = "its image", code
         raise _refusal(f"{code}.geometry", f"{text}{_differing(best.grid, grid, of)}.", of)
     if best.arrangement.is_identity:
         return volume
-    return Volume(np.ascontiguousarray(best.arrangement.voxels(volume.voxels)), grid)
+    return replace(volume, voxels=np.ascontiguousarray(best.arrangement.voxels(volume.voxels)), grid=grid)
 
 
 def _corners(grid: Grid) -> Float64[np.ndarray, "8 3"]:

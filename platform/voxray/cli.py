@@ -347,6 +347,13 @@ def evaluate(  # noqa: PLR0913
     trust_pickle: Annotated[
         bool, typer.Option("--trust-pickle", help="Read pickles, which can run any code: only from those you trust.")
     ] = False,
+    values: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N=NAME,...",
+            help="What label values, or MONAI's and nnDetection's class numbers, are, where no file says so.",
+        ),
+    ] = None,
     workers: Workers = 1,
 ) -> None:
     """Score a run on original scans, or answers that anything else wrote, against the original truth."""
@@ -363,6 +370,7 @@ def evaluate(  # noqa: PLR0913
         against=against,
         trust_pickle=trust_pickle,
         workers=workers,
+        values=values,
     )
     report = evaluate_anything(answers, _one_truth(truth, dataset), options, progress=_progress())
     for line in report.lines:
@@ -372,7 +380,7 @@ def evaluate(  # noqa: PLR0913
     for line in report.ending:
         _say(line)
     if isinstance(report.result, Evaluation):
-        _end(report.result.failed)
+        _end({**report.result.failed, **report.result.not_judged})
 
 
 verb("sweep", resume="Run the same command again to go on with the next trial.")(study_verbs.sweep)

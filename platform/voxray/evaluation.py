@@ -171,6 +171,8 @@ class Evaluation(Record):
     """Case -> its Dice by class, or its numbers of objects, findings and hits at the first threshold."""
     failed: Mapping[str, str] = {}
     """Case -> why it has no answer. It counts as an empty one."""
+    not_judged: Mapping[str, str] = {}
+    """Case -> why its answer cannot be compared with its truth. It has no score, and is in no metric."""
     warnings: Mapping[str, tuple[str, ...]] = {}
     """Case -> what is worth knowing of its scan, its truth or its answer, though all were read."""
     without_truth: tuple[str, ...] = ()

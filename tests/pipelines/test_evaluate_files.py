@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from pipelines.bright_runs import register, write_run, write_spheres
+from voxray.alignment import arrangements
 from voxray.errors import ConfigError, DataError
 from voxray.evaluation import Evaluation, Luna16Evaluation, read_evaluation
 from voxray.inference.findings import FindingsFile, read_file
@@ -121,7 +123,7 @@ def test_a_json_of_boxes_is_truth(tmp_path: Path) -> None:
     assert _evaluation(out, truth).metrics["AR@0.50"] == 0.0
     path = tmp_path / "result.json"
     path.write_text(monai_json(_findings(out), ["bright"]))
-    assert "in voxels of a scan that is not given" in _evaluation(path, truth).failed["s0"]
+    assert "in voxels of a scan that is not given" in _evaluation(path, truth).not_judged["s0"]
 
 
 def test_label_maps_against_a_dataset_and_against_a_folder(tmp_path: Path) -> None:
@@ -147,14 +149,207 @@ def test_label_maps_that_do_not_fit(tmp_path: Path) -> None:
     second = read_label_map(out / "s1.nii.gz")
     write_nifti(Volume(second.voxels * 5, second.grid), maps / "s1.nii.gz")
     write_nifti(second, maps / "other.nii.gz")
-    scored = _score(maps, dataset)
+    scored = _score(maps, dataset, json_file=tmp_path / "none.json")
     assert isinstance(scored.result, Evaluation)
-    failed = scored.result.failed
-    assert "s0.nii.gz does not lie on the truth's grid" in failed["s0"]
-    assert "has label 5, the truth 1 classes (bright)" in failed["s1"]
-    assert failed["s2"] == "has no answer; it counts as an empty one."
-    assert scored.result.metrics["dice"] == 0.0
+    lost = scored.result.not_judged
+    assert re.search(r"s0.nii.gz does not lie where the truth lies: corners are up to \d+\.?\d* mm apart", lost["s0"])
+    assert re.search(r"s1.nii.gz: value 5 \(\d+ voxels\) has no class; the classes are bright", lost["s1"])
+    assert scored.result.failed == {"s2": "has no answer; it counts as an empty one."}
+    # One case is left, and it has no answer: zeros would look like a score.
+    assert (scored.result.metrics, scored.tables) == ({}, ())
+    assert scored.lines == ("maps on 1 of 3 cases (all) of spheres",)
+    assert "not judged, so in no metric: 2 of 3 cases" in scored.ending
+    assert "no case has an answer that could be judged, so there is no score" in scored.ending
     assert "1 answers are of no case of spheres: other" in scored.ending
+    assert read_evaluation(tmp_path / "none.json").not_judged == lost
+    with pytest.raises(ConfigError, match="cannot be compared"):
+        _score(maps, dataset, against=out / "evaluation.json")
+    write_nifti(read_label_map(out / "s2.nii.gz"), maps / "s2.nii.gz")
+    some = _evaluation(maps, dataset)
+    assert some.metrics["dice"] == some.cases["s2"]["bright"] > 0.9
+    assert (list(some.cases), sorted(some.not_judged)) == (["s2"], ["s0", "s1"])
+    (maps / "s2.nii.gz").write_bytes(b"x")
+    assert "s2" in _evaluation(maps, dataset).failed
+
+
+def _stored_otherwise(folder: Path, target: Path, number: int) -> None:
+    """The label maps of a folder with their axes in another order."""
+    target.mkdir()
+    for case in CASES:
+        volume, one = read_label_map(folder / f"{case}.nii.gz"), list(arrangements())[number]
+        write_nifti(
+            Volume(np.ascontiguousarray(one.voxels(volume.voxels)), one.grid(volume.grid)), target / f"{case}.nii.gz"
+        )
+
+
+def test_maps_that_are_stored_otherwise_have_the_same_score(tmp_path: Path) -> None:
+    dataset, out, report = _answered(tmp_path, "segmentation")
+    labels = dataset.parent / "labels"
+    _stored_otherwise(out, tmp_path / "answers", 13)
+    _alike(_evaluation(tmp_path / "answers", dataset), report)
+    _stored_otherwise(labels, tmp_path / "truth", 38)
+    assert _evaluation(tmp_path / "answers", tmp_path / "truth").metrics["dice/1"] == report.metrics["dice"]
+    labels.rename(tmp_path / "before")
+    _stored_otherwise(tmp_path / "before", labels, 38)
+    again = evaluate(tmp_path / "run", dataset=dataset, output=out, progress=SilentProgress())
+    np.testing.assert_equal(dict(again.metrics), dict(report.metrics))
+    assert again.segmentation is not None
+    assert report.segmentation is not None
+    assert again.segmentation.model_dump_json() == report.segmentation.model_dump_json()
+
+
+def test_findings_against_maps_that_are_stored_otherwise(tmp_path: Path) -> None:
+    dataset, out, _ = _answered(tmp_path, "detection")
+    plain = _evaluation(out, dataset.parent / "labels", values="1=bright")
+    _stored_otherwise(dataset.parent / "labels", tmp_path / "truth", 38)
+    turned = _evaluation(out, tmp_path / "truth", values="1=bright")
+    assert turned.metrics["mAP"] == plain.metrics["mAP"] > 0.9
+    unnamed = _evaluation(out, tmp_path / "truth")
+    assert "name the numbers of the truth's maps with --values" in unnamed.not_judged["s0"]
+    assert unnamed.metrics == {}
+
+
+TWO = {"kidney": (slice(1, 4), slice(1, 4), slice(1, 4)), "liver": (slice(4, 8), slice(2, 8), slice(2, 8))}
+
+
+def _two_classes(folder: Path, annotations: str, classes: str = '["liver", "kidney"]') -> Path:
+    """A dataset of one scan with two structures: 1 is the kidney and 2 the liver in its label map."""
+    grid = Grid((9, 9, 9), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
+    labels = np.zeros(grid.shape, np.uint8)
+    for value, where in enumerate(TWO.values(), start=1):
+        labels[where] = value
+    for place in ("images", "labels", "masks/a"):
+        (folder / place).mkdir(parents=True, exist_ok=True)
+    write_nifti(Volume((labels * 50).astype(np.int16), grid), folder / "images" / "a.nii.gz")
+    write_nifti(Volume(labels, grid), folder / "labels" / "a.nii.gz")
+    for name, where in TWO.items():
+        mask = np.zeros(grid.shape, np.uint8)
+        mask[where] = 1
+        write_nifti(Volume(mask, grid), folder / "masks" / "a" / f"{name}.nii.gz")
+    path = folder / "two.toml"
+    path.write_text(
+        f'name = "two"\nlicence = "CC0-1.0"\nclasses = {classes}\n[images]\nglob = "images/*.nii.gz"\n'
+        f'[annotations]\n{annotations}\n[folds]\nkind = "none"\n'
+    )
+    return path
+
+
+NAMED = 'kind = "labels"\nfile = "labels/{case}.nii.gz"\nvalues = { 1 = "kidney", 2 = "liver" }'
+MSD = {"labels": {"0": "background", "1": "kidney", "2": "liver"}}
+MASKS = 'kind = "mask_folder"\nfile = "masks/{case}/{class}.nii.gz"'
+
+
+@pytest.mark.parametrize("kind", ["values", "msd"])
+def test_a_dataset_has_a_dice_of_one_against_its_own_files(tmp_path: Path, kind: str) -> None:
+    dataset = _two_classes(tmp_path, NAMED if kind == "values" else 'kind = "msd"')
+    listed = MSD | {"training": [{"image": "images/a.nii.gz", "label": "labels/a.nii.gz"}]}
+    (tmp_path / "dataset.json").write_text(json.dumps(listed))
+    found = _evaluation(tmp_path / "labels", dataset)
+    assert (found.metrics["dice/kidney"], found.metrics["dice/liver"]) == (1.0, 1.0)
+    swapped = _evaluation(tmp_path / "labels", dataset, values="2=kidney,1=liver")
+    assert swapped.metrics["dice"] == 0.0
+
+
+def test_values_without_a_class_are_background_only_where_the_dataset_says_so(tmp_path: Path) -> None:
+    dataset = _two_classes(tmp_path, NAMED + '\nunlisted = "background"', '["liver"]')
+    assert _evaluation(tmp_path / "labels", dataset).metrics["dice"] == 1.0
+    found = _evaluation(tmp_path / "labels", dataset, values="2=liver")
+    assert "value 1 (27 voxels) has no class; the classes are liver" in found.not_judged["a"]
+
+
+def test_numbers_that_nothing_declares_are_asked_for(tmp_path: Path) -> None:
+    dataset = _two_classes(tmp_path, MASKS)
+    with pytest.raises(
+        ConfigError, match=r"labels: neither it nor two declares .* label values .*--values 1=liver,2=kidney"
+    ):
+        _score(tmp_path / "labels", dataset)
+    assert _evaluation(tmp_path / "labels", dataset, values="1=kidney,2=liver").metrics["dice"] == 1.0
+    for values, sentence in (
+        ("1=kidney", None),
+        ("1=kidney,2=lung", "--values: 'lung' is no class of the truth, whose classes are liver, kidney"),
+        ("kidney,liver", "--values kidney,liver: each part must be a number, = and a name"),
+        ("1=kidney,1=liver", "number 1 is both 'kidney' and 'liver'"),
+    ):
+        if sentence is None:
+            assert (
+                "value 2 (144 voxels) has no class"
+                in _evaluation(tmp_path / "labels", dataset, values=values).not_judged["a"]
+            )
+            continue
+        with pytest.raises(ConfigError, match=re.escape(sentence)):
+            _score(tmp_path / "labels", dataset, values=values)
+    single = _two_classes(tmp_path, MASKS + '\nunlisted = "background"', '["kidney"]')
+    kidney = tmp_path / "masks" / "a" / "kidney.nii.gz"
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "a.nii.gz").write_bytes(kidney.read_bytes())
+    assert _evaluation(tmp_path / "one", single).metrics["dice"] == 1.0
+
+
+def test_a_folder_of_true_maps_has_the_names_that_are_given(tmp_path: Path) -> None:
+    _two_classes(tmp_path, MASKS)
+    labels = tmp_path / "labels"
+    assert _evaluation(labels, labels).classes == ("1", "2")
+    named = _evaluation(labels, labels, values="2=liver,1=kidney")
+    assert (named.classes, named.metrics["dice"]) == (("kidney", "liver"), 1.0)
+    with pytest.raises(ConfigError, match=r"labels: holds 2, which --values 1=kidney does not name"):
+        _score(labels, labels, values="1=kidney")
+
+
+def _boxes(folder: Path, numbers: dict[str, int], **declared: Any) -> Path:
+    """MONAI's results with the two structures of `_two_classes`."""
+    boxes = [
+        [(a.start + a.stop) / 2 - 0.5 for a in where] + [a.stop - a.start for a in where] for where in TWO.values()
+    ]
+    entry = {
+        "image": "images/a.nii.gz",
+        "box": boxes,
+        "label": [numbers[name] for name in TWO],
+        "label_scores": [0.9, 0.8],
+    }
+    path = folder / "result.json"
+    path.write_text(json.dumps({"validation": [entry], **declared} if declared else [entry]))
+    return path
+
+
+def test_class_numbers_of_boxes_are_those_that_are_declared(tmp_path: Path) -> None:
+    dataset = _two_classes(tmp_path, NAMED)
+    bare = _boxes(tmp_path, {"kidney": 0, "liver": 1})
+    with pytest.raises(
+        ConfigError, match=r"result: neither it nor two declares .* class numbers .*--values 0=liver,1=kidney"
+    ):
+        _score(bare, dataset)
+    assert _evaluation(bare, dataset, values="0=kidney,1=liver").metrics["mAP"] == 1.0
+    assert _evaluation(bare, dataset, values="1=kidney,0=liver").metrics["mAP"] == 0.0
+    lost = _evaluation(bare, dataset, values="1=liver").not_judged["a"]
+    assert "class 0 of 1 findings is none of the 2 (liver, kidney)" in lost
+    declared = _boxes(tmp_path, {"kidney": 3, "liver": 7}, labels={"3": "kidney", "7": "liver"})
+    assert _evaluation(declared, dataset).metrics["mAP"] == 1.0
+    other = _boxes(tmp_path, {"kidney": 3, "liver": 0}, labels={"3": "kidney", "0": "background"})
+    assert "class 0 is 'background', which is none of the 2" in _evaluation(other, dataset).not_judged["a"]
+
+
+def test_a_json_of_boxes_declares_numbers_by_its_classes(tmp_path: Path) -> None:
+    _two_classes(tmp_path, NAMED)
+    boxes = [
+        {"case": "a", "class": name, "corners_mm": [*(s.start - 0.5 for s in where), *(s.stop - 0.5 for s in where)]}
+        for name, where in reversed(TWO.items())
+    ]
+    truth = tmp_path / "truth.json"
+    truth.write_text(json.dumps({"frame": "LPS", "boxes": boxes}))
+    answers = _boxes(tmp_path, {"kidney": 1, "liver": 0})
+    with pytest.raises(ConfigError, match="neither it nor truth declares"):
+        _score(answers, truth)
+    truth.write_text(json.dumps({"frame": "LPS", "boxes": boxes, "classes": ["liver", "kidney"]}))
+    assert _evaluation(answers, truth).metrics["mAP"] == 1.0
+
+
+def test_our_own_monai_json_says_what_its_numbers_stand_for(tmp_path: Path) -> None:
+    dataset, out, _ = _answered(tmp_path, "detection")
+    (entry, *_) = json.loads(monai_json(_findings(out), ["other", "bright"]))
+    assert set(entry["label"]) == {1}
+    path = tmp_path / "result.json"
+    path.write_text(monai_json(_findings(out), ["other", "bright"]))
+    _alike(_evaluation(path, dataset), _evaluation(out, dataset))
 
 
 def test_label_maps_need_label_maps(tmp_path: Path) -> None:

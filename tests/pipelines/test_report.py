@@ -227,4 +227,4 @@ def test_a_label_map_on_another_grid_is_listed(tmp_path: Path, spheres: Path) ->
     grid = type(volume.grid)((10, 10, 10), volume.grid.spacing_mm, volume.grid.origin_mm, volume.grid.direction)
     write_nifti(Volume((part > 0).astype(np.uint8), grid), file)
     made = report([str(run)], progress=QUIET)
-    assert any("does not lie on the grid of case s0" in text for text in made.remarks)
+    assert any("case s0: [comparison.shape] s0.nii.gz has 10 x 10 x 10 voxels" in text for text in made.remarks)

@@ -12,6 +12,7 @@ from voxray.dataset.source import CaseSource
 from voxray.errors import DataError
 from voxray.loading.maps import attempt, read_maps
 from voxray.readers import read_volume
+from voxray.volume import Volume
 
 
 @dataclass(frozen=True)
@@ -22,16 +23,21 @@ class Examination:
     problems: tuple[DataError, ...]
     warnings: tuple[str, ...] = ()
     """What is worth knowing of the files that could be read."""
+    image: Volume | None = None
+    """The scan, where it could be read."""
+
+    def usable(self) -> Case:
+        """The case; raises its first problem where there is none."""
+        if self.case is None:
+            first, *others = self.problems
+            more = f" ({len(others)} more problems of this case; voxray check lists all.)" if others else ""
+            raise DataError(first.code, first.message, remedy=first.remedy + more, case_id=first.case_id)
+        return self.case
 
 
 def load_case(dataset: Dataset, source: CaseSource) -> Case:
     """The case with its truth in voxels of its image; raises its first problem, with the case named."""
-    result = examine(dataset, source)
-    if result.case is None:
-        first, *others = result.problems
-        more = f" ({len(others)} more problems of this case; voxray check lists all.)" if others else ""
-        raise DataError(first.code, first.message, remedy=first.remedy + more, case_id=source.case_id)
-    return result.case
+    return examine(dataset, source).usable()
 
 
 def examine(dataset: Dataset, source: CaseSource) -> Examination:
@@ -46,6 +52,6 @@ def examine(dataset: Dataset, source: CaseSource) -> Examination:
         problems += found
     warnings = (*(() if image is None else image.warnings), *truth.warnings)
     if problems or image is None:
-        return Examination(None, tuple(problem.of_case(source.case_id) for problem in problems), warnings)
+        return Examination(None, tuple(problem.of_case(source.case_id) for problem in problems), warnings, image)
     case = Case(source.case_id, source.patient_id, image, truth.boxes, truth.classes, truth.labels, warnings)
-    return Examination(case, (), warnings)
+    return Examination(case, (), warnings, image)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from voxray.dataset import Dataset
+from voxray.dataset.naming import numbered_names
 from voxray.dataset.source import MapTruth
 from voxray.dataset.truth import Msd
 from voxray.errors import DataError
@@ -37,17 +38,13 @@ def read_msd(text: str, config: Msd, dataset: Dataset) -> dict[str, MapTruth]:
 
 
 def _names(labels: Any, config: Msd) -> dict[int, str]:
-    """Value -> name from either direction: ``{"1": "spleen"}`` (MSD) or ``{"spleen": 1}`` (nnU-Net)."""
+    """Value -> name, without the background."""
     if not isinstance(labels, dict):
         raise _problem(config, "has no table 'labels'")
-    result = {}
-    for key, value in labels.items():
-        number, name = (key, value) if str(key).isdecimal() else (value, key)
-        if not str(number).isdecimal() or not isinstance(name, str):
-            raise _problem(config, f"labels: {key} = {value!r} must pair a number with a name")
-        if int(number) > 0:
-            result[int(number)] = name
-    return result
+    try:
+        return {value: name for value, name in numbered_names(labels).items() if value > 0}
+    except ValueError as error:
+        raise _problem(config, f"labels: {error}") from None
 
 
 def _problem(config: Msd, text: str) -> DataError:

@@ -39,9 +39,10 @@ from voxray.inference.runtimes.open_vino import require_calibrated
 from voxray.models import MODELS
 from voxray.pipelines.answer_files import AnswerFiles
 from voxray.pipelines.keeping import Noted
+from voxray.pipelines.naming import read_labels
 from voxray.pipelines.scans import Scan
 from voxray.place import whole
-from voxray.readers import read_label_map, write_nifti
+from voxray.readers import write_nifti
 from voxray.recipe import Recipe, parse_recipe
 from voxray.run import Run
 from voxray.training.checkpoint import load_model
@@ -250,6 +251,6 @@ def read_answer(output: Path, *, case: str, grid: Grid, engine: Engine) -> Predi
     """What `write_answer` wrote for a scan on `grid`."""
     path = output / f"{case}.json"
     if engine.recipe.task == "segmentation":
-        return Prediction(grid, labels=read_label_map(output / read_file(LabelsFile, path).file))
+        return Prediction(grid, labels=read_labels(path, engine.run.classes, grid))
     findings = read_file(FindingsFile, path)
     return Prediction(grid, detections=detections_of(findings, engine.run.classes, frame="voxel"))

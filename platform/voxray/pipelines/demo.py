@@ -229,9 +229,9 @@ def _walk(lesson: Lesson, folder: Path, *, num_cases: int, workers: int, peak: P
 
 def _score(run: Path, dataset: Path, output: Path, workers: int, progress: Progress) -> Evaluation:
     report = evaluate(run, EvaluateOptions(workers=workers), dataset=dataset, output=output, progress=progress)
-    if report.failed:
-        case, why = next(iter(report.failed.items()))
-        raise ConfigError(f"{run}: case {case} has no answer: {why}")
+    if wrong := {**report.failed, **report.not_judged}:
+        case, why = next(iter(wrong.items()))
+        raise ConfigError(f"{run}: case {case} has no score: {why}")
     return report
 
 

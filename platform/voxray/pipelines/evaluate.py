@@ -1,11 +1,13 @@
 """Evaluate: a run's answers to the original scans, scored against the original truth, which is never resampled.
 
-The score of a scan that cannot be answered is that of an empty answer: a failure never makes a run look better.
+The score of a scan that cannot be answered is that of an empty answer: a failure never makes a run look better. A
+case whose truth cannot be read, or does not fit its scan, has no score: it is listed and counted.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,13 +20,14 @@ from voxray.bulkhead import attempt
 from voxray.case import Case
 from voxray.dataset import CaseSource, Dataset, read_dataset, split
 from voxray.detections import Detections
-from voxray.errors import ConfigError, ResourceError
+from voxray.errors import ConfigError, DataError, ResourceError
 from voxray.evaluation import EVALUATION, Evaluation, write_evaluation
 from voxray.inference.predictor import Prediction
-from voxray.loading import list_cases, load_case
+from voxray.loading import examine, list_cases
 from voxray.metrics.coco import IOUS
 from voxray.metrics.segmentation import Table, structure_table, table_of_unread
 from voxray.pipelines.answers import Engine, is_answered, open_engine, read_answer, write_answer
+from voxray.pipelines.naming import COMPARISON
 from voxray.pipelines.progress import Progress, tell_warnings
 from voxray.pipelines.scans import Scan
 from voxray.pipelines.scores import CaseScore, summarise
@@ -76,7 +79,7 @@ def evaluate(
                 tell_warnings(progress, f"case {score.case_id}", score.warnings)
                 advance(1)
     about = {"run": engine.run.name, "dataset": data.name, "which": options.which}
-    report = summarise(scores, engine.run.classes, ious=options.ious, **about)
+    report = summarise(scores, engine.run.classes, task=engine.recipe.task, ious=options.ious, **about)
     report = report.model_copy(update={"output": str(output), "seconds": time.monotonic() - begin})
     path = write_evaluation(report, output / EVALUATION)
     track(report, engine.run, run, path, progress=progress)
@@ -93,9 +96,16 @@ class Scorer:
     def __call__(self, source: CaseSource) -> CaseScore:
         """What the case adds to the score."""
         held: dict[str, Any] = {}
-        error = attempt(lambda: held.update(case=load_case(self._dataset, source)))
+        error = attempt(lambda: held.update(seen=examine(self._dataset, source)))
         if not error:
-            error = attempt(lambda: held.update(answer=self._answer(source, held["case"])))
+            error = attempt(lambda: held.update(case=held["seen"].usable()))
+        if error and "seen" in held and held["seen"].image is not None:
+            return unjudged(source.case_id, source.patient_id, error)
+        judged = True
+        if not error:
+            error, judged = attempt_comparison(lambda: held.update(answer=self._answer(source, held["case"])))
+        if not judged:
+            return unjudged(source.case_id, source.patient_id, error)
         return self._score(source, held.get("case"), held.get("answer"), error)
 
     def _answer(self, source: CaseSource, case: Case) -> Prediction:
@@ -114,6 +124,27 @@ class Scorer:
             table = _table(case, answer, len(self._dataset.classes))
         warnings = case.warnings if case is not None else ()
         return CaseScore(source.case_id, source.patient_id, found, boxes, classes, table, error, warnings)
+
+
+def unjudged(case_id: str, patient_id: str, error: str) -> CaseScore:
+    """What a case adds whose truth cannot be used, or cannot be compared with the answer: nothing but the reason."""
+    nothing = np.zeros((0, 6)), np.zeros(0, np.int64)
+    return CaseScore(case_id, patient_id, Detections.empty(), *nothing, error=error, judged=False)
+
+
+def attempt_comparison(action: Callable[[], Any]) -> tuple[str, bool]:
+    """Runs the action; why it failed, or an empty text, and whether that leaves something to judge."""
+    codes: list[str] = []
+
+    def watched() -> None:
+        try:
+            action()
+        except DataError as error:
+            codes.append(error.code)
+            raise
+
+    error = attempt(watched)
+    return error, not any(code.startswith(f"{COMPARISON}.") for code in codes)
 
 
 def choose_cases(run: Run, dataset: Dataset, which: str) -> list[CaseSource]:

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import UInt8
 
 from voxray.bulkhead import attempt
+from voxray.dataset.naming import parse_values
 from voxray.detections import Detections
 from voxray.errors import ConfigError
 from voxray.evaluation import EVALUATION, Evaluation, Luna16Evaluation, read_evaluation, write_evaluation
 from voxray.inference.package import is_package
 from voxray.metrics.record import compare
-from voxray.metrics.segmentation import structure_table, table_of_unread
-from voxray.pipelines.evaluate import EvaluateOptions, evaluate
-from voxray.pipelines.given import Answers, cases_of, detections_in, labels_in, marks_of, read_answers
+from voxray.metrics.segmentation import structure_table
+from voxray.pipelines.evaluate import EvaluateOptions, attempt_comparison, evaluate, unjudged
+from voxray.pipelines.given import (
+    MAP_FORMS,
+    Answers,
+    cases_of,
+    detections_in,
+    labels_in,
+    marks_of,
+    naming_of,
+    read_answers,
+)
 from voxray.pipelines.luna16 import Luna16Truth, evaluate_luna16, is_luna16_folder, some
+from voxray.pipelines.naming import Naming
 from voxray.pipelines.progress import Progress, tell_warnings
 from voxray.pipelines.score_tables import ScoreTable, difference_table, luna16_tables, score_tables
 from voxray.pipelines.scores import CaseScore, parse_ious, summarise
@@ -46,6 +60,8 @@ class FileOptions:
     against: Path | None = None
     trust_pickle: bool = False
     workers: int = 1
+    values: str | None = None
+    """What the numbers of answers, or of a folder of true label maps, stand for: ``1=kidney,2=liver``."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +95,10 @@ def evaluate_anything(answers: str, truth: Path | None, options: FileOptions, *,
         return _told_luna16(_by_luna16(found, read_luna16_truth(truth, root=options.root), options))
     if found.marks is not None:
         raise ConfigError(f"--rules iou: the marks of {answers} have no size; only the rules luna16 judge them.")
-    return _told(evaluate_files(found, read_truth(truth, root=options.root), options, progress=progress), options)
+    values = None if options.values is None else parse_values(options.values)
+    names_truth = found.form in ("findings", *MAP_FORMS)
+    known = read_truth(truth, root=options.root, values=values if names_truth else None)
+    return _told(evaluate_files(found, known, options, progress=progress), options)
 
 
 def is_run(answers: str) -> bool:
@@ -94,17 +113,19 @@ def evaluate_files(answers: Answers, truth: Truth, options: FileOptions, *, prog
         raise ConfigError(
             f"{truth.name}: has boxes alone; the label maps of {answers.name} need label maps as truth."
         )
+    naming = naming_of(answers, truth, None if options.values is None else parse_values(options.values))
     names, unknown = cases_of(answers, truth)
     which = options.which or "all"
     cases = list(truth.patients) if which == "all" else [case_id for case_id in truth.patients if case_id in names]
     with hire(options.workers) as crew, progress.track("evaluate", total=len(cases), unit="cases") as advance:
         scores = []
-        for score in spread(partial(FileScorer, answers, truth, names), cases, crew):
+        for score in spread(partial(FileScorer, answers, truth, names, naming), cases, crew):
             scores.append(score)
             tell_warnings(progress, f"case {score.case_id}", score.warnings)
             advance(1)
     about = {"run": answers.name, "dataset": truth.name, "which": which}
-    report = summarise(scores, truth.classes, ious=parse_ious(options.ious), **about)
+    task: Literal["detection", "segmentation"] = "segmentation" if answers.is_segmentation else "detection"
+    report = summarise(scores, truth.classes, task=task, ious=parse_ious(options.ious), **about)
     notices = [f"{len(unknown)} answers are of no case of {truth.name}: {some(unknown)}"] if unknown else []
     output = "" if options.output is None else str(options.output)
     report = report.model_copy(
@@ -116,46 +137,53 @@ def evaluate_files(answers: Answers, truth: Truth, options: FileOptions, *, prog
 
 
 class FileScorer:
-    """Scores one case after another; what cannot be read counts as an empty answer."""
+    """Scores one case after another; an answer that is missing or unreadable counts as an empty one."""
 
-    def __init__(self, answers: Answers, truth: Truth, names: dict[str, str]) -> None:
-        self._answers, self._truth, self._names = answers, truth, names
+    def __init__(self, answers: Answers, truth: Truth, names: dict[str, str], naming: Naming) -> None:
+        self._answers, self._truth, self._names, self._naming = answers, truth, names, naming
 
     def __call__(self, case_id: str) -> CaseScore:
         """What the case adds to the score."""
         held: dict[str, CaseTruth] = {}
         with_labels = self._answers.is_segmentation
         error = attempt(lambda: held.update(truth=case_truth(self._truth, case_id, with_labels=with_labels)))
-        truth = held.get("truth")
-        if case_id not in self._names:
-            error = error or NO_ANSWER
-        score = self._labels(case_id, truth, error) if with_labels else self._boxes(case_id, truth, error)
-        warnings = () if truth is None else truth.warnings
-        return replace(score, patient_id=self._truth.patients[case_id], warnings=(*warnings, *score.warnings))
+        patient = self._truth.patients[case_id]
+        if error:
+            return unjudged(case_id, patient, error)
+        truth = held["truth"]
+        score = self._labels(case_id, truth) if with_labels else self._boxes(case_id, truth)
+        return replace(score, patient_id=patient, warnings=(*truth.warnings, *score.warnings))
 
-    def _boxes(self, case_id: str, truth: CaseTruth | None, error: str) -> CaseScore:
-        if truth is None:
-            source = self._truth.sources.get(case_id)
-            boxes = source.boxes if source is not None else None
-            truth = CaseTruth(np.zeros((0, 6)), np.zeros(0, np.int64), "voxel")
-            truth = truth if boxes is None else CaseTruth(boxes.boxes, boxes.classes, boxes.frame)
+    def _boxes(self, case_id: str, truth: CaseTruth) -> CaseScore:
         held = {"found": Detections.empty("voxel" if truth.frame == "voxel" else "LPS")}
-        if not error:
-            name, classes = self._names[case_id], self._truth.classes
-            error = attempt(lambda: held.update(found=detections_in(self._answers, name, classes, truth)))
+        error, judged = self._compare(case_id, lambda name: held.update(found=self._detections(name, truth)))
+        if not judged:
+            return unjudged(case_id, "", error)
         return CaseScore(case_id, "", held["found"], truth.boxes, truth.classes, None, error)
 
-    def _labels(self, case_id: str, truth: CaseTruth | None, error: str) -> CaseScore:
-        classes = self._truth.classes
-        nothing = np.zeros((0, 6)), np.zeros(0, np.int64)
-        if truth is None or truth.labels is None or truth.grid is None:
-            return CaseScore(case_id, "", Detections.empty(), *nothing, table_of_unread(len(classes)), error)
+    def _labels(self, case_id: str, truth: CaseTruth) -> CaseScore:
+        assert truth.labels is not None
+        assert truth.grid is not None
         held = {"found": np.zeros_like(truth.labels)}
-        if not error:
-            name = self._names[case_id]
-            error = attempt(lambda: held.update(found=labels_in(self._answers, name, classes, truth)))
-        table = structure_table(held["found"], truth.labels, truth.grid.spacing_mm, num_classes=len(classes))
+        error, judged = self._compare(case_id, lambda name: held.update(found=self._map(name, truth)))
+        if not judged:
+            return unjudged(case_id, "", error)
+        nothing = np.zeros((0, 6)), np.zeros(0, np.int64)
+        num_classes = len(self._truth.classes)
+        table = structure_table(held["found"], truth.labels, truth.grid.spacing_mm, num_classes=num_classes)
         return CaseScore(case_id, "", Detections.empty(), *nothing, table, error)
+
+    def _compare(self, case_id: str, action: Callable[[str], Any]) -> tuple[str, bool]:
+        """Runs the action on the case's answer; why it failed, and whether it is judged all the same."""
+        if case_id not in self._names:
+            return NO_ANSWER, True
+        return attempt_comparison(lambda: action(self._names[case_id]))
+
+    def _detections(self, name: str, truth: CaseTruth) -> Detections:
+        return detections_in(self._answers, name, self._naming, self._truth, truth)
+
+    def _map(self, name: str, truth: CaseTruth) -> UInt8[np.ndarray, "x y z"]:
+        return labels_in(self._answers, name, self._naming, self._truth, truth)
 
 
 def _run_by_luna16(run: str, truth: Path | None, options: FileOptions, *, progress: Progress) -> Luna16Evaluation:
@@ -182,7 +210,7 @@ def _run_by_luna16(run: str, truth: Path | None, options: FileOptions, *, progre
     scans = tuple(case_id for case_id in known.case_ids if case_id in report.cases)
     answers = replace(answers, name=report.run, files=files)
     result = _by_luna16(answers, replace(known, case_ids=scans), replace(options, which=None))
-    failed = tuple(f"{case_id}: {why}" for case_id, why in report.failed.items())
+    failed = tuple(f"{case_id}: {why}" for case_id, why in {**report.failed, **report.not_judged}.items())
     odd = tuple(f"{case_id}: warning: {text}" for case_id, texts in report.warnings.items() for text in texts)
     return result.model_copy(update={"notices": (*result.notices, *failed, *odd)})
 
@@ -208,8 +236,13 @@ def _by_luna16(answers: Answers, known: Luna16Truth, options: FileOptions) -> Lu
 
 
 def _told(report: Evaluation, options: FileOptions) -> Scored:
-    tables = score_tables(report)
+    judged, lost = len(report.cases), len(report.not_judged)
+    tables = score_tables(report) if report.metrics else []
     ending = [*report.notices]
+    if report.not_judged:
+        ending.append(f"not judged, so in no metric: {len(report.not_judged)} of {judged + lost} cases")
+    if not report.metrics:
+        ending.append("no case has an answer that could be judged, so there is no score")
     if report.without_truth:
         ending.append(f"without truth, so without a score: {some(report.without_truth)}")
     if options.against is not None:
@@ -221,7 +254,8 @@ def _told(report: Evaluation, options: FileOptions) -> Scored:
         ending.append(f"written: {options.json_file}")
     if report.output:
         ending.append(f"answers and {EVALUATION}: {report.output}")
-    head = f"{report.run} on {len(report.cases)} cases ({report.which}) of {report.dataset}"
+    cases = f"{judged} of {judged + lost}" if lost else f"{judged}"
+    head = f"{report.run} on {cases} cases ({report.which}) of {report.dataset}"
     return Scored(report, (head,), tuple(tables), tuple(ending))
 
 

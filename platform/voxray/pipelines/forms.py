@@ -180,13 +180,17 @@ def luna16_csv(answers: Sequence[tuple[Scan, FindingsFile]], classes: Sequence[s
 
 
 def monai_json(answers: Sequence[tuple[Scan, FindingsFile]], classes: Sequence[str]) -> str:
-    """The list that MONAI's detection bundle writes: boxes ``cx cy cz w h d`` in LPS mm, labels from 0."""
+    """The list that MONAI's detection bundle writes: boxes ``cx cy cz w h d`` in LPS mm, labels from 0.
+
+    ``label_names`` is voxray's own, and says what the labels stand for.
+    """
 
     def entry(scan: Scan, file: FindingsFile) -> dict[str, Any]:
         return {
             "image": str(scan.path),
             "box": [[*one.center_mm, *one.size_mm] for one in file.findings],
             "label": [classes.index(one.class_name) for one in file.findings],
+            "label_names": [one.class_name for one in file.findings],
             "label_scores": [one.score for one in file.findings],
         }
 

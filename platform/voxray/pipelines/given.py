@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8
 
+from voxray.alignment import SHIFT_VOX, arrangements, fit
 from voxray.config import read_mapping
-from voxray.detections import Detections
+from voxray.dataset.naming import listed
+from voxray.detections import Detections, boxes_to_world
 from voxray.errors import ConfigError, DataError
 from voxray.evaluation import EVALUATION
-from voxray.inference.findings import FindingsFile, LabelsFile, detections_of, read_file
+from voxray.inference.findings import FindingsFile, detections_of, read_file
 from voxray.pipelines.fold_runs import ANSWERS, CROSSVAL
 from voxray.pipelines.luna16 import some
+from voxray.pipelines.naming import Naming, incomparable, named_labels, read_labels, refuse_unknown
 from voxray.pipelines.truths import CaseTruth, Truth, map_files
 from voxray.predictions import PICKLE_SUFFIX, MarkTable, read_marks, read_monai, read_pickles
-from voxray.predictions.monai import is_monai
+from voxray.predictions.monai import is_monai, read_monai_names
 from voxray.predictions.problems import problem, read_text
 from voxray.readers import read_label_map
-from voxray.volume import Grid
 
 Form = Literal["findings", "labels", "maps", "monai", "pickles", "marks"]
-
-SHIFT_VOX = 0.01
-"""Two grids are one where no corner differs by more than this share of the smallest spacing."""
+MAP_FORMS: tuple[Form, ...] = ("labels", "maps")
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Answers:
     detections: Mapping[str, Detections]
     """What one file (or a folder of pickles) says of all cases, in LPS mm."""
     marks: MarkTable | None = None
+    declared: Mapping[int, str] = field(default_factory=dict)
+    """Class number -> name, where a file of detections says so."""
 
     @property
     def names(self) -> list[str]:
@@ -51,7 +53,7 @@ class Answers:
     @property
     def is_segmentation(self) -> bool:
         """Whether they are label maps."""
-        return self.form in ("labels", "maps")
+        return self.form in MAP_FORMS
 
 
 def read_answers(path: Path, *, trust_pickle: bool) -> Answers:
@@ -66,7 +68,9 @@ def read_answers(path: Path, *, trust_pickle: bool) -> Answers:
         name = path.name.removesuffix(".gz").removesuffix(".csv")
         return Answers(name, "marks", {}, {}, read_marks(read_text(path), where=str(path)))
     if path.suffix == ".json" and is_monai(_json(path)):
-        return Answers(path.stem, "monai", {}, read_monai(read_text(path), where=str(path)))
+        text = read_text(path)
+        declared = read_monai_names(text, where=str(path))
+        return Answers(path.stem, "monai", {}, read_monai(text, where=str(path)), declared=declared)
     raise ConfigError(
         f"{path}: is no form of answers that is known; give a LUNA16 .csv, MONAI's .json, nnDetection's "
         f"*{PICKLE_SUFFIX}, or a folder of voxray's answers or of label maps."
@@ -93,48 +97,101 @@ def cases_of(answers: Answers, truth: Truth) -> tuple[dict[str, str], list[str]]
     return found, unknown
 
 
-def detections_in(answers: Answers, name: str, classes: Sequence[str], truth: CaseTruth) -> Detections:
+def naming_of(answers: Answers, truth: Truth, values: Mapping[int, str] | None) -> Naming:
+    """What the numbers of the answers stand for; a ConfigError asks where nothing declares it.
+
+    `values` is what ``--values`` says; findings and label indices of voxray's own name their classes themselves.
+    """
+    own = answers.form in ("findings", "labels")
+    if values is not None and own and not truth.maps:
+        raise ConfigError("--values: answers and truth name their classes themselves; leave it out.")
+    if own:
+        return Naming({})
+    if values is not None:
+        refuse_unknown(values, truth.classes)
+        return Naming(values)
+    if answers.form == "maps" and truth.values is not None:
+        return Naming(truth.values, truth.unlisted_is_background)
+    declared = None if answers.form == "maps" else answers.declared or truth.indices
+    if declared is not None:
+        return Naming(declared)
+    first = int(answers.form == "maps")
+    what = "label values" if first else "class numbers"
+    raise ConfigError(
+        f"{answers.name}: neither it nor {truth.name} declares what its {what} stand for, and the order of the "
+        f"{len(truth.classes)} classes is no answer; say so: --values {_example(truth.classes, first)}."
+    )
+
+
+def detections_in(answers: Answers, name: str, naming: Naming, truth: Truth, case: CaseTruth) -> Detections:
     """The findings of a case in the frame of its truth."""
     if answers.form == "findings":
-        file = read_file(FindingsFile, answers.files[name])
-        frame: Literal["voxel", "LPS"] = "voxel" if truth.frame == "voxel" else "LPS"
-        return detections_of(file, classes, frame=frame)
-    found = answers.detections[name]
-    if found.classes.max(initial=0) >= len(classes):
-        text = f"class {found.classes.max()} is none of the {len(classes)} ({', '.join(classes[:5])})."
-        raise problem("class", text, "Number the classes from 0, in the order of the truth's.").of_case(name)
-    if truth.frame != "voxel":
+        return _own_detections(read_file(FindingsFile, answers.files[name]), truth, case)
+    found = _renumbered(answers.detections[name], naming, truth.classes, name)
+    if case.frame != "voxel":
         return found
-    if truth.grid is None:
+    if case.grid is None:
         text = "the answers are in mm, the truth in voxels of a scan that is not given."
-        raise problem("frame", text, "Give the truth in LPS mm, or a dataset with its scans.").of_case(name)
-    return found.to_voxel(truth.grid)
+        raise incomparable("frame", text, "Give the truth in LPS mm, or a dataset with its scans.", case=name)
+    return found.to_voxel(case.grid)
 
 
-def labels_in(answers: Answers, name: str, classes: Sequence[str], truth: CaseTruth) -> UInt8[np.ndarray, "x y z"]:
+def labels_in(
+    answers: Answers, name: str, naming: Naming, truth: Truth, case: CaseTruth
+) -> UInt8[np.ndarray, "x y z"]:
     """The label map of a case with the truth's classes, on the truth's grid."""
     path = answers.files[name]
-    index = read_file(LabelsFile, path) if answers.form == "labels" else None
-    volume = read_label_map(path if index is None else path.parent / index.file)
-    assert truth.grid is not None
-    if not volume.grid.is_close(truth.grid, tolerance_mm=SHIFT_VOX * min(truth.grid.spacing_mm)):
-        text = f"{path.name} does not lie on the truth's grid ({_shape(volume.grid)}, not {_shape(truth.grid)})."
-        raise DataError("predictions.grid", text, remedy="Give label maps on the scan's own grid.", case_id=name)
-    values = np.zeros(1 << 16, np.uint8)
-    known = (
-        dict(enumerate(classes, start=1)) if index is None else {one.value: one.class_name for one in index.labels}
-    )
-    for value, kind in known.items():
-        if kind not in classes:
-            text = f"{path.name}: its class {kind!r} is none of the truth's ({', '.join(classes[:5])})."
-            raise DataError("predictions.class", text, remedy="Score it against truth of its classes.", case_id=name)
-        values[value] = classes.index(kind) + 1
-    highest = int(volume.voxels.max(initial=0))
-    if highest not in known and highest > 0:
-        text = f"{path.name}: has label {highest}, the truth {len(classes)} classes ({', '.join(classes[:5])})."
-        raise DataError("predictions.class", text, remedy="Number the classes as the truth does.", case_id=name)
-    labels: UInt8[np.ndarray, "x y z"] = values[volume.voxels]
-    return labels
+    assert case.grid is not None
+    try:
+        if answers.form == "labels":
+            labels: UInt8[np.ndarray, "x y z"] = read_labels(path, truth.classes, case.grid, of="the truth").voxels
+            return labels
+        return named_labels(read_label_map(path), naming, truth.classes, case.grid, name=path.name)
+    except DataError as error:
+        raise error.of_case(name) from error
+
+
+def _own_detections(file: FindingsFile, truth: Truth, case: CaseTruth) -> Detections:
+    """The findings of voxray's own file: its voxels, where they are those of the truth's grid however stored."""
+    if unknown := sorted({one.class_name for one in file.findings} - set(truth.classes)):
+        text = f"class {unknown[0]!r} of its findings is none of the truth's ({', '.join(truth.classes[:5])})."
+        remedy = "Score it against truth of its classes"
+        remedy += ", or name the numbers of the truth's maps with --values." if truth.maps else "."
+        raise incomparable("class", text, remedy, case=file.case)
+    if case.frame != "voxel":
+        return detections_of(file, truth.classes, frame="LPS")
+    found = detections_of(file, truth.classes, frame="voxel")
+    if case.grid is None or not len(found):
+        return found
+    world = detections_of(file, truth.classes, frame="LPS")
+    boxes, tolerance_mm = found.boxes.astype(np.float64), SHIFT_VOX * min(case.grid.spacing_mm)
+    for one in arrangements():
+        scan = one.grid(case.grid)
+        if np.abs(boxes_to_world(boxes, scan) - world.boxes).max() <= tolerance_mm:
+            back = fit(scan, case.grid).arrangement
+            return (
+                found if back.is_identity else replace(found, boxes=back.boxes(boxes, scan.shape).astype(np.float32))
+            )
+    return world.to_voxel(case.grid)
+
+
+def _renumbered(found: Detections, naming: Naming, classes: Sequence[str], name: str) -> Detections:
+    """The findings with the truth's class indices; a number without a class is refused, not dropped."""
+    index = {number: classes.index(kind) for number, kind in naming.names.items() if kind in classes}
+    for number in np.unique(found.classes).tolist():
+        if number not in index:
+            count, kind = int((found.classes == number).sum()), naming.names.get(number)
+            what = f"is {kind!r}, which" if kind else f"of {count} findings"
+            text = f"class {number} {what} is none of the {len(classes)} ({', '.join(classes[:5])})."
+            first = next(iter(sorted(naming.names)), 0)
+            remedy = f"Say which class each number is: --values {_example(classes, first)}."
+            raise incomparable("class", text, remedy, case=name)
+    table = np.array([index[number] for number in found.classes.tolist()], np.int64)
+    return replace(found, classes=table)
+
+
+def _example(classes: Sequence[str], first: int) -> str:
+    return listed(dict(enumerate(classes[:2], first))) + (",..." if len(classes) > 2 else "")
 
 
 def marks_of(answers: Answers, classes: Sequence[str] | None = None) -> MarkTable:
@@ -220,10 +277,3 @@ _NAMING: Mapping[Form, Callable[[Truth], Callable[[str], str | None]]] = {
     "monai": _by_image,
     "pickles": _without_dots,
 }
-
-
-def _shape(grid: Grid) -> str:
-    shape, spacing, origin = (
-        " x ".join(f"{value:g}" for value in part) for part in (grid.shape, grid.spacing_mm, grid.origin_mm)
-    )
-    return f"{shape} voxels of {spacing} mm from {origin}"

@@ -12,7 +12,7 @@ from voxray.dataset.folds import Folds
 from voxray.errors import ConfigError
 from voxray.evaluation import EVALUATION, Evaluation, write_evaluation
 from voxray.loading import list_cases
-from voxray.pipelines.answers import open_engine
+from voxray.pipelines.answers import Engine, open_engine
 from voxray.pipelines.evaluate import Scorer, choose_cases, track
 from voxray.pipelines.fold_runs import ANSWERS, CrossvalFile, fold_folder
 from voxray.pipelines.progress import Progress, tell_warnings
@@ -56,10 +56,11 @@ def score_out_of_fold(
                 found.append(score)
                 tell_warnings(progress, f"case {score.case_id}", score.warnings)
                 advance(1)
-            folds[fold] = _fold_score(found, engine.run, data, location, record.scored, progress)
+            folds[fold] = _fold_score(found, engine, data, location, record.scored, progress)
             scores += found
     name = location.rpartition("/")[2]
-    pooled = summarise(scores, data.classes, run=name, dataset=data.name, which=record.scored)
+    task = folds[finished[0]].task
+    pooled = summarise(scores, data.classes, task=task, run=name, dataset=data.name, which=record.scored)
     left_out = _left_out(sources, record, [score.case_id for score in scores], finished)
     pooled = pooled.model_copy(update={"output": str(output), "notices": left_out})
     write_evaluation(pooled, Path(location) / EVALUATION)
@@ -84,12 +85,13 @@ def held_out(
 
 
 def _fold_score(
-    scores: Sequence[CaseScore], run: Run, data: Dataset, location: str, scored: str, progress: Progress
+    scores: Sequence[CaseScore], engine: Engine, data: Dataset, location: str, scored: str, progress: Progress
 ) -> Evaluation:
     """One fold's score, left beside its run and in the MLflow run of its training."""
+    run = engine.run
     assert run.fold is not None
     folder = fold_folder(location, run.fold)
-    found = summarise(scores, data.classes, run=run.name, dataset=data.name, which=scored)
+    found = summarise(scores, data.classes, task=engine.recipe.task, run=run.name, dataset=data.name, which=scored)
     path = write_evaluation(found, Path(folder) / "evaluation" / EVALUATION)
     track(found, run, folder, path, progress=progress)
     return found

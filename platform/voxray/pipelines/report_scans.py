@@ -16,15 +16,15 @@ from voxray.bulkhead import attempt
 from voxray.case import Case
 from voxray.dataset import CaseSource, Dataset, num_folds, read_dataset
 from voxray.detections import Detections, boxes_to_voxel
-from voxray.errors import ConfigError
+from voxray.errors import ConfigError, DataError
 from voxray.evaluation import CaseFindings, Evaluation
-from voxray.inference.findings import LabelsFile, read_file
 from voxray.loading import list_cases, load_case
 from voxray.pictures import cut_closeup, draw_labels, draw_montage
 from voxray.pipelines.luna16 import some
+from voxray.pipelines.naming import read_labels
 from voxray.pipelines.progress import Progress
 from voxray.pipelines.spread import Crew, hire, spread
-from voxray.readers import read_label_map, read_volume
+from voxray.readers import read_volume
 from voxray.report import Data, Scans, Shown
 from voxray.report.entry import Kind
 from voxray.report.objects import sizes_in
@@ -178,10 +178,10 @@ class Camera:
         path = self._answers / f"{case.case_id}.json"
         if not path.exists():
             return None
-        found = read_label_map(self._answers / read_file(LabelsFile, path).file)
-        if found.grid.shape != case.image.grid.shape:
-            raise ConfigError(f"{path}: its label map does not lie on the grid of case {case.case_id}.")
-        return found.voxels
+        try:
+            return read_labels(path, self._dataset.classes, case.image.grid).voxels
+        except DataError as error:
+            raise error.of_case(case.case_id) from error
 
 
 def _reach(evaluation: Evaluation, file: Path, root: Path | None) -> Reach:

@@ -35,6 +35,8 @@ class CaseScore:
     error: str = ""
     warnings: tuple[str, ...] = ()
     """What is worth knowing of the files that were read for it."""
+    judged: bool = True
+    """Whether it has a score; one whose answer cannot be compared with its truth has none, and is listed."""
 
 
 def summarise(
@@ -44,11 +46,15 @@ def summarise(
     run: str,
     dataset: str,
     which: str,
+    task: Literal["detection", "segmentation"],
     ious: Sequence[float] = coco.IOUS,
 ) -> Evaluation:
-    """All cases' scores, in the order of their ids, with metrics, intervals and curves."""
-    scores = sorted(scores, key=lambda score: score.case_id)
-    task: Literal["detection", "segmentation"] = "detection" if scores[0].table is None else "segmentation"
+    """All cases' scores, in the order of their ids, with metrics, intervals and curves.
+
+    Where no case has an answer that could be judged there is no metric: zeros would look like a score.
+    """
+    every = sorted(scores, key=lambda score: score.case_id)
+    scores = [score for score in every if score.judged]
     patients = {score.case_id: score.patient_id for score in scores}
     boxes, kinds = [score.truth_boxes for score in scores], [score.truth_classes for score in scores]
     about = Evaluation(
@@ -62,7 +68,8 @@ def summarise(
         bootstrap=Bootstrap(replicates=NUM_REPLICATES, seed=SEED, confidence=CONFIDENCE),
         cases={score.case_id: _case(score, classes, ious) for score in scores},
         failed={score.case_id: score.error for score in scores if score.error},
-        warnings={score.case_id: score.warnings for score in scores if score.warnings},
+        warnings={score.case_id: score.warnings for score in every if score.warnings},
+        not_judged={score.case_id: score.error for score in every if not score.judged},
         detection=None
         if task == "segmentation"
         else detection_record(
@@ -70,6 +77,8 @@ def summarise(
         ),
         segmentation=None if task == "detection" else segmentation_record(patients, _tables(scores), classes),
     )
+    if all(score.error for score in scores):
+        return about
     done = with_metrics(about)
     primary = "mAP" if task == "detection" else "dice"
     without = tuple(name for name in classes if f"{primary}/{name}" not in done.metrics)

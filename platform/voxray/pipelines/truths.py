@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
@@ -15,13 +16,15 @@ from voxray.annotations.placing import place_boxes
 from voxray.annotations.tables import Spheres, read_boxes_json, read_excluded_csv
 from voxray.config import read_mapping
 from voxray.dataset import BoxTruth, CaseSource, Dataset, read_dataset
+from voxray.dataset.naming import listed
 from voxray.dataset.paths import file_stem
-from voxray.dataset.truth import SpheresCsv
+from voxray.dataset.truth import Instances, Labels, MonaiJson, Msd, SpheresCsv
 from voxray.detections import Frame
 from voxray.errors import ConfigError, DataError
 from voxray.loading import list_cases, load_case
 from voxray.loading.survey import read_excluded
 from voxray.pipelines.luna16 import Luna16Truth, is_luna16_folder, read_truth_folder
+from voxray.pipelines.naming import Naming, named_labels
 from voxray.predictions.problems import read_text
 from voxray.readers import READERS, describe, read_label_map
 from voxray.volume import Grid
@@ -41,6 +44,12 @@ class Truth:
     sources: Mapping[str, CaseSource] = field(default_factory=dict)
     maps: Mapping[str, Path] = field(default_factory=dict)
     boxes: Mapping[str, BoxTruth] = field(default_factory=dict)
+    values: Mapping[int, str] | None = None
+    """Label value -> name, as the truth declares it; None where it has no such numbers."""
+    unlisted_is_background: bool = False
+    """Whether the dataset says so of values without a class."""
+    indices: Mapping[int, str] | None = None
+    """Class index from 0 -> name, as the truth declares it of boxes; None where it has no such numbers."""
 
     @property
     def has_labels(self) -> bool:
@@ -68,12 +77,12 @@ class CaseTruth:
     """What is worth knowing of the files that it was read from."""
 
 
-def read_truth(path: Path, *, root: Path | None = None) -> Truth:
-    """The truth at `path`, told apart by what it is."""
+def read_truth(path: Path, *, root: Path | None = None, values: Mapping[int, str] | None = None) -> Truth:
+    """The truth at `path`, told apart by what it is; `values` names the numbers of label maps in a folder."""
     if not path.exists():
         raise ConfigError(f"{path}: no such file or folder; give a dataset's file, or a folder or file of truth.")
     if path.is_dir():
-        return _folder(path)
+        return _folder(path, values)
     if path.suffix == ".json" and "boxes" in read_mapping(path):
         return _box_file(path)
     if path.suffix not in (".toml", ".json"):
@@ -83,7 +92,8 @@ def read_truth(path: Path, *, root: Path | None = None) -> Truth:
     dataset = read_dataset(path, root=root)
     sources = {source.case_id: source for source in list_cases(dataset)}
     patients = {case_id: source.patient_id for case_id, source in sources.items()}
-    return Truth(dataset.name, dataset.classes, patients, dataset=dataset, sources=sources)
+    truth = Truth(dataset.name, dataset.classes, patients, dataset=dataset, sources=sources)
+    return replace(truth, **_numbers_of(dataset, sources))
 
 
 def read_luna16_truth(path: Path, *, root: Path | None = None) -> Luna16Truth:
@@ -108,7 +118,7 @@ def case_truth(truth: Truth, case_id: str, *, with_labels: bool) -> CaseTruth:
         known = truth.boxes[case_id]
         return CaseTruth(known.boxes, known.classes, known.frame)
     if case_id in truth.maps:
-        return _of_map(truth.maps[case_id], len(truth.classes))
+        return _of_map(truth.maps[case_id], truth)
     assert truth.dataset is not None
     source = truth.sources[case_id]
     if source.boxes is not None and not with_labels:
@@ -137,20 +147,54 @@ def map_files(folder: Path) -> dict[str, Path]:
 _MAPS = tuple(suffix for suffix in READERS if suffix.startswith((".nii", ".mh", ".nrrd", ".nhdr")))
 
 
-def _folder(path: Path) -> Truth:
+def _numbers_of(dataset: Dataset, sources: Mapping[str, CaseSource]) -> dict[str, Any]:
+    """The fields of `Truth` that say what numbers stand for, from the annotations that hold numbers."""
+    only = dataset.classes if len(dataset.classes) == 1 else ()
+    found: dict[str, Any] = {"values": dict(enumerate(only, 1)) or None, "indices": dict(enumerate(only)) or None}
+    for annotation in dataset.annotations:
+        if isinstance(annotation, Labels | Msd):
+            names = [source.maps.names for source in sources.values() if source.maps is not None]
+            found["values"] = names[0] if names else None
+            found["unlisted_is_background"] = annotation.unlisted == "background"
+        if isinstance(annotation, MonaiJson | Instances):
+            found["indices"] = dict(enumerate(dataset.classes))
+    return found
+
+
+def _folder(path: Path, names: Mapping[int, str] | None) -> Truth:
     files = map_files(path)
     if not files:
         raise ConfigError(f"{path}: holds no label map; give a folder of .nii.gz files named by case, or a dataset.")
-    values: set[int] = set()
-    for file in files.values():
-        values |= set(np.flatnonzero(value_counts(read_label_map(file).voxels)).tolist())
+    values = _values_in(list(files.values()))
     highest = max(values)
-    if not 0 < highest <= MAX_LABEL:
+    if highest == 0 or (names is None and highest > MAX_LABEL):
         raise ConfigError(
             f"{path}: label maps must hold values from 1 to {MAX_LABEL}, the highest here is {highest}."
         )
-    classes = tuple(str(value) for value in range(1, highest + 1))
-    return Truth(path.name, classes, {case_id: case_id for case_id in files}, maps=files)
+    names = names or {value: str(value) for value in range(1, highest + 1)}
+    if unnamed := sorted(values - {0, *names}):
+        raise ConfigError(
+            f"{path}: holds {', '.join(map(str, unnamed[:6]))}{', ...' if len(unnamed) > 6 else ''}, which --values "
+            f"{listed(names)} does not name; name every value of the truth."
+        )
+    classes = tuple(dict.fromkeys(names[value] for value in sorted(names) if value > 0))
+    indices = {0: classes[0]} if len(classes) == 1 else None
+    patients = {case_id: case_id for case_id in files}
+    return Truth(path.name, classes, patients, maps=files, values=names, indices=indices)
+
+
+def _values_in(files: Sequence[Path]) -> set[int]:
+    """Every value of the maps; one that cannot be read is its own case's fault, unless none can."""
+    values: set[int] = set()
+    refused: list[DataError] = []
+    for file in files:
+        try:
+            values |= set(np.flatnonzero(value_counts(read_label_map(file).voxels)).tolist())
+        except DataError as error:
+            refused.append(error)
+    if len(refused) == len(files):
+        raise refused[0]
+    return values
 
 
 def _box_file(path: Path) -> Truth:
@@ -158,7 +202,8 @@ def _box_file(path: Path) -> Truth:
     text = read_text(path)
     data = json.loads(text)
     named = [str(item.get("class")) for item in data["boxes"] if isinstance(item, dict)] if data["boxes"] else []
-    classes = tuple(data["classes"]) if isinstance(data.get("classes"), list) else tuple(dict.fromkeys(named))
+    declared = isinstance(data.get("classes"), list)
+    classes = tuple(data["classes"]) if declared else tuple(sorted(set(named)))
     table = read_boxes_json(text, classes, where=str(path))
     if table.problems:
         raise table.problems[0]
@@ -166,13 +211,14 @@ def _box_file(path: Path) -> Truth:
     if not every or not classes:
         raise ConfigError(f"{path}: has no box, so nothing can be scored; name cases and classes beside the boxes.")
     boxes = {case_id: table.boxes.get(case_id, BoxTruth.empty(data["frame"])) for case_id in every}
-    return Truth(path.stem, classes, {case_id: case_id for case_id in every}, boxes=boxes)
+    indices = dict(enumerate(classes)) if declared or len(classes) == 1 else None
+    return Truth(path.stem, classes, {case_id: case_id for case_id in every}, boxes=boxes, indices=indices)
 
 
-def _of_map(file: Path, num_classes: int) -> CaseTruth:
+def _of_map(file: Path, truth: Truth) -> CaseTruth:
+    assert truth.values is not None
     volume = read_label_map(file)
-    labels = volume.voxels.astype(np.uint8)
-    assert labels.max(initial=0) <= num_classes, file
+    labels = named_labels(volume, Naming(truth.values), truth.classes, volume.grid, name=file.name)
     boxes, classes = component_boxes(labels, spacing_mm=volume.grid.spacing_mm, min_object_mm3=0.0)
     warnings = tuple(f"{file.name}: {text}" for text in volume.warnings)
     return CaseTruth(boxes, classes, "voxel", volume.grid, labels, warnings)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from voxray.dataset.naming import numbered_names
 from voxray.detections import Detections
 from voxray.predictions.checks import checked
 from voxray.predictions.problems import problem
@@ -33,6 +34,22 @@ def read_monai(text: str, *, where: str) -> dict[str, Detections]:
             raise problem("repeated", f"{place}: image {entry['image']} again.", "Keep one entry of each image.")
         result[entry["image"]] = _detections(entry, f"{place} ({entry['image']})")
     return result
+
+
+def read_monai_names(text: str, *, where: str) -> dict[int, str]:
+    """Class number -> name, where the file declares it: a table ``labels``, or ``label_names`` beside each label."""
+    data = json.loads(text)
+    table = data.get("labels") if isinstance(data, dict) else None
+    try:
+        names = numbered_names(table) if isinstance(table, dict) else {}
+        for entry in _entries(data, where):
+            told = entry.get("label_names") if isinstance(entry, dict) else None
+            for number, name in zip(entry["label"], told, strict=True) if isinstance(told, list) else ():
+                if names.setdefault(int(number), str(name)) != name:
+                    raise ValueError(f"number {number} is both {names[int(number)]!r} and {name!r}")
+    except (ValueError, TypeError) as error:
+        raise problem("names", f"{where}: labels: {error}.", "Give each class one number.") from None
+    return names
 
 
 def is_monai(data: Any) -> bool:

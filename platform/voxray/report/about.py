@@ -28,6 +28,8 @@ def summary_section(entries: Sequence[Entry]) -> Section:
         facts += [(name, with_interval(evaluation, name)) for name in shown if name]
         failed = len(evaluation.failed)
         facts.append(("without an answer", f"{failed} of {len(evaluation.cases)} cases" if failed else "none"))
+        if lost := len(evaluation.not_judged):
+            facts.append(("not judged", f"{lost} of {lost + len(evaluation.cases)} cases"))
         blocks.append(Facts(tuple(facts)))
     blocks.append(Text(_method(entries[0].evaluation)))
     return Section("summary", "Summary", tuple(blocks))
@@ -37,14 +39,17 @@ def failures_section(entries: Sequence[Entry]) -> Section:
     """Everything that went wrong or is missing; said too where nothing did."""
     blocks: list[Block] = []
     for entry in entries:
-        told, failed = _told(entry), entry.evaluation.failed
-        if len(entries) > 1 and (told or failed):
+        told, failed, lost = _told(entry), entry.evaluation.failed, entry.evaluation.not_judged
+        if len(entries) > 1 and (told or failed or lost):
             blocks.append(Heading(entry.label))
         if told:
             blocks.append(Listing(tuple(told)))
         if failed:
             caption = "Cases without an answer; each counts as an empty one"
             blocks.append(Table(caption, ("case", "why"), tuple(failed.items())))
+        if lost:
+            caption = "Cases whose answer cannot be compared with their truth; they are in no figure"
+            blocks.append(Table(caption, ("case", "why"), tuple(lost.items())))
     return Section("failed", "What failed", tuple(blocks or [Text("Nothing: every case was answered and judged.")]))
 
 
