@@ -281,3 +281,175 @@ def test_frames_without_a_group_are_refused(tmp_path: Path, refused: Any) -> Non
 def test_nothing_that_names_a_patient_is_told(write_series: Any) -> None:
     folder = write_series(STORED, PatientName="Canary^Yellow", PatientID="Canary", SeriesDescription="Canary")
     assert "anary" not in str(describe(folder).to_dict()).replace(str(folder), "")
+
+
+def without_geometry(file: Path, **changes: Any) -> None:
+    """Makes a file a screen save: nothing in it says where it lies."""
+    dataset: Any = pydicom.dcmread(file)
+    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"):
+        delattr(dataset, name)
+    dataset.ImageType = ["DERIVED", "SECONDARY", "SCREEN SAVE"]
+    for name, value in changes.items():
+        setattr(dataset, name, value)
+    dataset.save_as(file)
+
+
+@pytest.mark.parametrize("series", ["1.2.3", "1.2.999"])
+def test_screen_saves_and_dose_reports_are_left_out_by_name(write_series: Any, series: str) -> None:
+    folder = write_series(STORED)
+    save = write_series(STORED[:, :, :1], folder="other", SeriesInstanceUID=series) / "001.dcm"
+    without_geometry(save)
+    save.rename(folder / "save.dcm")
+    info = describe(folder)
+    assert info.shape == (6, 5, 8)
+    assert info.warnings[0] == (
+        "ignored, as nothing says where they lie in the patient (screen saves, dose reports): save.dcm"
+    )
+    assert (read_volume(folder).voxels == STORED.astype(int) - 1024).all()
+
+
+def test_a_slice_that_lost_half_of_its_place_is_no_screen_save(write_series: Any, refused: Any) -> None:
+    folder = write_series(STORED)
+    file = folder / "004.dcm"
+    dataset = pydicom.dcmread(file)
+    del dataset.ImagePositionPatient
+    dataset.save_as(file)
+    with refused("dicom.no_position"):
+        read_volume(folder)
+
+
+def test_only_screen_saves_are_refused(write_series: Any, refused: Any) -> None:
+    folder = write_series(STORED)
+    for file in folder.iterdir():
+        without_geometry(file)
+    with refused("dicom.no_position"):
+        read_volume(folder)
+
+
+def test_a_directory_and_what_systems_leave_behind_are_no_slices(
+    write_series: Any, tmp_path: Path, refused: Any
+) -> None:
+    folder = write_series(STORED)
+    directory: Any = pydicom.Dataset()
+    directory.file_meta = pydicom.dataset.FileMetaDataset()
+    directory.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    directory.SOPClassUID, directory.SOPInstanceUID = "1.2.840.10008.1.3.10", "1.2.3.9"
+    directory.FileSetID = "DISC"
+    directory.save_as(folder / "DICOMDIR", enforce_file_format=True)
+    for name in ("Thumbs.db", "preview.jpg", "._001.dcm", ".hidden"):
+        (folder / name).write_bytes(b"\xff\xd8\xff\xe0")
+    info = describe(folder)
+    assert info.shape == (6, 5, 8)
+    assert info.warnings[:2] == ("not DICOM, ignored: Thumbs.db, preview.jpg", "DICOMDIR (a DICOM directory) ignored")
+    with refused("dicom.not_ct"):
+        read_volume(folder / "DICOMDIR")
+    (tmp_path / "disc").mkdir()
+    (folder / "DICOMDIR").rename(tmp_path / "disc" / "DICOMDIR")
+    with refused("dicom.no_files"):
+        read_volume(tmp_path / "disc")
+    folder.rename(tmp_path / "disc" / "series")
+    with refused("dicom.subfolders"):
+        read_volume(tmp_path / "disc")
+
+
+def test_series_are_listed_with_what_tells_them_apart(write_series: Any) -> None:
+    folder = write_series(STORED, SeriesDescription="Lung 1.0")
+    for file in write_series(STORED, folder="other", SeriesInstanceUID="1.2.4", SeriesNumber=None).iterdir():
+        shutil.copy(file, folder / f"x{file.name}")
+    with pytest.raises(
+        DataError, match=r"1\.2\.3 \(8 files, number 3, “Lung 1\.0”\); 1\.2\.4 \(8 files, number \?\)"
+    ) as one:
+        read_volume(folder)
+    assert "--series" in one.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "vr", "value"),
+    [
+        ("PixelSpacing", "UT", "0.8000\\0.5000"),
+        ("PixelSpacing", "LO", ["0.8", "0.5"]),
+        ("PixelSpacing", "UN", b"0.8\\0.5 "),
+        ("PixelSpacing", "FD", [0.8, 0.5]),
+        ("ImageOrientationPatient", "UT", "1\\0\\0\\0\\1\\0"),
+        ("ImageType", "UT", "ORIGINAL\\PRIMARY\\AXIAL"),
+        ("Modality", "LO", "CT"),
+        ("Modality", "UN", b"CT"),
+        ("RescaleSlope", "UT", "1.0"),
+        ("RescaleSlope", "FL", 1.0),
+        ("RescaleIntercept", "SH", "-1024"),
+        ("RescaleIntercept", "UN", b"-1024 "),
+        ("SliceThickness", "ST", "7.0"),
+        ("Rows", "UL", 5),
+        ("Columns", "IS", "6"),
+        ("BitsStored", "LO", "16"),
+        ("NumberOfFrames", "US", 1),
+        ("SeriesInstanceUID", "LO", "1.2.3"),
+    ],
+)
+def test_elements_of_other_representations_are_understood(write_series: Any, name: str, vr: str, value: Any) -> None:
+    folder = write_series(STORED)
+    for file in folder.iterdir():
+        dataset = pydicom.dcmread(file)
+        dataset[name] = pydicom.DataElement(pydicom.tag.Tag(name), vr, value)
+        dataset.save_as(file)
+    volume = read_volume(folder)
+    assert (volume.voxels == STORED.astype(int) - 1024).all()
+    assert volume.grid.spacing_mm == (0.5, 0.8, 2.5)
+
+
+def test_text_where_whole_numbers_belong_is_read_as_written(write_series: Any) -> None:
+    """A representation that its own bytes do not follow: pydicom refuses a whole number of 0.8."""
+    folder = write_series(STORED)
+    for file in folder.iterdir():
+        data = file.read_bytes()
+        assert b"\x28\x00\x30\x00DS" in data
+        file.write_bytes(data.replace(b"\x28\x00\x30\x00DS", b"\x28\x00\x30\x00IS"))
+    assert read_volume(folder).grid.spacing_mm == (0.5, 0.8, 2.5)
+
+
+@pytest.mark.parametrize(("start", "suffix"), [(128, ".ima"), (132, "")])
+def test_slices_without_a_preamble_are_slices(write_series: Any, start: int, suffix: str) -> None:
+    folder = write_series(STORED)
+    for file in (folder / "001.dcm", folder / "004.dcm"):
+        data = file.read_bytes()
+        file.unlink()
+        file.with_suffix(suffix).write_bytes(data[start:])
+    info = describe(folder, pixels=True)
+    assert info.shape == (6, 5, 8)
+    assert info.warnings == describe(write_series(STORED, folder="again")).warnings
+    assert (read_volume(folder).voxels == STORED.astype(int) - 1024).all()
+
+
+@pytest.mark.parametrize("excess", [b"\0", b"\0\0", b"ab", bytes(30)])
+def test_bytes_after_the_pixels_are_padding(write_series: Any, excess: bytes) -> None:
+    pixels = STORED[:, :, :1]
+    folder = write_series(pixels, PixelData=pixels.T.tobytes() + excess)
+    volume = read_volume(folder)
+    assert (volume.voxels == pixels.astype(int) - 1024).all()
+    (told,) = [text for text in volume.warnings if "follow the pixels" in text]
+    # An odd number of bytes is made even by whoever writes it.
+    assert told.startswith(f"{len(excess) + len(excess) % 2} bytes ")
+
+
+def test_more_bytes_than_padding_are_refused(write_series: Any, refused: Any) -> None:
+    pixels = STORED[:, :, :1]
+    for excess in (pixels.T.tobytes(), b"x" * 12):
+        with refused("dicom.bad_pixels"):
+            read_volume(write_series(pixels, PixelData=pixels.T.tobytes() + excess))
+
+
+def test_a_private_class_of_objects_is_read_like_any_ct(write_series: Any) -> None:
+    folder = write_series(STORED, SOPClassUID="2.25.3841015643452503209109170649121759")
+    assert (read_volume(folder).voxels == STORED.astype(int) - 1024).all()
+
+
+def test_frames_take_what_they_share_from_the_shared_group(tmp_path: Path) -> None:
+    path = multiframe(STORED, tmp_path / "a.dcm", PixelPaddingValue=0, BitsStored=12, HighBit=11)
+    dataset: Any = pydicom.dcmread(path)
+    cells = STORED.T.copy()
+    cells[:, 2] |= 0x9000
+    dataset.PixelData = cells.tobytes()
+    dataset.save_as(path)
+    volume = read_volume(path)
+    assert (volume.voxels == STORED[:, :, ::-1].astype(int) - 1024).all()
+    assert any(text.startswith("48 pixels have bits above") for text in volume.warnings)

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from voxray.dicom_file import is_dicom
 from voxray.errors import ConfigError
 from voxray.readers import READERS
-from voxray.readers.dicom import is_dicom, read_dicom
+from voxray.readers.dicom import read_dicom
 from voxray.written import LABEL_MAP, OBJECT, mark_of
 
 SUFFIXES = tuple(suffix for suffix, reader in READERS.items() if reader is not read_dicom)
@@ -20,6 +21,7 @@ LIST_SUFFIX = ".txt"
 _NO_SCAN = ".seg.nrrd"
 _OBJECTS = (".seg.dcm", ".sr.dcm", ".rtstruct.dcm")
 """How the DICOM objects of an answer are named."""
+_DIRECTORY = "DICOMDIR"
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,9 @@ def _some(paths: Sequence[Path]) -> str:
 
 
 def holds_dicom(folder: Path) -> bool:
-    """Whether a file directly in the folder is a DICOM file, by its mark after the preamble, that is no answer."""
-    return any(is_dicom(path) and mark_of(path) != OBJECT for path in _visible(folder) if path.is_file())
+    """Whether a file directly in the folder is DICOM, and neither an answer nor a directory of files further down."""
+    files = (path for path in _visible(folder) if path.is_file() and path.name.upper() != _DIRECTORY)
+    return any(is_dicom(path) and mark_of(path) != OBJECT for path in files)
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from voxray.readers.dicom import is_dicom, read_dicom
+from voxray.dicom_file import is_dicom
+from voxray.readers.dicom import read_dicom
 from voxray.readers.info import Info, info_of
 from voxray.readers.metaimage import read_metaimage
 from voxray.readers.nifti import read_nifti

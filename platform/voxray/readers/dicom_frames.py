@@ -17,6 +17,8 @@ import pydicom
 import pydicom.config
 import pydicom.uid
 
+from voxray import dicom_file
+from voxray.dicom_file import parts_of, text_of
 from voxray.readers.dicom_pixels import NATIVE, TRANSFER_SYNTAXES
 from voxray.readers.dicom_slices import Frame
 from voxray.readers.refusals import refusal
@@ -24,6 +26,7 @@ from voxray.readers.refusals import refusal
 TAGS = (
     "ImageType",
     "Modality",
+    "SeriesDescription",
     "PixelPresentation",
     "SliceThickness",
     "SeriesInstanceUID",
@@ -47,7 +50,7 @@ TAGS = (
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 )
-"""All that is read of a header: nothing in it names the patient."""
+"""All that is read of a header: nothing in it names the patient, unless someone wrote that into the description."""
 
 _HOUNSFIELD_UNITS = ("[hnsf'U]", "HU")
 _ELEMENT_HEADER = {"1.2.840.10008.1.2": 8}
@@ -63,21 +66,28 @@ class Instance:
     dataset: pydicom.Dataset
     transfer_syntax: str
     num_bytes_left: int | None
+    is_directory: bool = False
+    """Whether it is a DICOMDIR."""
 
     @property
     def modality(self) -> str:
         """Such as CT; empty where the file does not say."""
-        return str(value_of(self.dataset, "Modality", self.path) or "").strip()
+        return text_of(value_of(self.dataset, "Modality", self.path))
 
     @property
     def series_uid(self) -> str:
         """Which series the file belongs to."""
-        return str(value_of(self.dataset, "SeriesInstanceUID", self.path) or "").strip()
+        return text_of(value_of(self.dataset, "SeriesInstanceUID", self.path))
 
     @property
     def series_number(self) -> str:
         """As shown on the scanner's console, for people."""
-        return str(value_of(self.dataset, "SeriesNumber", self.path) or "?")
+        return text_of(value_of(self.dataset, "SeriesNumber", self.path)) or "?"
+
+    @property
+    def series_description(self) -> str:
+        """Free text of the scanner or its operator, for people; it is shown where a series must be chosen."""
+        return text_of(value_of(self.dataset, "SeriesDescription", self.path))
 
     @property
     def dtype(self) -> str:
@@ -88,8 +98,19 @@ class Instance:
 
 def is_localizer(instance: Instance) -> bool:
     """Whether an image is a scout view, which lies in a CT series' folder but is no slice of it."""
-    kinds = value_of(instance.dataset, "ImageType", instance.path) or []
-    return "LOCALIZER" in [str(kind).strip().upper() for kind in kinds]
+    kinds = parts_of(value_of(instance.dataset, "ImageType", instance.path) or [])
+    return "LOCALIZER" in [str(kind).upper() for kind in kinds]
+
+
+def has_place(instance: Instance) -> bool:
+    """Whether an image says anything of its place in the patient, which screen saves and dose reports do not."""
+    return any(
+        _lookup(instance, 0, group, name) is not None
+        for group, name in (
+            ("PlanePositionSequence", "ImagePositionPatient"),
+            ("PlaneOrientationSequence", "ImageOrientationPatient"),
+        )
+    )
 
 
 def frames_of(instance: Instance) -> list[Frame]:
@@ -122,9 +143,9 @@ def meaning_warnings(instances: Sequence[Instance]) -> list[str]:
     """What is worth knowing of the values of a series, though it is read."""
     found = set()
     for one in instances:
-        if str(_lookup(one, 0, "PixelValueTransformationSequence", "RescaleType") or "").strip() == "US":
+        if text_of(_lookup(one, 0, "PixelValueTransformationSequence", "RescaleType")) == "US":
             found.add("the rescale type is US (unspecified); values are taken as HU")
-        if str(value_of(one.dataset, "LossyImageCompression", one.path) or "") == "01":
+        if text_of(value_of(one.dataset, "LossyImageCompression", one.path)) == "01":
             found.add("the images were compressed with loss")
     return sorted(found)
 
@@ -134,8 +155,7 @@ def value_of(dataset: Any, name: str, path: Path) -> Any:
     try:
         with python_warnings.catch_warnings():
             python_warnings.simplefilter("ignore")
-            value = dataset.get(name)
-            return None if value is None or (hasattr(value, "__len__") and len(value) == 0) else value
+            return dicom_file.value_of(dataset, name)
     except Exception as error:
         # pydicom parses values when they are asked for, and raises anything that damaged bytes happen to cause.
         raise _bad_value(path, name, f"{type(error).__name__}: {error}") from None
@@ -152,7 +172,7 @@ def _check_pixels(instance: Instance, num_pixels: int) -> None:
             remedy="Convert it to Explicit VR Little Endian, for instance with dcmconv or gdcmconv.",
         )
     samples, bits = _number(dataset, "SamplesPerPixel", path), _number(dataset, "BitsAllocated", path)
-    meaning = str(value_of(dataset, "PhotometricInterpretation", path) or "")
+    meaning = text_of(value_of(dataset, "PhotometricInterpretation", path))
     if samples not in (None, 1.0) or bits not in (8.0, 16.0, 32.0) or not meaning.startswith("MONOCHROME"):
         raise refusal(
             "dicom.pixel_format",
@@ -213,10 +233,10 @@ def _frame(instance: Instance, index: int, columns: int, rows: int) -> Frame:
 
 def _check_hounsfield(instance: Instance, index: int) -> None:
     """Refuses CT objects whose values are something else: perfusion maps, colour overlays, look-up tables."""
-    kind = str(_lookup(instance, index, "PixelValueTransformationSequence", "RescaleType") or "HU").strip().upper()
-    presentation = str(_lookup(instance, index, "CTImageFrameTypeSequence", "PixelPresentation") or "MONOCHROME")
+    kind = text_of(_lookup(instance, index, "PixelValueTransformationSequence", "RescaleType")).upper() or "HU"
+    presentation = text_of(_lookup(instance, index, "CTImageFrameTypeSequence", "PixelPresentation")) or "MONOCHROME"
     units = _lookup(instance, index, "RealWorldValueMappingSequence", "MeasurementUnitsCodeSequence")
-    unit = str(value_of(units[0], "CodeValue", instance.path)) if units else _HOUNSFIELD_UNITS[0]
+    unit = text_of(value_of(units[0], "CodeValue", instance.path)) if units else _HOUNSFIELD_UNITS[0]
     has_table = value_of(instance.dataset, "ModalityLUTSequence", instance.path) is not None
     if (
         kind in ("HU", "HU_MOD", "US")
@@ -252,7 +272,7 @@ def _numbers(instance: Instance, index: int, group: str, name: str, count: int) 
     if value is None:
         return None
     try:
-        values = [float(item) for item in (value if count > 1 else [value])]
+        values = [float(item) for item in parts_of(value)]
     except (TypeError, ValueError):
         values = []
     if len(values) != count or not all(math.isfinite(item) for item in values):
@@ -263,7 +283,7 @@ def _numbers(instance: Instance, index: int, group: str, name: str, count: int) 
 def _number(dataset: pydicom.Dataset, name: str, path: Path) -> float | None:
     value = value_of(dataset, name, path)
     try:
-        return None if value is None else float(value)
+        return None if value is None else float(parts_of(value)[0])
     except (TypeError, ValueError):
         raise _bad_value(path, name, str(value)) from None
 

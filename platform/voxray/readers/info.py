@@ -43,7 +43,7 @@ class Info:
 def info_of(stored: Stored, *, pixels: bool) -> Info:
     """The info of a checked header; with `pixels` the voxels are read and checked as well."""
     grid = stored.grid
-    voxels = hounsfield(stored).voxels if pixels else None
+    volume = hounsfield(stored) if pixels else None
     return Info(
         path=str(stored.path),
         format=stored.format,
@@ -56,6 +56,6 @@ def info_of(stored: Stored, *, pixels: bool) -> Info:
         dtype=stored.dtype,
         modality=stored.modality,
         series_uid=stored.series_uid,
-        range_hu=None if voxels is None else (int(voxels.min()), int(voxels.max())),
-        warnings=stored.warnings,
+        range_hu=None if volume is None else (int(volume.voxels.min()), int(volume.voxels.max())),
+        warnings=stored.warnings if volume is None else volume.warnings,
     )

@@ -6,9 +6,11 @@ converted as they come, so that memory holds the answer and a few slices, also w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +26,8 @@ _SLICES_AT_ONCE = 16
 _LABEL_TOLERANCE = 1e-3
 """A stored label may differ this much from a whole number, for what scaling by a float32 slope leaves."""
 _HU = np.iinfo(np.int16)
+AIR_HU = -1024
+"""What is read where a file says that there is no image."""
 
 
 class Slice(NamedTuple):
@@ -35,6 +39,13 @@ class Slice(NamedTuple):
     values: Rows
     slope: float = 1.0
     intercept: float = 0.0
+    is_air: Rows | None = None
+    """Where Hounsfield units are `AIR_HU`, whatever is stored; None for nowhere."""
+    noted: Mapping[str, int] = MappingProxyType({})
+    """What is worth knowing of the slice: a sentence with ``{}`` -> the number that belongs there.
+
+    Numbers are added up over the slices, and the sentences become warnings.
+    """
 
 
 @dataclass(frozen=True)
@@ -57,27 +68,30 @@ class Stored:
 
 def hounsfield(stored: Stored) -> Volume:
     """The volume in int16 HU; fractions are rounded, anything that int16 cannot hold is refused."""
-    return Volume(_gather(stored, np.dtype(np.int16), _to_hounsfield), stored.grid, stored.warnings)
+    voxels, noted = _gather(stored, np.dtype(np.int16), _to_hounsfield)
+    return Volume(voxels, stored.grid, (*stored.warnings, *noted))
 
 
 def labels(stored: Stored) -> Volume:
     """The label map as uint8, or uint16 where a label is above 255; anything but whole numbers is refused."""
-    voxels = _gather(stored, np.dtype(np.uint16), _to_labels)
+    voxels, noted = _gather(stored, np.dtype(np.uint16), _to_labels)
     narrow = voxels.astype(np.uint8) if voxels.max() <= np.iinfo(np.uint8).max else voxels
-    return Volume(narrow, stored.grid, stored.warnings)
+    return Volume(narrow, stored.grid, (*stored.warnings, *noted))
 
 
-def _gather(stored: Stored, dtype: np.dtype[Any], convert: Callable[[Slice, Path], Rows]) -> Any:
-    """All slices, converted, as one C-ordered array (x y z).
+def _gather(stored: Stored, dtype: np.dtype[Any], convert: Callable[[Slice, Path], Rows]) -> tuple[Any, list[str]]:
+    """All slices, converted, as one C-ordered array (x y z), and what was noted of them.
 
     Slices are turned over in blocks, so that what is read and what is written stay in the cache.
     """
     shape_x, shape_y, shape_z = stored.grid.shape
     result = np.empty((shape_x, shape_y, shape_z), dtype)
     block = np.empty((_SLICES_AT_ONCE, shape_y, shape_x), dtype)
+    noted: Counter[str] = Counter()
     filled = done = 0
     for one in stored.slices():
         block[filled] = convert(one, stored.path)
+        noted.update(one.noted)
         filled += 1
         if filled == _SLICES_AT_ONCE or done + filled == shape_z:
             # In two steps, because numpy moves (z y x) to (y x z) much faster than to (x y z).
@@ -85,13 +99,15 @@ def _gather(stored: Stored, dtype: np.dtype[Any], convert: Callable[[Slice, Path
             result[:, :, done : done + filled] = by_row.transpose(1, 0, 2)
             done, filled = done + filled, 0
     assert done == shape_z, (stored.path, done, shape_z)
-    return result
+    return result, [sentence.format(number) for sentence, number in sorted(noted.items()) if number]
 
 
 def _to_hounsfield(one: Slice, path: Path) -> Rows:
     if one.values.dtype == np.int16 and (one.slope, one.intercept) == (1.0, 0.0):
-        return one.values
+        return one.values if one.is_air is None else np.where(one.is_air, np.int16(AIR_HU), one.values)
     values = _rounded(one, path)
+    if one.is_air is not None:
+        values[one.is_air] = AIR_HU
     low, high = values.min(), values.max()
     if low < _HU.min or high > _HU.max:
         raise refusal(

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 from pydicom.dataset import Dataset
 
+from voxray.dicom_file import is_dicom, parts_of, read_header, text_of, value_of
 from voxray.errors import DataError
 from voxray.volume import Grid
 from voxray.writers.quiet import quietly
@@ -159,9 +159,9 @@ def _offered(path: Path) -> list[_Found]:
     if header is None:
         return []
     try:
-        if str(header.get("Modality", "")).strip() != "CT" or not header.get("Rows"):
+        if text_of(value_of(header, "Modality")) != "CT" or not header.get("Rows"):
             return []
-        if "LOCALIZER" in [str(kind).strip().upper() for kind in header.get("ImageType") or ()]:
+        if "LOCALIZER" in [str(kind).upper() for kind in parts_of(value_of(header, "ImageType") or "")]:
             return []
         groups = header.get("PerFrameFunctionalGroupsSequence")
         frames = range(int(header.get("NumberOfFrames") or 1)) if groups else range(1)
@@ -175,11 +175,10 @@ def _offered(path: Path) -> list[_Found]:
 def _header(path: Path) -> Dataset | None:
     if path.name.startswith(".") or not path.is_file():
         return None
-    with path.open("rb") as file:
-        if file.read(132)[128:] != b"DICM":
-            return None
+    if not is_dicom(path):
+        return None
     try:
-        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS))
+        return read_header(path, TAGS).dataset
     except Exception as error:
         # As above.
         raise _unreadable(path, error) from None
@@ -212,10 +211,19 @@ def _value(header: Dataset, index: int, group: str, name: str) -> Any:
     for sequence, item in (("PerFrameFunctionalGroupsSequence", index), ("SharedFunctionalGroupsSequence", 0)):
         groups = header.get(sequence)
         inner = groups[item].get(group) if groups and item < len(groups) else None
-        if inner and inner[0].get(name) not in (None, ""):
-            return inner[0].get(name)
-    value = header.get(name)
-    return None if value is None or value == "" else value
+        if inner and value_of(inner[0], name) is not None:
+            return _number_or_numbers(value_of(inner[0], name))
+    value = value_of(header, name)
+    return None if value is None else _number_or_numbers(value)
+
+
+def _number_or_numbers(value: Any) -> Any:
+    """A value as pydicom gives it, or as numbers where its representation is text."""
+    parts = parts_of(value)
+    if all(isinstance(part, float) for part in parts):
+        return value
+    numbers = [float(part) for part in parts]
+    return numbers if len(numbers) > 1 else numbers[0]
 
 
 def _one_series(found: Sequence[_Found], files: Sequence[Path], series_uid: str | None) -> list[_Found]:

@@ -6,20 +6,18 @@ This is the one place where the patient's id is looked at, to compare it; it is 
 from __future__ import annotations
 
 import re
-import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydicom.filereader import read_partial
-
+from voxray.dicom_file import read_header, text_of, value_of
 from voxray.errors import DataError
+from voxray.readers.dicom_frames import TAGS, Instance, has_place, is_localizer
 from voxray.serving.intake.items import is_dicom, start_of
 from voxray.serving.intake.study import series_handle
 
-_SERIES_NUMBER = 0x00200011
-_TAGS = (0x00080008, 0x00080060, 0x00100020, 0x0020000D, 0x0020000E, _SERIES_NUMBER)
+_TAGS = (*TAGS, "PatientID", "StudyInstanceUID")
 _LISTED = 8
 """In the sentence; programs are told of more."""
 _TOLD = 1000
@@ -30,7 +28,8 @@ class _Header(NamedTuple):
     study: str
     series: str
     number: str
-    is_slice: bool
+    is_image: bool
+    has_place: bool
 
 
 _Series = Mapping[str, Sequence[_Header]]
@@ -43,8 +42,10 @@ def series_of(paths: Sequence[Path], wanted: str | None) -> str | None:
     """
     headers = [header for path in paths if (header := _header(path)) is not None]
     series: dict[str, list[_Header]] = defaultdict(list)
+    placed = any(header.has_place for header in headers)
     for header in headers:
-        if header.is_slice:
+        # Screen saves and dose reports are no slices where there are any.
+        if header.has_place if placed else header.is_image:
             series[header.series].append(header)
     series = dict(sorted(series.items(), key=lambda one: _place_of(one[1][0].number)))
     _check_patients(headers)
@@ -119,20 +120,20 @@ def _header(path: Path) -> _Header | None:
     if not is_dicom(start_of(path)):
         return None
     try:
-        with warnings.catch_warnings(), path.open("rb") as file:
-            warnings.simplefilter("ignore")
-            dataset = read_partial(file, stop_when=_is_past, specific_tags=list(_TAGS), force=False)
-            patient, study, series, modality, number = (
-                str(dataset.get(name) or "").strip()
-                for name in ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "SeriesNumber")
-            )
-            kinds = [str(kind).strip().upper() for kind in dataset.get("ImageType") or []]
+        found = read_header(path, _TAGS)
+        one = Instance(path, found.dataset, found.transfer_syntax, None)
+        patient, study, number = (
+            text_of(value_of(found.dataset, name)) for name in ("PatientID", "StudyInstanceUID", "SeriesNumber")
+        )
+        is_image = one.modality == "CT" and not is_localizer(one)
+        return _Header(
+            patient,
+            study,
+            one.series_uid,
+            number if re.fullmatch(r"\d{1,9}", number) else "?",
+            is_image,
+            is_image and has_place(one),
+        )
     except Exception:
         # pydicom raises anything that damaged bytes happen to cause.
         return None
-    is_slice = modality == "CT" and "LOCALIZER" not in kinds
-    return _Header(patient, study, series, number if re.fullmatch(r"\d{1,9}", number) else "?", is_slice)
-
-
-def _is_past(tag: Any, _value_representation: Any, _length: Any) -> bool:
-    return int(tag) > _SERIES_NUMBER

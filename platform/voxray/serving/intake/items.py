@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from voxray.dicom_file import START_BYTES, starts_dicom
 from voxray.errors import DataError
 from voxray.place import whole
 
 _LIST = "list.json"
-START_BYTES = 512
-"""As many bytes of a file's start tell what it is."""
 
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _FOREIGN_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".7z", ".rar")
@@ -74,8 +73,8 @@ def start_of(path: Path) -> bytes:
 
 
 def is_dicom(start: bytes) -> bool:
-    """Whether a file that starts like this has DICOM's mark."""
-    return start[128:132] == b"DICM"
+    """Whether a file that starts like this is DICOM."""
+    return starts_dicom(start)
 
 
 def is_zip(start: bytes) -> bool:

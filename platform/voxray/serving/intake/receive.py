@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from voxray.dicom_file import START_BYTES
 from voxray.errors import DataError
 from voxray.serving.intake.disk import disk_full, in_thread, remove
 from voxray.serving.intake.items import (
-    START_BYTES,
     Item,
     is_foreign_archive,
     is_no_nifti,

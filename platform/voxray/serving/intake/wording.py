@@ -24,6 +24,8 @@ _OURS: Mapping[str, tuple[str, str]] = {
 """Sentences in place of the readers' own, which name the sender's files."""
 _QUOTES_FILE = ("dicom.unreadable", "dicom.bad_pixels")
 _QUOTES_VALUE = ("dicom.bad_value",)
+_QUOTES_SERIES = ("dicom.several_series", "dicom.no_such_series")
+"""With descriptions, which may hold anything that someone wrote."""
 
 
 def for_sender(error: DataError, source: Path) -> DataError:
@@ -37,6 +39,8 @@ def for_sender(error: DataError, source: Path) -> DataError:
         message = re.sub(r"\((\w+): .*\)", r"(\1)", message)
     if error.code in _QUOTES_VALUE:
         message = re.sub(r" \(.*\)", "", message)
+    if error.code in _QUOTES_SERIES:
+        message = re.sub(r", “[^”]*”", "", message)
     return DataError(error.code, plain(message, source), remedy=plain(error.remedy, source), facts=error.facts)
 
 
