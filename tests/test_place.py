@@ -96,3 +96,19 @@ def test_what_is_synced_reaches_the_disk_with_its_folders(tmp_path: Path, monkey
     monkeypatch.setattr(os, "fsync", lambda handle: synced.append(Path(f"/proc/self/fd/{handle}").readlink()))
     sync_all(folder)
     assert sorted(synced) == sorted([*files, folder / "source", folder, tmp_path])
+
+
+@pytest.mark.parametrize("name", ["r*", "r?", "r[12]", "r"])
+def test_what_is_removed_is_that_name_and_not_what_it_would_match(name: str) -> None:
+    """On object storage a folder named `r*` must not take `r1` with it."""
+    place = Place.of(f"memory://{uuid4().hex}")
+    for folder in ("r1", "r2", name):
+        place.write(f"{folder}/one", b"1")
+        place.write(f"{folder}/.ray/two", b"2")
+    place.remove(f"{name}/one")
+    place.below(f"{name}/.ray").clear()
+    assert not place.exists(f"{name}/one")
+    assert not place.exists(f"{name}/.ray/two")
+    for folder in ("r1", "r2"):
+        assert place.names(folder) == ["one"]
+        assert place.names(f"{folder}/.ray") == ["two"]

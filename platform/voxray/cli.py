@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Annotated, Any, ParamSpec
 import typer
 
 from voxray import serve_verbs, study_verbs, terminal
+from voxray.addresses import at_home, sqlite_url
 from voxray.bulkhead import DEBUG
 from voxray.errors import ConfigError
 from voxray.verb_options import AcceptChangedData, Device, Overwrite, Recipe, Root, Run, Set, Workers
@@ -49,7 +51,7 @@ def verb(name: str, *, resume: str = "") -> Callable[[Callable[P, None]], Callab
         @functools.wraps(function)
         def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
             try:
-                function(*args, **kwargs)
+                function(*args, **{name: at_home(value) for name, value in kwargs.items()})  # type: ignore[arg-type]
             except typer.Exit:
                 raise
             except KeyboardInterrupt:
@@ -457,7 +459,8 @@ def demo(
     ]
     terminal.show(terminal.table(("recipe", "cases", *steps, "peak"), costs))
     _say(f"took {report.seconds / 60:.1f} minutes; stores, runs, answers, pictures and summary.json: {report.folder}")
-    _say(f"curves and pictures: mlflow ui --backend-store-uri sqlite:///{folder / 'runs' / 'mlflow.db'}")
+    tables = shlex.quote(sqlite_url(folder / "runs" / "mlflow.db"))
+    _say(f"curves and pictures: mlflow ui --backend-store-uri {tables}")
 
 
 @verb("doctor")

@@ -5,6 +5,7 @@ Every file appears whole or not at all, and what goes wrong is said in a sentenc
 
 from __future__ import annotations
 
+import glob
 import os
 import tempfile
 from collections.abc import Iterator
@@ -19,10 +20,9 @@ from uuid import uuid4
 import fsspec.core
 from fsspec.implementations.local import LocalFileSystem
 
+from voxray.addresses import Location as Location
+from voxray.addresses import local_path
 from voxray.errors import ConfigError, ResourceError
-
-Location = str | Path
-"""A path, or an address with a scheme that fsspec knows."""
 
 _UNFINISHED = ".unfinished"
 _AT_ONCE = 8
@@ -69,15 +69,17 @@ class Place:
     @staticmethod
     def of(location: Location) -> Place:
         """The place of a path or URI; a relative path becomes absolute, as workers have other working folders."""
-        text = str(location)
+        path, text = local_path(location), str(location)
+        if path is not None:  # as it is: to fsspec `a::b` and `file:a` would be something else
+            return Place(str(path.absolute()))
         try:
-            files, root = fsspec.core.url_to_fs(text)
+            fsspec.core.url_to_fs(text)
         except (ValueError, ImportError) as error:
             raise ConfigError(
                 f"{text}: cannot be opened ({error}); give a folder, or a URI of a file system that is installed, "
                 f"such as s3:// with voxray[s3]."
             ) from None
-        return Place(str(root) if isinstance(files, LocalFileSystem) else text.rstrip("/"))
+        return Place(text.rstrip("/"))
 
     def below(self, folder: str) -> Place:
         """The place of a folder within this one."""
@@ -86,7 +88,7 @@ class Place:
     @cached_property
     def is_local(self) -> bool:
         """Whether it is a folder on this machine or mounted on it."""
-        return isinstance(self._files, LocalFileSystem)
+        return local_path(self.uri) is not None
 
     def path(self, name: str) -> str:
         """The name's full path within its file system."""
@@ -148,14 +150,14 @@ class Place:
         """The file goes, or the folder with what it holds, if it is there."""
         with self._explained("removed"):
             if self.exists(name):
-                self._files.rm(self.path(name), recursive=True)
+                self._remove(self.path(name))
 
     def clear(self) -> None:
         """The place itself goes, with what it holds, if it is there."""
         with self._explained("removed"):
             self._files.invalidate_cache()
             if self._files.exists(self._root):
-                self._files.rm(self._root, recursive=True)
+                self._remove(self._root)
 
     def sweep(self, folder: str) -> None:
         """Removes what a writer that was killed left unfinished."""
@@ -171,11 +173,15 @@ class Place:
 
     @property
     def _files(self) -> Any:
-        return fsspec.core.url_to_fs(self.uri)[0]
+        return LocalFileSystem() if self.is_local else fsspec.core.url_to_fs(self.uri)[0]
 
     @cached_property
     def _root(self) -> str:
-        return str(fsspec.core.url_to_fs(self.uri)[1]).rstrip("/")
+        return (self.uri if self.is_local else str(fsspec.core.url_to_fs(self.uri)[1])).rstrip("/")
+
+    def _remove(self, path: str) -> None:
+        """The one file or folder of that name: elsewhere than on a disk, fsspec takes it for a pattern."""
+        self._files.rm(path if self.is_local else glob.escape(path), recursive=True)
 
     def _listed(self, folder: str) -> list[tuple[str, str]]:
         """(name, type) of what a folder holds."""

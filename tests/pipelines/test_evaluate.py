@@ -16,8 +16,9 @@ from voxray.errors import ConfigError
 from voxray.evaluation import Evaluation, read_evaluation
 from voxray.loading import list_cases
 from voxray.pipelines.evaluate import EvaluateOptions, choose_cases, evaluate
+from voxray.pipelines.mlflow_server import tracking_uri
 from voxray.pipelines.progress import SilentProgress
-from voxray.pipelines.tracking import open_tracking, tracking_uri
+from voxray.pipelines.tracking import open_tracking
 from voxray.readers import read_label_map
 from voxray.training.checkpoint import read_run
 

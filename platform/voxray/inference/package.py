@@ -31,6 +31,7 @@ from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt
 from safetensors import SafetensorError
 from torch import nn
 
+from voxray.addresses import local_path
 from voxray.config import Config, parse, read_mapping, to_json
 from voxray.errors import ConfigError, DataError, ResourceError
 from voxray.inference.runtimes.network import Form, Network, network_of
@@ -199,7 +200,8 @@ def groups_of(recipe: Recipe) -> dict[str, Any]:
 
 def is_package(location: str | Path) -> bool:
     """Whether the folder holds a package."""
-    return "://" not in str(location) and (Path(location) / MANIFEST).is_file()
+    path = local_path(location)
+    return path is not None and (path / MANIFEST).is_file()
 
 
 def read_package(folder: Path, *, task: TaskName | None = None) -> tuple[Package, Recipe]:

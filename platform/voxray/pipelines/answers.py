@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from voxray.addresses import local_path
 from voxray.errors import ConfigError
 from voxray.inference.findings import (
     FindingsFile,
@@ -99,8 +100,9 @@ def open_engine(
                 f"--set {override}: a trained run answers with its own recipe; "
                 f"only {' and '.join(f'{name}.*' for name in ANSWERING_FIELDS)} can be set."
             )
-    if is_package(run):
-        return _open_package(Path(run), overrides, device=device, runtime=runtime, precision=precision)
+    path = local_path(run)
+    if path is not None and is_package(path):
+        return _open_package(path, overrides, device=device, runtime=runtime, precision=precision)
     about, recipe, module = load_model(run)
     if overrides:
         recipe = parse_recipe(about.recipe, MODELS, overrides=overrides, where=f"{run}: run.json")
@@ -191,7 +193,8 @@ def _engine(choice: Choice | None) -> str:
 
 def runtimes_folder(run: str | Path) -> Path | None:
     """Where what is converted from a run is kept; a run on object storage has no such folder."""
-    return None if "://" in str(run) else Path(run) / "runtimes"
+    path = local_path(run)
+    return None if path is None else path / "runtimes"
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -13,6 +13,7 @@ import safetensors.torch
 from torch import nn
 
 from voxray import __version__
+from voxray.addresses import local_path
 from voxray.errors import ConfigError
 from voxray.evaluation import EVALUATION, Evaluation, read_evaluation
 from voxray.inference.card import ensemble_card
@@ -194,7 +195,8 @@ def _name_of(sources: Sequence[Location], output: Path) -> str:
 
 def _score(sources: Sequence[Location]) -> Evaluation | None:
     """What a cross-validation scored on held-out cases, if it did."""
-    if len(sources) != 1 or "://" in str(sources[0]) or not (Path(sources[0]) / CROSSVAL).exists():
+    folder = local_path(sources[0])
+    if len(sources) != 1 or folder is None or not (folder / CROSSVAL).exists():
         return None
-    file = Path(sources[0]) / EVALUATION
+    file = folder / EVALUATION
     return read_evaluation(file) if file.exists() else None

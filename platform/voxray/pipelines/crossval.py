@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from voxray.addresses import local_path
 from voxray.config import parse, to_json
 from voxray.dataset import CaseSource, Dataset, num_folds, read_dataset
 from voxray.dataset.folds import Folds, KFold, NoFolds, cross_splits, scored_side
@@ -81,7 +82,7 @@ def crossval(
     begin = time.monotonic()
     if options.workers == 0 and (options.at_once or 1) > 1:
         raise ConfigError(f"--at-once {options.at_once}: needs workers of its own for each fold; give --workers 1.")
-    if "://" in str(output):
+    if local_path(output) is None:
         raise ConfigError(f"{output}: held-out answers are files in a folder; give a folder that every node reaches.")
     location = Place.of(output).uri
     data, sources, store = _opened(source, recipe)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from voxray.addresses import local_path
 from voxray.bulkhead import attempt
 from voxray.case import Case
 from voxray.dataset import CaseSource, Dataset, read_dataset, split
@@ -191,9 +192,10 @@ def track(report: Evaluation, about: Run, run: str | Path, path: Path, *, progre
 
 
 def _folder_of(run: str | Path) -> Path:
-    if "://" in str(run):
+    path = local_path(run)
+    if path is None:
         raise ConfigError(f"{run}: the run is not on this machine; say where its answers go, with -o DIR.")
-    return Path(run) / "evaluation"
+    return path / "evaluation"
 
 
 def _dataset(run: Run, given: str | Path | None, root: Path | None) -> Dataset:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import UInt8
 
+from voxray.addresses import local_path
 from voxray.bulkhead import attempt
 from voxray.dataset.naming import parse_values
 from voxray.detections import Detections
@@ -103,7 +104,8 @@ def evaluate_anything(answers: str, truth: Path | None, options: FileOptions, *,
 
 def is_run(answers: str) -> bool:
     """Whether it is a run or a package, which answers scans itself, and not a file or folder of answers."""
-    return "://" in answers or is_package(answers) or (Path(answers) / "state.json").exists()
+    path = local_path(answers)
+    return path is None or is_package(path) or (path / "state.json").exists()
 
 
 def evaluate_files(answers: Answers, truth: Truth, options: FileOptions, *, progress: Progress) -> Evaluation:

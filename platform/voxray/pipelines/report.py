@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from voxray.addresses import local_path
 from voxray.config import to_toml
 from voxray.errors import ConfigError, ResourceError
 from voxray.evaluation import EVALUATION, Evaluation, read_evaluation
@@ -81,11 +82,11 @@ def report(
 
 def find_evaluation(name: str) -> Given:
     """The evaluation of a run or package, or the one in a folder or file."""
-    if "://" in name:
+    path = local_path(name)
+    if path is None:
         raise ConfigError(
             f"{name}: give the folder on this machine that `voxray evaluate -o DIR` wrote the score to."
         )
-    path = Path(name)
     if not path.exists():
         raise ConfigError(f"{name}: no such file or folder; give a run, or a folder with its {EVALUATION}.")
     if path.is_dir() and not (path / EVALUATION).exists():

@@ -17,8 +17,9 @@ from voxray.errors import VoxrayError
 from voxray.pipelines.desk import HISTORY, read_news
 from voxray.pipelines.follow import POLL_S, epoch_line
 from voxray.pipelines.leftovers import give_back_rooms, rooms
+from voxray.pipelines.mlflow_server import tracking_uri
 from voxray.pipelines.progress import Advance, Progress
-from voxray.pipelines.tracking import prepare_tracking, tracking_uri
+from voxray.pipelines.tracking import prepare_tracking
 from voxray.pipelines.train import TrainOptions, own_interrupt, train
 from voxray.recipe import Recipe
 from voxray.training.checkpoint import find_state

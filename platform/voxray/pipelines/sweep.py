@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from voxray.addresses import local_path
 from voxray.errors import ConfigError
 from voxray.inference.bench import Bench, Bounds
 from voxray.inference.candidates import Kept
@@ -26,11 +27,12 @@ from voxray.models import MODELS
 from voxray.pipelines.benching import Wanted, keep_cases
 from voxray.pipelines.cluster import cluster_total, connect
 from voxray.pipelines.journal import Journal
+from voxray.pipelines.mlflow_server import tracking_uri
 from voxray.pipelines.progress import Progress
 from voxray.pipelines.space import Setting, Space, read_space
 from voxray.pipelines.study import SAMPLERS, Outcome, Plan, Study, key
 from voxray.pipelines.sweep_report import Figure, SweepOptions, SweepReport, digest, importance_of, leave
-from voxray.pipelines.tracking import open_sweep, tracking_uri
+from voxray.pipelines.tracking import open_sweep
 from voxray.pipelines.trying import Benches, Trials, Trier, open_trier
 from voxray.recipe import DetectionMerge, parse_recipe
 from voxray.run import Run
@@ -336,9 +338,10 @@ def _require_alike(runs: Sequence[str], abouts: Sequence[Run]) -> None:
 
 
 def _folder_of(run: str, space: Space) -> Path:
-    if "://" in run:
+    path = local_path(run)
+    if path is None:
         raise ConfigError(f"{run}: the run is not on this machine; say where the sweep goes, with -o DIR.")
-    return Path(run) / "sweeps" / space.name
+    return path / "sweeps" / space.name
 
 
 def _shuffled(cases: tuple[int, ...], seed: int) -> tuple[int, ...]:

@@ -24,11 +24,12 @@ from voxray.pipelines.cluster import connect
 from voxray.pipelines.fold_runs import STORE, is_crossval
 from voxray.pipelines.journal import Journal
 from voxray.pipelines.leftovers import give_back_room
+from voxray.pipelines.mlflow_server import tracking_uri
 from voxray.pipelines.progress import Progress
 from voxray.pipelines.space import Setting, Space
 from voxray.pipelines.study import Plan, Study, distribution, key, quiet
 from voxray.pipelines.sweep_report import Figure, SweepOptions, SweepReport, digest, importance_of, leave
-from voxray.pipelines.tracking import PARENT, end_unfinished, open_sweep, tracking_uri
+from voxray.pipelines.tracking import PARENT, end_unfinished, open_sweep
 from voxray.pipelines.train import TrainOptions, train
 from voxray.place import Place
 from voxray.run import Run
@@ -95,7 +96,7 @@ def sweep_trainings(
     finally:
         tracking.end(status)
         for trial in _folders(job):
-            end_unfinished(trial, uri)
+            end_unfinished(trial, uri, say=progress.say)
     return report
 
 
@@ -118,13 +119,12 @@ def _search(job: TrialJob, options: SweepOptions, progress: Progress) -> None:
     schedulers: Any = importlib.import_module("ray.tune.schedulers")
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     metric, epochs = _metric(job), job.space.recipe.optim.epochs
-    storage = Path(job.folder).parent / "tune"
+    path, system = Place.of(Path(job.folder).parent / "tune").arrow()
+    trials = {"path": f"{path}/trials", "storage_filesystem": system}
     trainable = tune.with_resources(tune.with_parameters(train_one, job=job), {"CPU": _DRIVER_CPUS})
     with quiet(), progress.track("sweep", total=_trials(job.space, options), unit="trainings") as advance:
-        if tune.Tuner.can_restore(str(storage / "trials")):
-            tuner = tune.Tuner.restore(
-                str(storage / "trials"), trainable=trainable, resume_unfinished=True, resume_errored=True
-            )
+        if tune.Tuner.can_restore(**trials):
+            tuner = tune.Tuner.restore(**trials, trainable=trainable, resume_unfinished=True, resume_errored=True)
         else:
             scheduler = schedulers.ASHAScheduler(
                 time_attr="epoch",
@@ -143,7 +143,11 @@ def _search(job: TrialJob, options: SweepOptions, progress: Progress) -> None:
                     max_concurrent_trials=options.workers,
                 ),
                 run_config=tune.RunConfig(
-                    name="trials", storage_path=str(storage), verbose=0, callbacks=[_after_each(job.folder)]
+                    name="trials",
+                    storage_path=path,
+                    storage_filesystem=system,
+                    verbose=0,
+                    callbacks=[_after_each(job.folder)],
                 ),
             )
         results = tuner.fit()

@@ -14,6 +14,7 @@ from typing import Any
 
 from voxray.pipelines.study import Study, quiet
 from voxray.pipelines.trying import Benches, Trials, try_one
+from voxray.place import Place
 
 
 def tune_settings(study: Study, benches: Benches, trials: Trials, advance: Callable[[int], None]) -> None:
@@ -55,6 +56,7 @@ def tune_settings(study: Study, benches: Benches, trials: Trials, advance: Calla
 
     held = [ray.put(benches)]
     with quiet(), tempfile.TemporaryDirectory(prefix="voxray_tune_") as scratch:
+        path, system = Place.of(scratch).arrow()
         algorithm = search.OptunaSearch(
             space=study.distributions,
             metric="score",
@@ -66,7 +68,7 @@ def tune_settings(study: Study, benches: Benches, trials: Trials, advance: Calla
         tuner = tune.Tuner(
             Trial,
             tune_config=tune.TuneConfig(search_alg=algorithm, num_samples=missing, reuse_actors=True),
-            run_config=tune.RunConfig(storage_path=scratch, verbose=0),
+            run_config=tune.RunConfig(storage_path=path, storage_filesystem=system, verbose=0),
         )
         results = tuner.fit()
         if results.num_errors:

@@ -7,23 +7,30 @@ is enough on any cluster, nothing waits for a tracking server, and a training th
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import re
-import sqlite3
 import tempfile
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from voxray.addresses import Location
 from voxray.config import to_json, to_toml
 from voxray.errors import ConfigError, ResourceError
-from voxray.place import Location, Place
+from voxray.pipelines.mlflow_server import (
+    Say,
+    client_of,
+    experiment_of,
+    is_rejected,
+    is_there,
+    line,
+    tracking_uri,
+    unusable,
+    without_password,
+)
+from voxray.place import Place
 from voxray.run import Run
 from voxray.training.checkpoint import recipe_of
 
@@ -36,15 +43,17 @@ PARENT = "VOXRAY_PARENT_RUN"
 _PARAMS_AT_ONCE = 100
 _METRICS_AT_ONCE = 1000
 _PARAM_LENGTH = 500
-_PROBE_S = 10.0
 
 
 class Tracking:
-    """One MLflow run; when MLflow stops answering, that is said once and nothing more is sent."""
+    """One MLflow run; when MLflow stops answering, that is said once and nothing more is sent.
 
-    def __init__(self, client: Any, run_id: str, uri: str, *, say: Callable[[str], None]) -> None:
+    Where the run is deleted meanwhile it is restored, once.
+    """
+
+    def __init__(self, client: Any, run_id: str, uri: str, *, say: Say) -> None:
         self._client, self.run_id, self.uri, self._say = client, run_id, uri, say
-        self._is_up = True
+        self._is_up, self._was_restored = True, False
 
     def last_epoch(self) -> int:
         """The last epoch that MLflow knows of; 0 for a new run."""
@@ -94,27 +103,41 @@ class Tracking:
         try:
             send()
         except Exception as error:
-            self._is_up = False
-            self._say(f"MLflow at {self.uri} no longer answers ({_line(error)}); training goes on without it.")
+            if is_rejected(error) and not self._was_restored:
+                self._send_to_restored(send)
+            else:
+                self._give_up(f"MLflow at {self.uri} no longer answers ({line(error)})")
+
+    def _send_to_restored(self, send: Callable[[], None]) -> None:
+        self._was_restored = True
+        try:
+            if is_there(self._client, self.run_id, say=self._say):
+                send()
+            else:
+                self._give_up(f"The MLflow run {self.run_id} at {self.uri} was deleted for good")
+        except Exception as error:
+            self._give_up(f"MLflow at {self.uri} refuses ({line(error)})")
+
+    def _give_up(self, why: str) -> None:
+        self._is_up = False
+        self._say(f"{why}; training goes on without it.")
 
 
-def open_tracking(run: Run, location: Location, *, say: Callable[[str], None]) -> Tracking:
+def open_tracking(run: Run, location: Location, *, say: Say) -> Tracking:
     """The MLflow run of this training: a new one, or the one that the run's folder remembers.
 
     A ResourceError where MLflow cannot be reached: better before a training than after it.
     """
     uri = tracking_uri(location)
-    return _opened(location, uri, lambda client: _create(client, run, uri), say=say)
+    return _opened(location, uri, lambda client: _create(client, run, uri, say), say=say)
 
 
-def open_sweep(
-    run: Run, folder: Location, *, uri: str, name: str, params: Mapping[str, str], say: Callable[[str], None]
-) -> Tracking:
+def open_sweep(run: Run, folder: Location, *, uri: str, name: str, params: Mapping[str, str], say: Say) -> Tracking:
     """The MLflow run of a sweep over a run, in its experiment: a new one, or the one that `folder` remembers."""
 
     def create(client: Any) -> str:
         tags = {"dataset": run.dataset, "licence": run.licence, "run": run.name, "kind": "sweep"}
-        run_id = str(client.create_run(_experiment(client, run, uri), tags=tags, run_name=name).info.run_id)
+        run_id = str(client.create_run(_experiment(client, run, uri, say), tags=tags, run_name=name).info.run_id)
         for field, value in params.items():
             client.log_param(run_id, field, value[:_PARAM_LENGTH])
         return run_id
@@ -122,56 +145,42 @@ def open_sweep(
     return _opened(folder, uri, create, say=say)
 
 
-def _opened(location: Location, uri: str, create: Callable[[Any], str], *, say: Callable[[str], None]) -> Tracking:
+def _opened(location: Location, uri: str, create: Callable[[Any], str], *, say: Say) -> Tracking:
     """The MLflow run that the folder remembers, or a new one that it will."""
-    _probe(uri)
-    folder = Place.of(location)
+    client, folder = client_of(uri), Place.of(location)
     try:
-        client = _client(uri)
-        run_id = _remembered(folder, client, uri) or create(client)
-        folder.write(REMEMBERED, json.dumps({"uri": _without_password(uri), "run_id": run_id}).encode())
+        run_id = _remembered(folder, client, uri, say) or create(client)
+        folder.write(REMEMBERED, json.dumps({"uri": without_password(uri), "run_id": run_id}).encode())
         client.update_run(run_id, status="RUNNING")
     except (ConfigError, ResourceError):
         raise
     except Exception as error:
-        raise _unreachable(uri, _line(error)) from error
-    return Tracking(client, run_id, uri=_without_password(uri), say=say)
+        raise unusable(uri, error) from error
+    return Tracking(client, run_id, uri=without_password(uri), say=say)
 
 
-def end_unfinished(location: Location, uri: str) -> None:
+def end_unfinished(location: Location, uri: str, *, say: Say) -> None:
     """Marks the MLflow run of a training that was stopped from outside as killed, if it still counts as running."""
-    place = Place.of(location)
-    if not place.exists(REMEMBERED):
+    run_id, known = _noted(Place.of(location), say)
+    if run_id is None or known != without_password(uri):
         return
-    client = _client(uri)
-    run_id = _remembered(place, client, uri)
-    if run_id is not None and client.get_run(run_id).info.status == "RUNNING":
-        client.set_terminated(run_id, "KILLED")
+    try:
+        client = client_of(uri)
+        info = client.get_run(run_id).info
+        if info.status == "RUNNING" and info.lifecycle_stage == "active":
+            client.set_terminated(run_id, "KILLED")
+    except Exception as error:
+        if not is_rejected(error):  # a run that was deleted has ended
+            say(f"The MLflow run {run_id} still counts as running: {line(error)}")
 
 
 def prepare_tracking(uri: str) -> None:
     """Makes MLflow's tables where there are none yet: two processes that make them at once spoil each other's."""
-    _probe(uri)
+    client = client_of(uri)
     try:
-        _client(uri).search_experiments(max_results=1)
+        client.search_experiments(max_results=1)
     except Exception as error:
-        raise _unreachable(uri, _line(error)) from error
-
-
-def tracking_uri(location: Location) -> str:
-    """Where MLflow is: ``MLFLOW_TRACKING_URI``, or else an SQLite file beside the run."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
-    if not uri:
-        is_local = "://" not in str(location)
-        parent = Path(location).resolve().parent if is_local else Path.cwd()
-        return f"sqlite:///{parent / 'mlflow.db'}"
-    scheme = urllib.parse.urlsplit(uri).scheme
-    if scheme in ("", "file") or len(scheme) == 1:
-        raise ConfigError(
-            f"MLFLOW_TRACKING_URI={uri}: MLflow no longer keeps up its file store; use an SQLite file "
-            f"(sqlite:///{Path.cwd() / 'mlflow.db'}) or a server (http://host:5000)."
-        )
-    return uri
+        raise unusable(uri, error) from error
 
 
 def metric_name(name: str) -> str:
@@ -179,57 +188,33 @@ def metric_name(name: str) -> str:
     return re.sub(r"[^\w./: -]", "_", name.replace("@", "_at_"))
 
 
-def _probe(uri: str) -> None:
-    """Looks whether a server is there, with one short try; MLflow's own client tries for minutes."""
-    if urllib.parse.urlsplit(uri).scheme not in ("http", "https"):
-        return
-    try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_PROBE_S):
-            pass
-    except urllib.error.HTTPError as error:
-        if error.code >= 500:
-            raise _unreachable(uri, f"it answers {error.code}") from None
-    except (OSError, ValueError) as error:
-        raise _unreachable(uri, _line(getattr(error, "reason", error))) from None
-
-
-def _client(uri: str) -> Any:
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    for name in ("alembic", "mlflow"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    if uri.startswith("sqlite:///"):
-        _prepare_sqlite(Path(uri.removeprefix("sqlite:///")))
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=uri)
-
-
-def _prepare_sqlite(path: Path) -> None:
-    """Write-ahead logging: several times faster, and readers do not block; it stays set in the file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    connection = sqlite3.connect(path, timeout=60)
-    try:
-        connection.execute("PRAGMA journal_mode=WAL")
-    finally:
-        connection.close()
-
-
-def _remembered(folder: Place, client: Any, uri: str) -> str | None:
-    from mlflow.exceptions import MlflowException
-
+def _noted(folder: Place, say: Say) -> tuple[str | None, str | None]:
+    """The id and the address of the MLflow run that the folder remembers."""
     if not folder.exists(REMEMBERED):
-        return None
-    known = json.loads(folder.read(REMEMBERED))
-    if known.get("uri") != _without_password(uri):
-        return None
+        return None, None
     try:
-        client.get_run(known["run_id"])
-    except MlflowException:
+        known = json.loads(folder.read(REMEMBERED))
+        return str(known["run_id"]), str(known["uri"])
+    except (ValueError, KeyError, TypeError):
+        say(f"{folder.path(REMEMBERED)} is damaged, so its MLflow run is not known.")
+        return None, None
+
+
+def _remembered(folder: Place, client: Any, uri: str, say: Say) -> str | None:
+    """The MLflow run that the folder remembers, if it is there or can be restored."""
+    run_id, known = _noted(folder, say)
+    if run_id is None:
         return None
-    return str(known["run_id"])
+    if known != without_password(uri):
+        say(f"{folder.path(REMEMBERED)} names MLflow at {known}; at {without_password(uri)} a new run is made.")
+        return None
+    if is_there(client, run_id, say=say):
+        return run_id
+    say(f"The MLflow run {run_id} was deleted for good; a new one is made.")
+    return None
 
 
-def _create(client: Any, run: Run, uri: str) -> str:
+def _create(client: Any, run: Run, uri: str, say: Say) -> str:
     from mlflow.entities import Param
 
     tags = {
@@ -245,7 +230,7 @@ def _create(client: Any, run: Run, uri: str) -> str:
     }
     if parent := os.environ.get(PARENT):
         tags["mlflow.parentRunId"] = parent
-    created = client.create_run(_experiment(client, run, uri), tags=tags, run_name=run.name)
+    created = client.create_run(_experiment(client, run, uri, say), tags=tags, run_name=run.name)
     run_id = str(created.info.run_id)
     params = [Param(name, value[:_PARAM_LENGTH]) for name, value in _flat(run.recipe)]
     for first in range(0, len(params), _PARAMS_AT_ONCE):
@@ -255,23 +240,8 @@ def _create(client: Any, run: Run, uri: str) -> str:
     return run_id
 
 
-def _experiment(client: Any, run: Run, uri: str) -> str:
-    from mlflow.exceptions import MlflowException
-
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or f"voxray {run.dataset}"
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    artifacts = None
-    if uri.startswith("sqlite:///"):
-        artifacts = (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts").as_uri()
-    try:
-        return str(client.create_experiment(name, artifact_location=artifacts))
-    except MlflowException:
-        found = client.get_experiment_by_name(name)  # another training may have made it just now
-        if found is None:
-            raise
-        return str(found.experiment_id)
+def _experiment(client: Any, run: Run, uri: str, say: Say) -> str:
+    return experiment_of(client, os.environ.get("MLFLOW_EXPERIMENT_NAME") or f"voxray {run.dataset}", uri, say=say)
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -282,21 +252,6 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
         yield path, json.dumps(value)
     else:
         yield path, str(value)
-
-
-def _unreachable(uri: str, why: str) -> ResourceError:
-    return ResourceError(
-        f"MLflow at {_without_password(uri)} cannot be reached ({why}); start it, correct MLFLOW_TRACKING_URI, or "
-        f"unset it to track in an SQLite file beside the run."
-    )
-
-
-def _without_password(uri: str) -> str:
-    return re.sub(r"//[^/@]*@", "//", uri)
-
-
-def _line(error: object) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _now_ms() -> int:

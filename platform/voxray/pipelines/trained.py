@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from voxray.addresses import local_path
 from voxray.inference.package import (
     WEIGHTS,
     Ensemble,
@@ -52,8 +53,9 @@ class Trained:
 
 def read_trained(location: str | Path) -> Trained:
     """The best weights of a run, or all that a package holds."""
-    if is_package(location):
-        return _of_package(Path(location))
+    path = local_path(location)
+    if path is not None and is_package(path):
+        return _of_package(path)
     about, recipe, module = load_model(location)
     digest = weights_digest(module)
     provenance = Provenance(

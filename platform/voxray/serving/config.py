@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from voxray.addresses import sqlite_url
 from voxray.config import Config
 from voxray.errors import ConfigError
 from voxray.serving.intake.dicomweb import Access
@@ -141,7 +142,7 @@ class ServeConfig(Config):
 
 def database_url(folder: Path, database: str = "") -> str:
     """Where the jobs and tokens of a service in this folder are kept."""
-    return database or f"sqlite:///{folder.expanduser().absolute() / 'service.db'}"
+    return database or sqlite_url(folder.expanduser() / "service.db")
 
 
 def models_from(paths: Sequence[str]) -> dict[str, str]:
