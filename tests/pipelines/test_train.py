@@ -261,6 +261,30 @@ def test_a_worker_does_not_go_on_with_a_store_that_was_remade(store: Store, tmp_
         train_here(Job(read_run(tmp_path / "run"), other.uri, str(tmp_path / "run")))
 
 
+def test_a_setting_under_which_nothing_is_learnt_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    recipe = detection_recipe("anchors={base_shapes_vox=[[0.1,0.1,0.1]], level_scales=[1,2,4]}")
+    store = made_store(tmp_path / "store", recipe)
+    with pytest.raises(ConfigError, match=r"store: nothing can be learnt: 0 of 4 objects .* no anchor"):
+        train(store.uri, recipe, tmp_path / "run", workers=0)
+    empty = made_store(tmp_path / "empty", detection_recipe(), empty=True)
+    with pytest.raises(ConfigError, match="none of the 4 training cases holds an object"):
+        train(empty.uri, detection_recipe("patch.foreground=0"), tmp_path / "run", workers=0)
+    with pytest.raises(ConfigError, match=r"tiny: nothing can be learnt: loss\.dice_weight"):
+        train(tmp_path / "x.toml", segmentation_recipe("loss.dice_weight=0", "loss.ce_weight=0"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_fold_whose_cases_were_set_aside_is_refused(tmp_path: Path) -> None:
+    whole = made_store(tmp_path / "store", segmentation_recipe())
+    sides = split_store(whole, 0)
+    for side, what in zip(sides, ("train", "validate"), strict=True):
+        cases = {name: entry for name, entry in whole.manifest.cases.items() if name not in side}
+        failed = {name: FailedCase(code="c", message=f"case {name}: broken.") for name in side}
+        manifest = whole.manifest.model_copy(update={"cases": cases, "failed": failed})
+        with pytest.raises(ConfigError, match=f"fold 0: none of the cases that should {what} .*{side[0]}: broken"):
+            split_store(replace(whole, manifest=manifest), 0)
+
+
 def test_a_dataset_file_is_ingested_first_beside_the_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         train(tmp_path / "missing.toml", segmentation_recipe(), tmp_path / "run", workers=0)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from voxray.batch import IGNORED
@@ -62,15 +62,8 @@ def assign(
     they touch out of the negatives.
     """
     boxes = boxes.float()
-    found = [_candidates(boxes, level, num_candidates) for level in levels]
-    firsts = _firsts(levels)
-    numbers = torch.cat([number + first for (number, _), first in zip(found, firsts, strict=True)], dim=2)
-    anchor_boxes = torch.cat([anchors for _, anchors in found], dim=2)
-    overlap = paired_iou(boxes[:, :, None], anchor_boxes)
-    is_object = (classes >= 0) & (volumes(boxes) > 0)
-    claimed = (overlap >= _threshold(overlap)) & (overlap > 0) & is_object[:, :, None]
-    if center_in_box:
-        claimed &= _centre_inside(anchor_boxes, boxes)
+    numbers, anchor_boxes, overlap, claimed = _claims(boxes, levels, num_candidates, center_in_box)
+    claimed = claimed & ((classes >= 0) & (volumes(boxes) > 0))[:, :, None]
     num_anchors = sum(level.num_anchors for level in levels)
     objects = torch.arange(boxes.shape[1], device=boxes.device)[None, :, None].expand_as(numbers)
     numbers, objects, overlap = numbers.flatten(1), objects.flatten(1), overlap.flatten(1)
@@ -79,6 +72,16 @@ def assign(
     positive = positive.scatter_add(1, numbers, is_positive.long()) > 0
     touched = torch.cat([_touching(boxes, classes == IGNORED, level) for level in levels], dim=1)
     return Assignment(numbers, anchor_boxes.flatten(1, 2), objects, is_positive, ~positive & ~touched)
+
+
+def best_overlaps(
+    boxes: Float[Tensor, "m 6"], levels: Sequence[AnchorLevel], *, num_candidates: int, center_in_box: bool = False
+) -> Float64[Tensor, " m"]:
+    """The IoU of each box's best positive anchor, were it alone in its patch; 0 where no anchor is positive."""
+    if not len(boxes):
+        return torch.zeros(0, dtype=torch.float64)
+    _, _, overlap, claimed = _claims(boxes[None].float(), levels, num_candidates, center_in_box)
+    return overlap.where(claimed, 0.0).amax(dim=2)[0].double()
 
 
 def num_draws(assignment: Assignment, loss: DetectionLoss) -> int:
@@ -109,6 +112,21 @@ def sample(
     key, place = draws[:, num_candidates:].masked_fill(~in_pool, -1.0).topk(most, dim=1)
     is_negative = (rank[:, :most] < wanted) & (key >= 0)
     return Sample(positives, is_positive, hardest.gather(1, place), is_negative)
+
+
+def _claims(
+    boxes: Float[Tensor, "b m 6"], levels: Sequence[AnchorLevel], num_candidates: int, center_in_box: bool
+) -> tuple[Int64[Tensor, "b m k"], Float[Tensor, "b m k 6"], Float[Tensor, "b m k"], Bool[Tensor, "b m k"]]:
+    """Each box's candidate anchors: their numbers, their boxes, how they overlap it, and which of them it claims."""
+    found = [_candidates(boxes, level, num_candidates) for level in levels]
+    firsts = _firsts(levels)
+    numbers = torch.cat([number + first for (number, _), first in zip(found, firsts, strict=True)], dim=2)
+    anchor_boxes = torch.cat([anchors for _, anchors in found], dim=2)
+    overlap = paired_iou(boxes[:, :, None], anchor_boxes)
+    claimed = (overlap >= _threshold(overlap)) & (overlap > 0)
+    if center_in_box:
+        claimed &= _centre_inside(anchor_boxes, boxes)
+    return numbers, anchor_boxes, overlap, claimed
 
 
 def _candidates(

@@ -32,6 +32,7 @@ from voxray.pipelines.train import TrainOptions, folds_of, plan, stored_sources,
 from voxray.place import Place
 from voxray.recipe import Recipe
 from voxray.store import Store
+from voxray.training.preflight import judged, recipe_findings
 
 METRICS = {"detection": "mAP", "segmentation": "dice"}
 
@@ -85,6 +86,7 @@ def crossval(
     if local_path(output) is None:
         raise ConfigError(f"{output}: held-out answers are files in a folder; give a folder that every node reaches.")
     location = Place.of(output).uri
+    judged(recipe_findings(recipe), recipe.name)
     data, sources, store = _opened(source, recipe)
     rule = chosen_folds(data.folds, options.num_folds)
     chosen = _chosen(rule, options)

@@ -44,6 +44,7 @@ from voxray.store import (
     write_case,
     write_manifest,
 )
+from voxray.training.preflight import Sides, as_warnings, data_findings, recipe_findings
 
 TILE_VERSION = 1
 """Raised when preprocessing or tiles change: every case is then made anew."""
@@ -71,6 +72,8 @@ class IngestReport:
     size_bytes: int
     seconds: float
     manifest: Manifest
+    foreseen: tuple[str, ...] = ()
+    """What a training on all cases with this recipe could hardly learn, or not at all."""
 
     @property
     def warnings(self) -> dict[str, tuple[str, ...]]:
@@ -86,7 +89,7 @@ class IngestReport:
         ]
         if self.warnings:
             lines.append(f"{len(self.warnings)} cases with warnings, which the manifest lists, too")
-        return "\n".join([*lines, *self.failed.values()])
+        return "\n".join([*lines, *self.foreseen, *self.failed.values()])
 
 
 def ingest(
@@ -147,7 +150,15 @@ def ingest(
         size_bytes=sum(file.bytes for one in stored.values() for file in one.files),
         seconds=time.monotonic() - begin,
         manifest=manifest,
+        foreseen=_foreseen(dataset, recipe, stored),
     )
+
+
+def _foreseen(dataset: Dataset, recipe: Recipe, stored: Mapping[str, StoredCase]) -> tuple[str, ...]:
+    """What the training that follows will refuse or warn of, of which no fold is known yet."""
+    cases = tuple(one.summary for _, one in sorted(stored.items()))
+    sides = Sides(dataset.classes, cases, validates=False)
+    return as_warnings([*recipe_findings(recipe), *data_findings(recipe, sides)])
 
 
 def signature(dataset: Dataset, source: CaseSource, recipe: Recipe) -> str:

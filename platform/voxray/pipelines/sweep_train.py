@@ -30,7 +30,7 @@ from voxray.pipelines.space import Setting, Space
 from voxray.pipelines.study import Plan, Study, distribution, key, quiet
 from voxray.pipelines.sweep_report import Figure, SweepOptions, SweepReport, digest, importance_of, leave
 from voxray.pipelines.tracking import PARENT, end_unfinished, open_sweep
-from voxray.pipelines.train import TrainOptions, train
+from voxray.pipelines.train import TrainOptions, foresee, train
 from voxray.place import Place
 from voxray.run import Run
 from voxray.store import Store
@@ -74,6 +74,8 @@ def sweep_trainings(
     store.require(space.recipe)
     tune_on, unseen = _halves(about, store, options)
     _require_data(runs[0], about, store, folder, progress)
+    for warning in foresee(store, space.recipe, about.model_copy(update={"val_cases": tune_on})):
+        progress.say(warning)
     uri = tracking_uri(runs[0])
     params = {"space": str(space.path), "trials": str(_trials(space, options)), "seed": str(options.seed)}
     name = f"sweep {about.name} {space.name}"

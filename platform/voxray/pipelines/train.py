@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 from uuid import uuid4
@@ -28,7 +28,7 @@ from voxray import __version__
 from voxray.config import to_json
 from voxray.dataset import CaseSource, read_dataset, split
 from voxray.dataset.folds import CsvSides, Folds, Lists, Luna16Subsets
-from voxray.errors import ResourceError
+from voxray.errors import ConfigError, ResourceError
 from voxray.pipelines.cluster import connect
 from voxray.pipelines.commit import git_commit
 from voxray.pipelines.desk import HISTORY, clear_failure, read_failure, read_news
@@ -40,9 +40,10 @@ from voxray.pipelines.worker import Job, schedule_of, train_here, train_on_ray
 from voxray.place import Place
 from voxray.recipe import Recipe
 from voxray.run import Run
-from voxray.store import Store
+from voxray.store import Store, named
 from voxray.training.checkpoint import RunState, find_state, read_state
 from voxray.training.data import Planned, claim_run, plan_run
+from voxray.training.preflight import Sides, data_findings, judged, recipe_findings
 
 MAX_FAILURES = 3
 """Times that lost workers are started again without an epoch being finished in between."""
@@ -123,6 +124,7 @@ def train(source: str | Path, recipe: Recipe, output: str | Path, **options: Unp
     begin = time.monotonic()
     progress = options.get("progress") or SilentProgress()
     location = Place.of(output).uri
+    judged(recipe_findings(recipe), recipe.name)  # before the hours that preprocessing may take
     store = open_store(source, recipe, location, progress)
     planned = plan(store, recipe, location, options)
     for remark in planned.remarks:
@@ -138,7 +140,20 @@ def plan(store: Store, recipe: Recipe, location: str, options: TrainOptions) -> 
     """The training as it will be, before anything is written; a ConfigError where it must not be."""
     name = options.get("name") or location.rpartition("/")[2]
     wanted = new_run(store, recipe, name=name, options=options)
-    return plan_run(location, wanted, store, accept=options.get("accept_changed_data", False))
+    planned = plan_run(location, wanted, store, accept=options.get("accept_changed_data", False))
+    state = find_state(location)
+    if state is not None and state.finished:
+        return planned
+    warnings = foresee(store, recipe, planned.run, workers=options.get("workers", 1))
+    return replace(planned, remarks=(*planned.remarks, *warnings))
+
+
+def foresee(store: Store, recipe: Recipe, run: Run, *, workers: int = 1) -> tuple[str, ...]:
+    """Warnings of what can hardly be learnt; a ConfigError where nothing can be, by what is known of the cases."""
+    train_cases, val_cases = store.summaries(run.train_cases), store.summaries(run.val_cases)
+    sides = Sides(run.classes, train_cases, val_cases, validates=run.fold is not None)
+    schedule = schedule_of(recipe, run, max(workers, 1))
+    return judged([*recipe_findings(recipe), *data_findings(recipe, sides, schedule)], store.uri)
 
 
 def open_store(source: str | Path, recipe: Recipe, location: str, progress: Progress) -> Store:
@@ -181,10 +196,25 @@ def split_store(
     """The case ids that train and that validate, of those that the store holds, by `folds` or the dataset's own."""
     sides = split(stored_sources(store), folds_of(store, folds), fold)
     stored = store.manifest.cases
-    train_cases, val_cases = (
-        tuple(one for one in side if one in stored) for side in (sides.train_ids, sides.val_ids)
+    train_cases, val_cases, test_cases = (
+        tuple(one for one in side if one in stored) for side in (sides.train_ids, sides.val_ids, sides.test_ids)
     )
+    if not train_cases:
+        raise _set_aside(store, fold, "train", sides.train_ids)
+    if not val_cases and sides.val_ids:
+        raise _set_aside(store, fold, "validate", sides.val_ids)
+    if fold is not None and not val_cases and not test_cases:
+        raise _set_aside(store, fold, "test", sides.test_ids)
     return train_cases, val_cases
+
+
+def _set_aside(store: Store, fold: int | None, what: str, cases: tuple[str, ...]) -> ConfigError:
+    which = "without a fold" if fold is None else f"fold {fold}"
+    return ConfigError(
+        f"{store.uri}: {which}: none of the cases that should {what} ({named(cases)}) is in the store, where they "
+        f"were set aside ({store.manifest.failed[cases[0]].message}); mend them and run `voxray ingest` again, or "
+        f"take another fold."
+    )
 
 
 def stored_sources(store: Store) -> list[CaseSource]:

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64, Int16, Int64, UInt8
+from jaxtyping import Bool, Float32, Float64, Int16, Int64, UInt8
 from numpy.random import Generator
 from numpy.typing import NDArray
 
@@ -31,7 +31,9 @@ from voxray.volume import Shape
 
 Value = TypeVar("Value", bound=np.generic)
 
-_KEPT_SHARE = 0.5
+KEPT_SHARE = 0.5
+"""Of an object that a patch's border cuts: the share of its volume from which on it is kept."""
+
 _TRIES = 8
 _PROBES = 2048
 
@@ -86,15 +88,29 @@ def collate(patches: Sequence[Patch]) -> PatchBatch:
 def _around_object(tile: Tile, size: Shape, rng: Generator) -> Shape:
     """A start such that the patch holds a random object, or has its centre in it where the object is larger."""
     box = tile.boxes[rng.integers(len(tile.boxes))]
-    start = []
-    for axis, side in enumerate(size):
-        low, high = float(box[axis]), float(box[axis + 3])
-        first, last = int(np.ceil(high - 1e-6)) - side, int(np.floor(low + 1e-6))
-        if first > last:
-            first, last = int(np.ceil(low - side / 2)), int(np.floor(high - side / 2))
-        first, last = _clamp(tile, axis, side, first), _clamp(tile, axis, side, last)
-        start.append(int(rng.integers(first, last + 1)))
-    return start[0], start[1], start[2]
+    first, last = patch_starts(box[None], np.array([tile.voxels.shape]), size)
+    x, y, z = (int(rng.integers(one, other + 1)) for one, other in zip(first[0], last[0], strict=True))
+    return x, y, z
+
+
+def patch_starts(
+    boxes: Float64[np.ndarray, "n 6"], tile_shapes: Int64[np.ndarray, "n 3"], size: Shape
+) -> tuple[Int64[np.ndarray, "n 3"], Int64[np.ndarray, "n 3"]]:
+    """The first and the last voxel at which a patch around each object of a tile may start, axis by axis."""
+    low, high, sides = boxes[:, :3], boxes[:, 3:], np.array(size)
+    first, last = np.ceil(high - 1e-6) - sides, np.floor(low + 1e-6)
+    larger = first > last
+    first = np.where(larger, np.ceil(low - sides / 2), first)
+    last = np.where(larger, np.floor(high - sides / 2), last)
+    end = np.maximum(tile_shapes - sides, 0)
+    return np.clip(first, 0, end).astype(np.int64), np.clip(last, 0, end).astype(np.int64)
+
+
+def is_kept(
+    sides: Float64[np.ndarray, "n 3"], share: Float64[np.ndarray, " n"], *, whole_boxes: bool
+) -> Bool[np.ndarray, " n"]:
+    """Which objects are a patch's truth, by the sides and the share of their volume that it holds."""
+    return np.asarray(share >= KEPT_SHARE if whole_boxes else (sides >= 1).all(axis=1) | (share > 1 - 1e-6))
 
 
 def _around_label(tile: Tile, size: Shape, rng: Generator) -> Shape:
@@ -140,8 +156,7 @@ def _is_object(tile: Tile, centre: Int64[np.ndarray, " 3"]) -> bool:
 def _boxes_in(tile: Tile, start: Shape, recipe: Recipe) -> tuple[Float64[np.ndarray, "n 6"], Int64[np.ndarray, " n"]]:
     size = recipe.patch.size_vox
     clipped, share = clip_boxes(tile.boxes, start, size)
-    sides = clipped[:, 3:] - clipped[:, :3]
-    kept = share >= _KEPT_SHARE if recipe.patch.whole_boxes else (sides >= 1).all(axis=1) | (share > 1 - 1e-6)
+    kept = is_kept(clipped[:, 3:] - clipped[:, :3], share, whole_boxes=recipe.patch.whole_boxes)
     cut, cut_share = clip_boxes(tile.cut_boxes, start, size)
     boxes = np.concatenate([clipped[share > 0], cut[cut_share > 0]])
     known = np.where(kept, tile.classes, IGNORED)[share > 0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,12 +23,13 @@ from voxray.errors import ConfigError, DataError
 from voxray.place import Place
 from voxray.recipe import Recipe
 from voxray.sampling import TileIndex
-from voxray.store.manifest import SCHEMA_VERSION, CaseEntry, Manifest
+from voxray.store.manifest import SCHEMA_VERSION, CaseEntry, CaseSummary, Manifest
 from voxray.store.shards import damaged, read_summary
 from voxray.store.tables import MANIFEST, OBJECTS, TILES, recipe_digest, recipe_fields
 from voxray.volume import Grid, Volume
 
 _OPEN_FILES = 32
+_LOOKS = 16
 
 _READ_ERRORS = (OSError, pa.ArrowException, RuntimeError, ValueError, KeyError, IndexError, TypeError)
 
@@ -116,6 +118,13 @@ class Store:
             labels=None if unlabelled else labels,
             warnings=entry.warnings,
         )
+
+    def summaries(self, case_ids: Sequence[str]) -> tuple[CaseSummary, ...]:
+        """What the shards of these cases say of them: objects, tiles and labels, without a voxel."""
+        for case_id in case_ids:
+            self._entry(case_id)
+        with ThreadPoolExecutor(_LOOKS) as pool:
+            return tuple(pool.map(lambda case_id: read_summary(self.place, case_id), case_ids))
 
     def read_objects(self) -> pa.Table:
         """Every object's case, class name and size in mm."""
