@@ -148,6 +148,13 @@ class Bootstrap(Record):
     confidence: float
 
 
+class Content(Record):
+    """SHA-256 digests of what a case was when it was scored: `voxray.loading.CaseContent`."""
+
+    scan: str
+    truth: str
+
+
 class Evaluation(Record):
     """A score on a dataset's cases, and all that it is made of."""
 
@@ -175,6 +182,8 @@ class Evaluation(Record):
     """Case -> why its answer cannot be compared with its truth. It has no score, and is in no metric."""
     warnings: Mapping[str, tuple[str, ...]] = {}
     """Case -> what is worth knowing of its scan, its truth or its answer, though all were read."""
+    contents: Mapping[str, Content] = {}
+    """What each case was; files of earlier versions, and scores of answers in files, do not say it."""
     without_truth: tuple[str, ...] = ()
     """Classes that no case has: they have no score."""
     notices: tuple[str, ...] = ()

@@ -10,12 +10,24 @@ import pytest
 
 from inference.bright import BrightConfig, bright_recipe, bright_run, sphere_scan
 from voxray.models import MODELS
+from voxray.pipelines.progress import SilentProgress
 from voxray.readers import write_nifti
 from voxray.recipe import Recipe
 from voxray.training.checkpoint import Checkpoint, write_checkpoint
 from voxray.volume import Volume
 
 TURNS = (np.eye(3), np.diag([-1.0, 1.0, -1.0]), np.eye(3)[[1, 2, 0]])
+
+
+class Heard(SilentProgress):
+    """Remembers what was said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        """One line."""
+        self.lines.append(line)
 
 
 def register(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipelines.bright_runs import register, write_run, write_spheres
+from pipelines.bright_runs import Heard, register, write_run, write_spheres
 from pipelines.odd_scans import DISAGREE, Lines, contradict
 from voxray.dataset import read_dataset
 from voxray.errors import ConfigError
@@ -17,10 +18,12 @@ from voxray.evaluation import Evaluation, read_evaluation
 from voxray.loading import list_cases
 from voxray.pipelines.evaluate import EvaluateOptions, choose_cases, evaluate
 from voxray.pipelines.mlflow_server import tracking_uri
+from voxray.pipelines.predict import AnswerOptions, predict
 from voxray.pipelines.progress import SilentProgress
 from voxray.pipelines.tracking import open_tracking
-from voxray.readers import read_label_map
+from voxray.readers import read_label_map, read_volume, write_nifti
 from voxray.training.checkpoint import read_run
+from voxray.volume import Volume
 
 CASES = ("s0", "s1", "s2")
 
@@ -222,3 +225,47 @@ def test_what_readers_warn_of_is_in_the_score(tmp_path: Path, spheres: Path) -> 
         f"case s1: warning: {named}",
     ]
     assert not report.failed
+
+
+def test_scans_that_changed_are_answered_and_scored_anew(tmp_path: Path, spheres: Path) -> None:
+    write_run(tmp_path / "run", "segmentation", val_cases=CASES)
+    first = score(tmp_path, spheres)
+    assert sorted(first.contents) == list(CASES)
+    assert score(tmp_path, spheres).contents == first.contents
+    image = spheres.parent / "images" / "s0.nii.gz"
+    volume, times = read_volume(image), image.stat()
+    write_nifti(Volume(np.full_like(volume.voxels, -900), volume.grid), image)
+    os.utime(image, ns=(times.st_atime_ns, times.st_mtime_ns))
+    said = Heard()
+    again = evaluate(tmp_path / "run", dataset=spheres, output=tmp_path / "out", progress=said)
+    assert said.lines == ["case s0: its files have changed since it was answered; it is answered anew"]
+    assert again.cases["s0"]["bright"] == 0.0
+    assert again.cases["s1"] == first.cases["s1"]
+    assert again.contents["s0"].scan != first.contents["s0"].scan
+    labels = spheres.parent / "labels" / "s1.nii.gz"
+    volume, times = read_label_map(labels), labels.stat()
+    write_nifti(Volume(np.roll(volume.voxels, 4, axis=0), volume.grid), labels)
+    os.utime(labels, ns=(times.st_atime_ns, times.st_mtime_ns))
+    corrected = score(tmp_path, spheres)
+    assert corrected.cases["s1"]["bright"] < first.cases["s1"]["bright"] - 0.1
+    assert corrected.contents["s1"].truth != first.contents["s1"].truth
+
+
+def test_cases_of_the_same_name_elsewhere_are_other_cases(tmp_path: Path, spheres: Path) -> None:
+    write_run(tmp_path / "run", "detection", val_cases=CASES)
+    score(tmp_path, spheres)
+    other = write_spheres(tmp_path / "other")
+    for number in range(3):
+        path = other.parent / "images" / f"s{number}.nii.gz"
+        volume = read_volume(path)
+        write_nifti(Volume(np.full_like(volume.voxels, -900), volume.grid), path)
+        os.utime(path, (1_000, 1_000))
+    report = evaluate(tmp_path / "run", dataset=other, output=tmp_path / "out", progress=Heard())
+    assert report.metrics["AR@0.10"] == 0.0
+    answers = tmp_path / "answers"
+    options = AnswerOptions(device="cpu", runtime="torch")
+    predict(tmp_path / "run", [spheres.parent / "images"], answers, options, progress=SilentProgress())
+    before = (answers / "s0.json").read_bytes()
+    with pytest.raises(ConfigError, match=r"answers another scan named s0, .*holds no score; give another folder"):
+        evaluate(tmp_path / "run", dataset=other, output=answers, progress=SilentProgress())
+    assert (answers / "s0.json").read_bytes() == before

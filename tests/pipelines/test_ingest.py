@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +15,16 @@ import ray
 import SimpleITK
 
 from pipelines.odd_scans import DISAGREE, contradict
-from voxray.dataset import Dataset, read_dataset
+from voxray.dataset import CaseSource, Dataset, read_dataset
 from voxray.errors import DataError, ResourceError
 from voxray.loading import list_cases, load_case
 from voxray.pipelines import ingest as ingest_module
 from voxray.pipelines.ingest import ingest, signature
+from voxray.pipelines.progress import SilentProgress
+from voxray.place import Place
 from voxray.preprocess import prepare_case
 from voxray.recipes import read_recipe
-from voxray.store import FailedCase, Store, write_case
+from voxray.store import FailedCase, Store, StoredCase
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 
@@ -125,21 +130,23 @@ def test_damage_that_only_a_checksum_sees_is_made_anew(made: Dataset, tmp_path: 
 @pytest.mark.usefixtures("one_ray")
 def test_a_case_whose_worker_dies_leaves_no_answer_and_stops_no_other(made: Dataset, tmp_path: Path) -> None:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
-    place = ingest_module._writable(tmp_path / "store")
-    job = ingest_module._Job(place, made, ingest_module._without_network(RECIPE), Deadly({"a": "1", "b": "2"}))
+    place = Deadly(ingest_module._writable(tmp_path / "store").uri)
+    job = ingest_module._Job(place, made, ingest_module._without_network(RECIPE))
     sources = list_cases(made)[:2]
     found = dict(ingest_module._on_ray(job, sources, 1.0))
     assert list(found) == ["a"]
     assert "its worker died 3 times" in ingest_module._died(sources[1]).message
 
 
-class Deadly(dict[str, str]):
-    """Signatures that end the process which asks for that of b."""
+class Deadly(Place):
+    """A place that ends the process which writes the shard of b."""
 
-    def __getitem__(self, case_id: str) -> str:
-        if case_id == "b":
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        if name.endswith("b.parquet"):
             os._exit(1)
-        return super().__getitem__(case_id)
+        with super().writing(name) as path:
+            yield path
 
 
 @pytest.mark.ray
@@ -156,21 +163,51 @@ def test_the_signature_changes_with_what_a_shard_is_made_from(made: Dataset) -> 
     source = list_cases(made)[0]
     first = signature(made, source, RECIPE)
     assert signature(made, source, read_recipe("spleen", ["patch.size_vox=[32,32,32]"])) != first
+    assert signature(made, source, ingest_module._without_network(RECIPE)) == first, "as a task has it"
     relabelled = made.model_copy(update={"classes": ("brick",)})
     assert signature(relabelled, source, RECIPE) != first
+    assert signature(made, replace(source, patient_id="p"), RECIPE) != first
     assert signature(made.model_copy(update={"licence": "other"}), source, RECIPE) == first
     Path(source.image).touch()
-    assert signature(made, source, RECIPE) != first
+    assert signature(made, source, RECIPE) == first, "a date is nothing that a shard is made from"
+    for path in (Path(source.image), Path(made.root) / "a_labels.nii.gz"):
+        before, times = path.read_bytes(), path.stat()
+        path.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert path.stat().st_size == times.st_size
+        assert signature(made, source, RECIPE) != first, f"{path.name} has another last byte"
+        path.write_bytes(before)
+    assert signature(made, source, RECIPE) == first
+
+
+def test_a_moved_dataset_has_the_same_signatures(made: Dataset, tmp_path: Path) -> None:
+    before = [signature(made, source, RECIPE) for source in list_cases(made)[:2]]
+    assert len(set(before)) == 2
+    Path(made.root).rename(tmp_path / "moved")
+    moved = read_dataset(tmp_path / "moved" / "made.toml")
+    assert [signature(moved, source, RECIPE) for source in list_cases(moved)[:2]] == before
 
 
 def test_a_stopped_ingest_keeps_its_shards(made: Dataset, tmp_path: Path) -> None:
-    source = list_cases(made)[0]
+    sources = list_cases(made)[:2]
     place = ingest_module._writable(tmp_path / "store")
-    case = prepare_case(load_case(made, source), RECIPE.grid)
-    wanted = {"a": signature(made, source, RECIPE)}
-    stored = write_case(place, case, RECIPE, original_grid=case.image.grid, signature=wanted["a"])
-    assert dict(ingest_module._kept(place, wanted, verify=False)) == {"a": stored}
-    assert dict(ingest_module._kept(place, {"a": "other"}, verify=False)) == {}
+    job = ingest_module._Job(place, made, RECIPE)
+    stored = ingest_module._ingest_case(sources[0], job)
+
+    def kept() -> dict[str, StoredCase]:
+        return dict(ingest_module._kept(place, made, sources, RECIPE, verify=False, progress=SilentProgress()))
+
+    assert kept() == {"a": stored}
+    write_scan(Path(made.root), "a", seed=0, shift=1)
+    assert kept() == {}, "its labels are others now"
+
+
+def test_a_first_ingest_reads_no_file_of_the_dataset_before_its_tasks(made: Dataset, tmp_path: Path) -> None:
+    place = ingest_module._writable(tmp_path / "store")
+    for path in Path(made.root).glob("*.nii.gz"):
+        path.unlink()
+    sources = [CaseSource(case_id, case_id, f"{made.root}/{case_id}_ct.nii.gz") for case_id in "ab"]
+    assert not dict(ingest_module._kept(place, made, sources, RECIPE, verify=False, progress=SilentProgress()))
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -186,7 +223,7 @@ def test_a_full_disk_ends_the_run(made: Dataset, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(ingest_module, "write_case", full)
     source = list_cases(made)[0]
     place = ingest_module._writable(tmp_path)
-    job = ingest_module._Job(place, made, RECIPE, {"a": "s"})
+    job = ingest_module._Job(place, made, RECIPE)
     found = ingest_module._ingest_case(source, job)
     assert isinstance(found, FailedCase)
     assert found.code == ingest_module._DISK_FULL

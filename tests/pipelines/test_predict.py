@@ -83,7 +83,7 @@ def test_a_rerun_answers_only_what_is_new(tmp_path: Path, scans: Path) -> None:
     (tmp_path / "out" / "a.nii.gz").unlink()
     assert answer(tmp_path, scans).done == ("a",)
     os.utime(scans / "b.nii.gz", (4_000_000_000, 4_000_000_000))
-    assert answer(tmp_path, scans).done == ("b",)
+    assert answer(tmp_path, scans).done == (), "a date says nothing"
     (tmp_path / "out" / "a.json").write_text("cut sho")
     os.utime(scans / "b.nii.gz", (1_000, 1_000))
     assert answer(tmp_path, scans).done == ("a",)

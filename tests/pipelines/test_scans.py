@@ -74,16 +74,6 @@ def test_dots_in_names_stay(tmp_path: Path) -> None:
     assert stem(Path("slice.dcm")) == "slice"
 
 
-def test_a_series_is_as_new_as_its_newest_slice(tmp_path: Path) -> None:
-    import os
-
-    old, new = make(tmp_path / "s" / "1.dcm", DICOM), make(tmp_path / "s" / "2.dcm", DICOM)
-    os.utime(old, (1_000, 1_000))
-    os.utime(new, (4_000_000_000, 4_000_000_000))
-    (scan,) = find_scans([tmp_path])
-    assert scan.changed_at() == 4_000_000_000
-
-
 def test_a_list_names_scans_beside_it(tmp_path: Path) -> None:
     first, second = make(tmp_path / "p1" / "ct.nii.gz"), make(tmp_path / "p2" / "ct.nii.gz")
     make(tmp_path / "p3" / "series" / "IM0001", DICOM)

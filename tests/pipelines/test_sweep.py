@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from inference.crowds import crowded_case
-from pipelines.bright_runs import register, write_run, write_spheres
+from pipelines.bright_runs import Heard, register, write_run, write_spheres
 from voxray.errors import ConfigError
-from voxray.inference.candidates import merge_candidates, read_kept, write_kept
+from voxray.inference.candidates import Kept, merge_candidates, read_kept, write_kept
 from voxray.inference.findings import stamp
 from voxray.metrics import coco
 from voxray.pipelines.answers import weights_digest
+from voxray.pipelines.benching import Wanted, content_of_kept, keep_cases
 from voxray.pipelines.progress import SilentProgress
 from voxray.pipelines.sweep import parts_of, sweep
 from voxray.pipelines.sweep_report import SweepOptions, SweepReport
 from voxray.place import Place
-from voxray.recipe import DetectionMerge
+from voxray.readers import read_label_map, read_volume, write_nifti
+from voxray.recipe import DetectionMerge, SegmentationMerge
 from voxray.training.checkpoint import load_model
+from voxray.volume import Volume
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's use of SQLAlchemy
 
@@ -122,7 +127,7 @@ def test_what_a_setting_is_tuned_for_can_be_said(tmp_path: Path) -> None:
     run = run_with(tmp_path / "run", range(8))
     usual = swept(tmp_path, run, same_cases=True)
     assert usual.aim == "mAP"
-    with pytest.raises(ConfigError, match="of another network, other cases or other IoUs"):
+    with pytest.raises(ConfigError, match="of another network, other cases, scans or truth, or other IoUs"):
         swept(tmp_path, run, same_cases=True, ious=(0.5, 0.7))
     (tmp_path / "strict").mkdir()
     strict = swept(tmp_path / "strict", run, same_cases=True, ious=(0.5, 0.7))
@@ -265,3 +270,52 @@ def test_on_ray(tmp_path: Path, executor: str) -> None:
         assert report.setting == alone.setting
     else:
         assert report.seen.tuned >= report.seen.own
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_what_is_kept_is_of_the_scans_and_the_truth_of_today(tmp_path: Path, task: str) -> None:
+    dataset = write_spheres(tmp_path / "data", count=2)
+    run = tmp_path / "run"
+    fields = {"dataset_file": str(dataset), "dataset": "spheres", "val_cases": ("s0", "s1")}
+    write_run(run, task, threshold=0.05 if task == "detection" else 0.5, **fields)
+
+    def kept() -> dict[str, Kept]:
+        found = keep_cases(Wanted(str(run), device="cpu"), {}, progress=Heard())
+        return {one.head.case: one for one in found}
+
+    first, again = kept(), kept()
+    assert {case: one.head for case, one in again.items()} == {case: one.head for case, one in first.items()}
+    if task == "detection":
+        path = tmp_path / "data" / "boxes.csv"
+        path.write_text(path.read_text().replace("19.0", "15.0", 1))
+    else:
+        path = tmp_path / "data" / "labels" / "s0.nii.gz"
+        volume = read_label_map(path)
+        write_nifti(Volume(np.roll(volume.voxels, 5, axis=1), volume.grid), path)
+    os.utime(path, (1_000, 1_000))
+    corrected = kept()
+    assert corrected["s1"].head == first["s1"].head
+    assert corrected["s0"].head.scan_sha256 == first["s0"].head.scan_sha256
+    assert content_of_kept(corrected["s0"]) != content_of_kept(first["s0"])
+    assert content_of_kept(corrected["s1"]) == content_of_kept(first["s1"])
+    scan = tmp_path / "data" / "images" / "s1.nii.gz"
+    volume = read_volume(scan)
+    write_nifti(Volume(np.full_like(volume.voxels, -1000), volume.grid), scan)
+    os.utime(scan, (1_000, 1_000))
+    rescanned = kept()["s1"]
+    assert rescanned.head.scan_sha256 != first["s1"].head.scan_sha256
+    if task == "segmentation":
+        assert first["s1"].labels(SegmentationMerge()).voxels.any()
+        assert not rescanned.labels(SegmentationMerge()).voxels.any()
+
+
+def test_a_study_of_other_truth_is_not_gone_on_with(tmp_path: Path) -> None:
+    dataset = write_spheres(tmp_path / "data", count=2)
+    fields = {"dataset_file": str(dataset), "dataset": "spheres", "val_cases": ("s0", "s1")}
+    write_run(tmp_path / "run", "detection", threshold=0.05, **fields)
+    text = '[fields]\n"merge.score_floor" = { low = 0.02, high = 0.9 }'
+    swept(tmp_path, str(tmp_path / "run"), text=text, device="cpu", trials=2)
+    path = tmp_path / "data" / "boxes.csv"
+    path.write_text(path.read_text().replace("19.0,19.0,19.0", "18.0,18.0,18.0"))
+    with pytest.raises(ConfigError, match=r"is of another network, other cases, scans or truth.*sweep into another"):
+        swept(tmp_path, str(tmp_path / "run"), text=text, device="cpu", trials=2)

@@ -63,6 +63,12 @@ class KeptHead(Config):
     )
     case: str
     patient: str
+    scan_sha256: str = ""
+    """The content of the scan: `voxray.readers.volume_content`; empty where a shard was answered."""
+    shard: str = ""
+    """The signature of that shard."""
+    truth_sha256: str = ""
+    """The content of the truth: `voxray.loading.truth_content`; empty where a shard held it, or there is none."""
     classes: tuple[str, ...]
     """Detection: all classes, by number. Segmentation: those whose probabilities are kept."""
     model: ModelStamp
@@ -93,6 +99,8 @@ class Truth:
     classes: Int64[np.ndarray, " n"] = field(default_factory=lambda: np.zeros(0, np.int64))
     labels: UInt8[np.ndarray, "x y z"] | None = None
     """Of the kept classes: k + 1 is ``classes[k]`` of the file."""
+    sha256: str = ""
+    """The content that it was made from: `KeptHead.truth_sha256`."""
 
 
 @dataclass(frozen=True)
@@ -213,6 +221,7 @@ def with_truth(kept: Kept, truth: Truth) -> Kept:
         "truth_boxes": boxes,
         "truth_classes": tuple(truth.classes.tolist()),
         "has_truth_labels": truth.labels is not None,
+        "truth_sha256": truth.sha256,
     }
     return replace(kept, head=kept.head.model_copy(update=update), truth=truth)
 
@@ -267,7 +276,7 @@ def _truth(head: KeptHead, labels: UInt8[np.ndarray, "x y z"] | None) -> Truth |
     if head.truth_boxes is None:
         return None
     boxes = np.asarray(head.truth_boxes, np.float64).reshape(-1, 6)
-    return Truth(boxes, np.asarray(head.truth_classes, np.int64), labels)
+    return Truth(boxes, np.asarray(head.truth_classes, np.int64), labels, head.truth_sha256)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ the scan's own grid needs no second way through the world.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,10 +38,23 @@ class ModelStamp(Config):
     licence: str
     sha256: str
     """Of the weights."""
+    classes: tuple[str, ...] = ()
+    """What it looks for, by number."""
+    recipe_sha256: str = ""
+    """Of the recipe's fields that shape an answer beside those below: how weights are read depends on them."""
     engine: str = "torch"
     """The runtime and its precision, where one was chosen: ``openvino fp32``."""
     inference: InferenceConfig
     merge: Merge
+
+
+class ScanStamp(Config):
+    """Which scan was answered; files of earlier versions and of the service do not say it."""
+
+    sha256: str
+    """The content of all its files: `voxray.readers.volume_content`."""
+    path: str = ""
+    """Where it lay."""
 
 
 class Finding(Config):
@@ -76,6 +90,7 @@ class FindingsFile(Config):
     frame: Literal["LPS"] = "LPS"
     unit: Literal["mm"] = "mm"
     model: ModelStamp
+    scan: ScanStamp | None = None
     findings: tuple[Finding, ...]
     warnings: tuple[str, ...] = ()
 
@@ -102,8 +117,11 @@ class LabelsFile(Config):
     case: str
     file: str
     """The label map, in the same folder, on the scan's own grid."""
+    file_sha256: str = ""
+    """Of that file as it was written; files of earlier versions lack it."""
     unit: Literal["mm"] = "mm"
     model: ModelStamp
+    scan: ScanStamp | None = None
     labels: tuple[LabelEntry, ...]
     warnings: tuple[str, ...] = ()
 
@@ -120,10 +138,17 @@ def stamp(run: Run, recipe: Recipe, *, sha256: str, engine: str = "torch") -> Mo
         dataset=run.dataset,
         licence=run.licence,
         sha256=sha256,
+        classes=run.classes,
+        recipe_sha256=_shaping(recipe),
         engine=engine,
         inference=recipe.inference,
         merge=recipe.merge,
     )
+
+
+def _shaping(recipe: Recipe) -> str:
+    fields = recipe.model_dump_json(include={"grid", "intensity", "network", "anchors"})
+    return hashlib.sha256(fields.encode()).hexdigest()
 
 
 def findings_file(

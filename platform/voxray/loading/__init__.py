@@ -3,6 +3,18 @@
 from __future__ import annotations
 
 from voxray.loading.cases import Examination, examine, load_case
+from voxray.loading.content import CaseContent, case_content, truth_content
 from voxray.loading.survey import Survey, list_cases, read_excluded, survey
 
-__all__ = ["Examination", "Survey", "examine", "list_cases", "load_case", "read_excluded", "survey"]
+__all__ = [
+    "CaseContent",
+    "Examination",
+    "Survey",
+    "case_content",
+    "examine",
+    "list_cases",
+    "load_case",
+    "read_excluded",
+    "survey",
+    "truth_content",
+]

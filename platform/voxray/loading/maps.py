@@ -110,7 +110,7 @@ def _read_instances(dataset: Dataset, config: Instances, source: CaseSource, gri
 
 def _read_masks(dataset: Dataset, config: MaskFolder, source: CaseSource, grid: Grid | None, truth: Truth) -> None:
     assert source.maps is not None
-    there = _mask_files(source.maps.file)
+    there = mask_files(source.maps.file)
     unlisted = sorted(set(there) - set(dataset.classes))
     if not there or (len(unlisted) == len(there)):
         text = f"no mask of any class matches {source.maps.file}."
@@ -147,7 +147,7 @@ def _masks(
             yield name, _binary(volume, files[name].name, truth.problems)
 
 
-def _mask_files(template: str) -> dict[str, Path]:
+def mask_files(template: str) -> dict[str, Path]:
     """Class name -> its mask, for every file that the template fits."""
     path = Path(template)
     head, _, tail = path.name.partition("{class}")

@@ -17,6 +17,7 @@ from voxray.inference.findings import (
     FindingsFile,
     LabelsFile,
     ModelStamp,
+    ScanStamp,
     detections_of,
     findings_file,
     labels_file,
@@ -41,9 +42,8 @@ from voxray.models import MODELS
 from voxray.pipelines.answer_files import AnswerFiles
 from voxray.pipelines.keeping import Noted
 from voxray.pipelines.naming import read_labels
-from voxray.pipelines.scans import Scan
 from voxray.place import whole
-from voxray.readers import write_nifti
+from voxray.readers import content_of, write_nifti
 from voxray.recipe import Recipe, parse_recipe
 from voxray.run import Run
 from voxray.training.checkpoint import load_model
@@ -76,9 +76,9 @@ class Engine:
         runtimes = [open_runtime(name, network, device=self.device, precision=precision) for network in self.networks]
         return Predictor(self.run, self.recipe, runtimes, self.device)
 
-    def noted(self, case: str, scan_grid: Grid, *, patient: str = "") -> Noted:
+    def noted(self, case: str, scan_grid: Grid, *, content: str, patient: str = "") -> Noted:
         """What is said of notes that are taken of its answer to a scan."""
-        return Noted(self.recipe, self.stamp, self.run.classes, case, scan_grid, patient)
+        return Noted(self.recipe, self.stamp, self.run.classes, case, scan_grid, patient, scan_sha256=content)
 
 
 def open_engine(
@@ -206,8 +206,16 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def write_answer(prediction: Prediction, output: Path, *, case: str, engine: Engine, overwrite: bool = False) -> Path:
-    """The prediction's files; the JSON comes last and says that the case is done.
+def write_answer(
+    prediction: Prediction,
+    output: Path,
+    *,
+    case: str,
+    engine: Engine,
+    scan: ScanStamp | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """The prediction's files; the JSON comes last and says that the case is done, and which scan it answers.
 
     Files of these names that somebody else wrote are written over only where that is wanted.
     """
@@ -215,31 +223,19 @@ def write_answer(prediction: Prediction, output: Path, *, case: str, engine: Eng
     (output / f"{case}.json").unlink(missing_ok=True)  # it says nothing of the label map that comes now
     classes = engine.run.classes
     file: FindingsFile | LabelsFile
+    update: dict[str, object] = {"warnings": prediction.warnings, "scan": scan}
     if prediction.labels is not None:
         name = f"{case}.nii.gz"
         write_nifti(prediction.labels, output / name)
         file = labels_file(prediction.labels, case=case, file=name, classes=classes, model=engine.stamp)
+        update["file_sha256"] = content_of([output / name])
     else:
         assert prediction.detections is not None
         file = findings_file(prediction.detections, prediction.grid, case=case, classes=classes, model=engine.stamp)
-    file = file.model_copy(update={"warnings": prediction.warnings})
+    file = file.model_copy(update=update)
     with whole(output / f"{case}.json") as path:
         path.write_text(to_text(file), encoding="utf-8")
     return output / f"{case}.json"
-
-
-def is_answered(scan: Scan, output: Path, mark: ModelStamp) -> bool:
-    """Whether the scan was answered by the same model and settings, and has not changed since."""
-    path = output / f"{scan.name}.json"
-    if not path.exists() or path.stat().st_mtime < scan.changed_at():
-        return False
-    try:
-        if mark.merge.kind == "detection":
-            return read_file(FindingsFile, path).model == mark
-        labels = read_file(LabelsFile, path)
-    except ConfigError:
-        return False
-    return labels.model == mark and (output / labels.file).exists()
 
 
 def warnings_of(output: Path, *, case: str, engine: Engine) -> tuple[str, ...]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,16 +16,21 @@ from jaxtyping import UInt8
 from voxray.case import Case
 from voxray.dataset import CaseSource, Dataset, read_dataset
 from voxray.errors import ConfigError, DataError, VoxrayError
-from voxray.inference.candidates import Kept, Truth, file_name, read_kept, with_truth, write_kept
+from voxray.inference.candidates import Kept, KeptHead, Truth, file_name, read_kept, with_truth, write_kept
 from voxray.inference.restore import boxes_on
-from voxray.loading import list_cases, load_case
+from voxray.loading import CaseContent, case_content, list_cases, load_case
 from voxray.pipelines.answers import Engine, open_engine
+from voxray.pipelines.ingest import signature_of
 from voxray.pipelines.keeping import FOLDER, Keeping, said_by
 from voxray.pipelines.progress import Progress, tell_warnings
 from voxray.pipelines.space import Setting, as_overrides
 from voxray.pipelines.spread import hire, spread
 from voxray.place import Place
+from voxray.recipe import Recipe
 from voxray.training.checkpoint import read_state
+
+_AT_ONCE = 4
+"""Cases whose files are compared side by side."""
 
 
 @dataclass(frozen=True)
@@ -42,28 +48,58 @@ class Wanted:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """A case in reach, and what it holds now: whatever is kept of it must have been made of that."""
+
+    source: CaseSource
+    content: CaseContent
+    shard: str
+    """The signature that a shard made of it has."""
+
+    def has_scan(self, head: KeptHead) -> bool:
+        """Whether the kept candidates are of this scan."""
+        return head.scan_sha256 == self.content.scan or (not head.scan_sha256 and head.shard == self.shard)
+
+    def has_truth(self, head: KeptHead) -> bool:
+        """Whether the truth that is kept with them is this truth."""
+        return head.truth_sha256 == self.content.truth or (not head.truth_sha256 and head.shard == self.shard)
+
+
+@dataclass(frozen=True)
 class Todo:
     """A case to answer, or one that is kept without its truth."""
 
-    source: CaseSource
+    origin: Origin
     kept_in: Place | None = None
 
 
 def keep_cases(wanted: Wanted, variant: Setting, *, progress: Progress) -> list[Kept]:
-    """The kept validation cases of the run, with truth, as the network answers them with the variant's settings."""
+    """The kept validation cases of the run, with truth, as the network answers them with the variant's settings.
+
+    What is kept is taken for cases whose scan and truth hold what they held then. Where the dataset is not in reach
+    that cannot be known, which is said.
+    """
     with hire(wanted.workers, device=wanted.device) as crew:
         engine = open_engine(wanted.run, overrides=as_overrides(variant), device=crew.device)
         if not engine.run.val_cases:
             raise ConfigError(f"run {engine.run.name} validated on no cases; sweep a run of a fold.")
         keeping = keeping_of(wanted, engine)
         folders = [keeping.folder] if wanted.dataset else [keeping.folder, validation_folder(wanted.run)]
-        places = {case: _find(case, engine, keeping, folders) for case in engine.run.val_cases}
+        reached = _reach(wanted, engine)
+        origins = {} if isinstance(reached, VoxrayError) else reached[1]
+        places = {case: _find(case, engine, keeping, folders, origins.get(case)) for case in engine.run.val_cases}
         missing = [case for case, (_, has_truth) in places.items() if not has_truth]
-        if missing:
-            data, sources = _sources(wanted, engine, missing)
-            todo = [Todo(source, places[source.case_id][0]) for source in sources]
+        if isinstance(reached, VoxrayError):
+            if missing:
+                raise reached
+            progress.say(
+                f"what is kept of {len(places)} validation cases is taken as it is, because their scans are not in "
+                f"reach: {reached}"
+            )
+        elif missing:
+            todo = [Todo(origins[case], places[case][0]) for case in missing]
             with progress.track("answer", total=len(todo), unit="cases") as advance:
-                for case, warnings, error in spread(partial(CaseKeeper, engine, data, keeping), todo, crew):
+                for case, warnings, error in spread(partial(CaseKeeper, engine, reached[0], keeping), todo, crew):
                     tell_warnings(progress, f"case {case}", warnings)
                     if error is not None:
                         raise error
@@ -99,23 +135,25 @@ class CaseKeeper:
 
     def __call__(self, todo: Todo) -> tuple[str, tuple[str, ...], VoxrayError | None]:
         """The case's id, what is worth knowing of its files, and what a user can mend, if anything."""
-        case_id = todo.source.case_id
+        origin, case_id = todo.origin, todo.origin.source.case_id
         warnings: tuple[str, ...] = ()
         try:
-            case = load_case(self._dataset, todo.source)
+            case = load_case(self._dataset, origin.source)
             warnings = case.warnings
-            kept = self._answered(case) if todo.kept_in is None else self._known(case, todo.kept_in)
-            write_kept(self._keeping.folder, with_truth(kept, truth_of(case, kept, self._engine.run.classes)))
+            kept = self._answered(case, origin) if todo.kept_in is None else self._known(case, todo.kept_in)
+            truth = replace(truth_of(case, kept, self._engine.run.classes), sha256=origin.content.truth)
+            write_kept(self._keeping.folder, with_truth(kept, truth))
         except DataError as error:
             return case_id, warnings, error.of_case(case_id)
         except VoxrayError as error:
             return case_id, warnings, error
         return case_id, warnings, None
 
-    def _answered(self, case: Case) -> Kept:
+    def _answered(self, case: Case, origin: Origin) -> Kept:
         keep = self._keeping.keeper()
         self._predictor.predict(case.image, keep=keep)
-        noted = self._engine.noted(case.case_id, case.image.grid, patient=case.patient_id)
+        content = origin.content.scan
+        noted = self._engine.noted(case.case_id, case.image.grid, patient=case.patient_id, content=content)
         return self._keeping.kept(keep, noted)
 
     def _known(self, case: Case, folder: Place) -> Kept:
@@ -135,23 +173,56 @@ def truth_of(case: Case, kept: Kept, classes: Sequence[str]) -> Truth:
     return Truth(labels=labels)
 
 
-def _find(case: str, engine: Engine, keeping: Keeping, folders: Sequence[Place]) -> tuple[Place | None, bool]:
-    """Where the case is kept, and whether its truth is."""
+def content_of_kept(kept: Kept) -> str:
+    """A digest of what a kept case was made of: another one makes another bench."""
+    digest = hashlib.sha256(f"{kept.head.case} {kept.head.scan_sha256 or kept.head.shard}".encode())
+    if kept.truth is not None:
+        for array in (kept.truth.boxes, kept.truth.classes, kept.truth.labels):
+            digest.update(b"" if array is None else np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _find(
+    case: str, engine: Engine, keeping: Keeping, folders: Sequence[Place], origin: Origin | None
+) -> tuple[Place | None, bool]:
+    """Where the case is kept, and whether its truth is; without an origin whatever is kept is taken."""
     without: Place | None = None
     for folder in folders:
         head = Keeping(folder, keeping.classes, keeping.labels).find(case, engine.stamp)
-        if head is not None and head.truth_boxes is not None:
+        if head is None or (origin is not None and not origin.has_scan(head)):
+            continue
+        if head.truth_boxes is not None and (origin is None or origin.has_truth(head)):
             return folder, True
-        without = folder if head is not None else without
+        without = folder
     return without, False
 
 
-def _sources(wanted: Wanted, engine: Engine, cases: Sequence[str]) -> tuple[Dataset, list[CaseSource]]:
-    file = wanted.dataset or engine.run.dataset_file
+def _reach(wanted: Wanted, engine: Engine) -> tuple[Dataset, dict[str, Origin]] | VoxrayError:
+    """The dataset and what its validation cases hold now, or why they are not in reach."""
+    try:
+        data, sources = _sources(wanted, engine)
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            origins = list(pool.map(partial(_origin, data, engine.recipe), sources))
+    except VoxrayError as error:
+        if wanted.dataset is not None:
+            raise
+        return error
+    return data, {origin.source.case_id: origin for origin in origins}
+
+
+def _origin(data: Dataset, recipe: Recipe, source: CaseSource) -> Origin:
+    try:
+        content = case_content(data, source)
+    except DataError as error:
+        raise error.of_case(source.case_id) from error
+    return Origin(source, content, signature_of(content, source.patient_id, recipe))
+
+
+def _sources(wanted: Wanted, engine: Engine) -> tuple[Dataset, list[CaseSource]]:
+    cases, file = engine.run.val_cases, wanted.dataset or engine.run.dataset_file
     if file is None or not Path(file).exists():
         raise ConfigError(
-            f"{len(cases)} of the validation cases of run {engine.run.name} are not kept with their truth, and its "
-            f"dataset file {file or ''} is not there; give one with --dataset FILE."
+            f"run {engine.run.name}: its dataset file {file or ''} is not there; give one with --dataset FILE."
         )
     data = read_dataset(file, root=wanted.root)
     if data.classes != engine.run.classes:

@@ -7,11 +7,11 @@ case whose truth cannot be read, or does not fit its scan, has no score: it is l
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -23,16 +23,18 @@ from voxray.dataset import CaseSource, Dataset, read_dataset, split
 from voxray.detections import Detections
 from voxray.errors import ConfigError, DataError, ResourceError
 from voxray.evaluation import EVALUATION, Evaluation, write_evaluation
+from voxray.inference.findings import ScanStamp
 from voxray.inference.predictor import Prediction
-from voxray.loading import examine, list_cases
+from voxray.loading import CaseContent, examine, list_cases, truth_content
 from voxray.metrics.coco import IOUS
 from voxray.metrics.segmentation import Table, structure_table, table_of_unread
-from voxray.pipelines.answers import Engine, is_answered, open_engine, read_answer, write_answer
+from voxray.pipelines.answers import Engine, open_engine, read_answer, write_answer
 from voxray.pipelines.naming import COMPARISON
 from voxray.pipelines.progress import Progress, tell_warnings
 from voxray.pipelines.scans import Scan
 from voxray.pipelines.scores import CaseScore, summarise
 from voxray.pipelines.spread import hire, spread
+from voxray.pipelines.standing import Standing, find_standings
 from voxray.pipelines.tracking import REMEMBERED, open_tracking
 from voxray.place import Place
 from voxray.run import Run
@@ -67,15 +69,17 @@ def evaluate(
     """
     begin = time.monotonic()
     options = options or EvaluateOptions()
-    output = output or _folder_of(run)
+    output = output or _required(default_folder(run), run)
     with hire(options.workers, device="auto") as crew:
         engine = open_engine(run, device=crew.device)
         data = _dataset(engine.run, dataset, root)
         sources = choose_cases(engine.run, data, options.which)
+        is_own = output == default_folder(run) or (output / EVALUATION).exists()
+        asked = ask(sources, output, engine, progress=progress, is_own=is_own)
         output.mkdir(parents=True, exist_ok=True)
         scores = []
         with progress.track("evaluate", total=len(sources), unit="cases") as advance:
-            for score in spread(partial(Scorer, engine, data, output), sources, crew):
+            for score in spread(partial(Scorer, engine, data, output), asked, crew):
                 scores.append(score)
                 tell_warnings(progress, f"case {score.case_id}", score.warnings)
                 advance(1)
@@ -87,6 +91,35 @@ def evaluate(
     return report
 
 
+class Asked(NamedTuple):
+    """A case to score, and what stands in the folder of answers under its name."""
+
+    source: CaseSource
+    standing: Standing
+
+
+def ask(
+    sources: Sequence[CaseSource], output: Path, engine: Engine, *, progress: Progress, is_own: bool
+) -> list[Asked]:
+    """The cases with what is answered of them, and a line for each that is answered anew though an answer is there.
+
+    A folder that is an evaluation's own holds answers for its score alone, so other scans' are made anew; in any
+    other folder they stay, and a ConfigError says so.
+    """
+    scans = [Scan(source.case_id, Path(source.image)) for source in sources]
+    standings = find_standings(scans, output, engine.stamp)
+    for one in standings:
+        if one.others and not is_own:
+            raise ConfigError(
+                f"{output}: answers another scan named {one.scan.name}, {one.others}, and holds no score; give "
+                f"another folder with -o."
+            )
+        remark = f"its answer there is of another scan, {one.others}" if one.others else one.remark
+        if remark:
+            progress.say(f"case {one.scan.name}: {remark}; it is answered anew")
+    return [Asked(source, standing) for source, standing in zip(sources, standings, strict=True)]
+
+
 class Scorer:
     """Answers one case after another and counts what is right; an answer that is there already is taken."""
 
@@ -94,9 +127,18 @@ class Scorer:
         self._engine, self._dataset, self._output = engine, dataset, output
         self._predictor = engine.predictor()
 
-    def __call__(self, source: CaseSource) -> CaseScore:
+    def __call__(self, asked: Asked) -> CaseScore:
         """What the case adds to the score."""
         held: dict[str, Any] = {}
+        # Before the files are read, so that a later change is noticed; why one cannot be read is said below.
+        attempt(lambda: held.update(stamp=asked.standing.stamp()))
+        attempt(lambda: held.update(truth=truth_content(self._dataset, asked.source)))
+        score = self._scored(asked, held)
+        known = "stamp" in held and "truth" in held
+        return replace(score, content=CaseContent(held["stamp"].sha256, held["truth"]) if known else None)
+
+    def _scored(self, asked: Asked, held: dict[str, Any]) -> CaseScore:
+        source = asked.source
         error = attempt(lambda: held.update(seen=examine(self._dataset, source)))
         if not error:
             error = attempt(lambda: held.update(case=held["seen"].usable()))
@@ -104,17 +146,18 @@ class Scorer:
             return unjudged(source.case_id, source.patient_id, error)
         judged = True
         if not error:
-            error, judged = attempt_comparison(lambda: held.update(answer=self._answer(source, held["case"])))
+            answer = partial(self._answer, asked, held["case"], held.get("stamp"))
+            error, judged = attempt_comparison(lambda: held.update(answer=answer()))
         if not judged:
             return unjudged(source.case_id, source.patient_id, error)
         return self._score(source, held.get("case"), held.get("answer"), error)
 
-    def _answer(self, source: CaseSource, case: Case) -> Prediction:
-        scan = Scan(source.case_id, Path(source.image))
-        if is_answered(scan, self._output, self._engine.stamp):
-            return read_answer(self._output, case=scan.name, grid=case.image.grid, engine=self._engine)
+    def _answer(self, asked: Asked, case: Case, stamp: ScanStamp | None) -> Prediction:
+        name = asked.source.case_id
+        if asked.standing.is_answered:
+            return read_answer(self._output, case=name, grid=case.image.grid, engine=self._engine)
         prediction = self._predictor.predict(case.image)
-        write_answer(prediction, self._output, case=scan.name, engine=self._engine)
+        write_answer(prediction, self._output, case=name, engine=self._engine, scan=stamp)
         return prediction
 
     def _score(self, source: CaseSource, case: Case | None, answer: Prediction | None, error: str) -> CaseScore:
@@ -191,11 +234,16 @@ def track(report: Evaluation, about: Run, run: str | Path, path: Path, *, progre
     tracking.end("FINISHED")
 
 
-def _folder_of(run: str | Path) -> Path:
+def default_folder(run: str | Path) -> Path | None:
+    """Where a run's answers and score go; None where it is not on this machine."""
     path = local_path(run)
-    if path is None:
+    return None if path is None else path / "evaluation"
+
+
+def _required(folder: Path | None, run: str | Path) -> Path:
+    if folder is None:
         raise ConfigError(f"{run}: the run is not on this machine; say where its answers go, with -o DIR.")
-    return path / "evaluation"
+    return folder
 
 
 def _dataset(run: Run, given: str | Path | None, root: Path | None) -> Dataset:

@@ -128,8 +128,12 @@ def form_files(forms: Sequence[str], output: Path, case: str) -> dict[str, Path]
     return {SAVED[name]: output / f"{case}{CASE_FORMS[SAVED[name]].ending}" for name in forms if name in SAVED}
 
 
-def drop_forms(output: Path, case: str) -> None:
-    """Removes the forms of an earlier answer to a case; files of these names that others wrote stay."""
+def drop_answer(output: Path, case: str) -> None:
+    """Removes what says that a case is answered, and then the forms of that answer: none may outlive it.
+
+    Files of these names that others wrote stay.
+    """
+    remove_own(output / f"{case}.json", ANSWERS)
     for path in form_files(tuple(SAVED), output, case).values():
         remove_own(path, ANSWERS)
 

@@ -1,15 +1,16 @@
 """`voxray ingest`: a dataset preprocessed once into a store of tiles that training streams.
 
 Each case is one Ray task: read, turned and resampled, cut into tiles, written as a shard. Only a summary comes back,
-so memory does not grow with the dataset. A shard that is there and was made from the same files, annotations and
-recipe is kept, whatever ended the last run; what changed is made anew, what left the dataset is removed. A case that
-fails is set aside with its reason. The manifest comes last: until then the store counts as unfinished.
+so memory does not grow with the dataset. A shard that is there and was made from the same scan, truth and recipe is
+kept, whatever ended the last run: what files hold is compared, never their names or dates. What changed is made anew,
+what left the dataset is removed. A case that fails is set aside with its reason. The manifest comes last: until then
+the store counts as unfinished.
 """
 
 from __future__ import annotations
 
-import glob
 import hashlib
+import json
 import os
 import pickle
 import time
@@ -20,11 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from voxray.dataset import CaseSource, Dataset
 from voxray.errors import DataError, ResourceError
-from voxray.loading import load_case, survey
+from voxray.loading import CaseContent, case_content, load_case, survey
 from voxray.pipelines.cluster import connect, require_cpus
 from voxray.pipelines.progress import Progress, SilentProgress, tell_warnings
 from voxray.place import Place
@@ -46,7 +45,7 @@ from voxray.store import (
 )
 from voxray.training.preflight import Sides, as_warnings, data_findings, recipe_findings
 
-TILE_VERSION = 1
+TILE_VERSION = 2
 """Raised when preprocessing or tiles change: every case is then made anew."""
 
 CASE_RETRIES = 2
@@ -55,7 +54,7 @@ CASE_RETRIES = 2
 _NO_IMAGE = "annotations.no_image"
 _DISK_FULL = "disk.full"
 _PROBE = ".voxray_can_write"
-_LOOKS = 16
+_LOOKS = 8
 
 
 @dataclass(frozen=True)
@@ -110,14 +109,13 @@ def ingest(
     every, failed = _sources(dataset)
     sources = [source for source in every if source.case_id not in failed]
     place = _writable(store_uri)
-    wanted = {source.case_id: signature(dataset, source, recipe) for source in sources}
-    stored = dict(_kept(place, wanted, verify=verify))
+    stored = dict(_kept(place, dataset, sources, recipe, verify=verify, progress=progress))
     kept = tuple(sorted(stored))
     for case_id in kept:
         tell_warnings(progress, f"case {case_id}", stored[case_id].summary.warnings)
-    removed = _clear(place, wanted, stored)
+    removed = _clear(place, [source.case_id for source in sources], stored)
     todo = [source for source in sources if source.case_id not in stored]
-    job = _Job(place, dataset, _without_network(recipe), wanted)
+    job = _Job(place, dataset, _without_network(recipe))
     with progress.track("ingest", total=len(todo), unit="cases") as advance:
         for case_id, result in _on_ray(job, todo, cpus_per_case) if todo else ():
             if isinstance(result, FailedCase):
@@ -162,37 +160,17 @@ def _foreseen(dataset: Dataset, recipe: Recipe, stored: Mapping[str, StoredCase]
 
 
 def signature(dataset: Dataset, source: CaseSource, recipe: Recipe) -> str:
-    """A digest of all that a case's shard is made from: files by size and time, annotations, recipe."""
-    digest = hashlib.sha256()
-    truth = dataset.model_dump(mode="json", include={"classes", "annotations", "overhang_vox"})
-    parts = [TILE_VERSION, recipe_digest(recipe), source.patient_id, truth, source.maps]
-    digest.update(repr(parts).encode())
-    if source.boxes is not None:
-        digest.update(source.boxes.frame.encode())
-        digest.update(np.ascontiguousarray(source.boxes.boxes, np.float64).tobytes())
-        digest.update(np.ascontiguousarray(source.boxes.classes, np.int64).tobytes())
-    for path in _files(dataset, source):
-        found = path.stat() if path.exists() else None
-        digest.update(repr((str(path), found and (found.st_size, found.st_mtime_ns))).encode())
-    return digest.hexdigest()[:32]
+    """A digest of all that a case's shard is made from: scan, truth, patient and recipe, by what they hold.
+
+    Names, folders and times have no part in it. A DataError where a file of the case cannot be read.
+    """
+    return signature_of(case_content(dataset, source), source.patient_id, recipe)
 
 
-def _files(dataset: Dataset, source: CaseSource) -> Iterator[Path]:
-    image = Path(source.image)
-    yield from sorted(image.iterdir()) if image.is_dir() else _with_siblings(image)
-    if source.maps is not None:
-        for name in dataset.classes if "{class}" in source.maps.file else [""]:
-            yield Path(source.maps.file.replace("{class}", name))
-        if source.maps.classes_file is not None:
-            yield Path(source.maps.classes_file)
-
-
-def _with_siblings(image: Path) -> Iterator[Path]:
-    """A header file (.mhd, .nhdr) keeps its voxels in a file beside it, of the same name."""
-    if image.suffix in (".mhd", ".nhdr"):
-        yield from sorted(image.parent.glob(f"{glob.escape(image.stem)}.*"))
-    else:
-        yield image
+def signature_of(content: CaseContent, patient_id: str, recipe: Recipe) -> str:
+    """The signature of a shard that is made from a case with that content."""
+    parts = [TILE_VERSION, recipe_digest(recipe), patient_id, content.scan, content.truth]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _sources(dataset: Dataset) -> tuple[list[CaseSource], dict[str, FailedCase]]:
@@ -230,23 +208,42 @@ def _writable(store_uri: str | Path) -> Place:
     return place
 
 
-def _kept(place: Place, wanted: Mapping[str, str], *, verify: bool) -> Iterator[tuple[str, StoredCase]]:
-    """The cases whose shards are there, whole, and made from what is there now."""
-    known = known_entries(place)
-    there = [case_id for case_id in stored_case_ids(place) if case_id in wanted]
-    with ThreadPoolExecutor(_LOOKS) as pool:
-        looks = pool.map(
-            lambda case_id: find_stored_case(
-                place, case_id, wanted[case_id], entry=known.get(case_id), verify=verify
-            ),
-            there,
-        )
-        for case_id, found in zip(there, looks, strict=True):
+def _kept(
+    place: Place,
+    dataset: Dataset,
+    sources: Sequence[CaseSource],
+    recipe: Recipe,
+    *,
+    verify: bool,
+    progress: Progress,
+) -> Iterator[tuple[str, StoredCase]]:
+    """The cases whose shards are there, whole, and made from what is there now.
+
+    Only files of cases that have a shard are read here; those of the others are read by the tasks that make them.
+    """
+    known, stored = known_entries(place), set(stored_case_ids(place))
+    there = [source for source in sources if source.case_id in stored]
+    if not there:
+        return
+
+    def look(source: CaseSource) -> StoredCase | None:
+        try:
+            wanted = signature(dataset, source, recipe)
+        except (DataError, OSError):
+            return None  # its task says why
+        return find_stored_case(place, source.case_id, wanted, entry=known.get(source.case_id), verify=verify)
+
+    with (
+        progress.track("compare", total=len(there), unit="cases") as advance,
+        ThreadPoolExecutor(_LOOKS) as pool,
+    ):
+        for source, found in zip(there, pool.map(look, there), strict=True):
+            advance(1)
             if found is not None:
-                yield case_id, found
+                yield source.case_id, found
 
 
-def _clear(place: Place, wanted: Mapping[str, str], stored: Mapping[str, StoredCase]) -> tuple[str, ...]:
+def _clear(place: Place, wanted: Sequence[str], stored: Mapping[str, StoredCase]) -> tuple[str, ...]:
     """Removes shards that are not kept, once the manifest is out of the way; which cases have left the dataset."""
     stale = [case_id for case_id in stored_case_ids(place) if case_id not in stored]
     if stale or any(case_id not in stored for case_id in wanted):
@@ -263,7 +260,6 @@ class _Job:
     place: Place
     dataset: Dataset
     recipe: Recipe
-    signatures: Mapping[str, str]
 
 
 def _on_ray(
@@ -302,6 +298,8 @@ def _ingest_row(row: dict[str, Any], job: _Job) -> dict[str, Any]:
 def _ingest_case(source: CaseSource, job: _Job) -> StoredCase | FailedCase:
     """One case from its files to its shard, or why not; nothing but the worker's death leaves it unanswered."""
     try:
+        # Before the files are read: what changes in between is made anew by the next run.
+        origin = signature(job.dataset, source, job.recipe)
         case = load_case(job.dataset, source)
         prepared = prepare_case(case, job.recipe.grid)
         return write_case(
@@ -309,7 +307,7 @@ def _ingest_case(source: CaseSource, job: _Job) -> StoredCase | FailedCase:
             prepared,
             job.recipe,
             original_grid=case.image.grid,
-            signature=job.signatures[source.case_id],
+            signature=origin,
         )
     except DataError as error:
         error = error if error.case_id else error.of_case(source.case_id)

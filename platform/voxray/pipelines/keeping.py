@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from voxray.errors import ConfigError, DataError
 from voxray.inference.candidates import Kept, KeptHead, Truth, file_name, read_head, with_truth, write_kept
@@ -41,7 +41,7 @@ class Keeping:
 
     def kept(self, keep: Keeper, noted: Noted) -> Kept:
         """The notes of one scan."""
-        return keep.kept(
+        kept = keep.kept(
             noted.recipe,
             noted.stamp,
             case=noted.case,
@@ -49,6 +49,8 @@ class Keeping:
             scan_grid=noted.scan_grid,
             patient=noted.patient,
         )
+        origin = {"scan_sha256": noted.scan_sha256, "shard": noted.shard}
+        return replace(kept, head=kept.head.model_copy(update=origin))
 
     def write(self, keep: Keeper, noted: Noted, truth: Truth | None = None) -> None:
         """Writes the notes of one scan."""
@@ -56,7 +58,10 @@ class Keeping:
         write_kept(self.folder, kept if truth is None else with_truth(kept, truth))
 
     def find(self, case: str, stamp: ModelStamp) -> KeptHead | None:
-        """What is kept of a case, if the same network said it in the same way; how it was merged does not matter."""
+        """What is kept of a case, if the same network said it in the same way; how it was merged does not matter.
+
+        Whether it said it of the same scan is for the caller to ask: `KeptHead.scan_sha256`.
+        """
         try:
             head = read_head(self.folder, file_name(case))
         except DataError:
@@ -74,6 +79,9 @@ class Noted:
     case: str
     scan_grid: Grid
     patient: str = ""
+    scan_sha256: str = ""
+    """The content of the scan, or else the signature of the shard that was answered in its place."""
+    shard: str = ""
 
 
 def said_by(stamp: ModelStamp) -> dict[str, object]:

@@ -13,7 +13,7 @@ from voxray.errors import ConfigError
 from voxray.evaluation import EVALUATION, Evaluation, write_evaluation
 from voxray.loading import list_cases
 from voxray.pipelines.answers import Engine, open_engine
-from voxray.pipelines.evaluate import Scorer, choose_cases, track
+from voxray.pipelines.evaluate import Scorer, ask, choose_cases, track
 from voxray.pipelines.fold_runs import ANSWERS, CrossvalFile, fold_folder
 from voxray.pipelines.progress import Progress, tell_warnings
 from voxray.pipelines.scores import CaseScore, summarise
@@ -52,7 +52,8 @@ def score_out_of_fold(
         for fold in finished:
             engine = open_engine(fold_folder(location, fold), device=crew.device)
             found = []
-            for score in spread(partial(Scorer, engine, data, output), chosen[fold], crew):
+            asked = ask(chosen[fold], output, engine, progress=progress, is_own=True)
+            for score in spread(partial(Scorer, engine, data, output), asked, crew):
                 found.append(score)
                 tell_warnings(progress, f"case {score.case_id}", score.warnings)
                 advance(1)

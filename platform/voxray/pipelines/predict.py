@@ -9,18 +9,21 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from voxray.apart import Input
 from voxray.bulkhead import attempt, sentence_of
+from voxray.inference.findings import ScanStamp
 from voxray.inference.predictor import Prediction
 from voxray.pipelines.answer_files import AnswerFiles, task_of
-from voxray.pipelines.answers import Engine, is_answered, open_engine, read_answer, warnings_of, write_answer
-from voxray.pipelines.forms import CaseAnswer, are_saved, chosen_forms, drop_forms, form_files, gather, save_form
+from voxray.pipelines.answers import Engine, open_engine, read_answer, warnings_of, write_answer
+from voxray.pipelines.forms import CaseAnswer, are_saved, chosen_forms, drop_answer, form_files, gather, save_form
 from voxray.pipelines.inputs import run_inputs, scan_inputs
 from voxray.pipelines.keeping import FOLDER, Keeping
 from voxray.pipelines.progress import Progress, tell_warnings
 from voxray.pipelines.scans import Scan, find_scans
 from voxray.pipelines.spread import hire, spread
+from voxray.pipelines.standing import Standing, find_standings, refusal_of
 from voxray.place import Place
 from voxray.readers import read_volume
 from voxray.volume import Volume
@@ -36,7 +39,7 @@ class PredictReport:
     output: Path
     done: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
-    """Answered earlier by the same model with the same settings."""
+    """The same scan, answered earlier by the same model with the same settings."""
     failed: Mapping[str, str] = field(default_factory=dict)
     """Name -> what went wrong, in a sentence."""
     without: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -107,11 +110,17 @@ def predict(
         if engine.choice is not None:
             progress.say(engine.choice.why)
         output.mkdir(parents=True, exist_ok=True)
-        skipped = [scan for scan in scans if is_saved(scan, output, engine, forms, keeping)]
-        todo = [scan for scan in scans if scan not in skipped]
+        standings = find_standings(scans, output, engine.stamp)
+        refused = {one.scan.name: refusal_of(one, output) for one in standings if one.others}
+        free = [one for one in standings if not one.others]
+        skipped = [one.scan for one in free if is_saved(one, output, engine, forms, keeping)]
+        todo = [one for one in free if one.scan not in skipped]
         warnings = {scan.name: warnings_of(output, case=scan.name, engine=engine) for scan in skipped}
         for name, texts in warnings.items():
             tell_warnings(progress, name, texts)
+        for one in todo:
+            if one.remark:
+                progress.say(f"{one.scan.name}: {one.remark}; it is answered anew")
         outcomes = []
         with progress.track("predict", total=len(todo), unit="scans") as advance:
             for outcome in spread(
@@ -124,12 +133,14 @@ def predict(
                 warnings[outcome.name] = outcome.warnings
                 tell_warnings(progress, outcome.name, outcome.warnings)
                 advance(1)
-        gather(forms, scans, output, engine.run.classes, overwrite=options.overwrite)
+        failed = refused | {outcome.name: outcome.error for outcome in outcomes if outcome.error}
+        answered = [scan for scan in scans if scan.name not in failed]
+        gather(forms, answered, output, engine.run.classes, overwrite=options.overwrite)
     return PredictReport(
         output=output,
         done=tuple(outcome.name for outcome in outcomes if not outcome.error),
         skipped=tuple(scan.name for scan in skipped),
-        failed={outcome.name: outcome.error for outcome in outcomes if outcome.error},
+        failed=failed,
         without={outcome.name: outcome.without for outcome in outcomes if outcome.without},
         warnings={name: texts for name, texts in sorted(warnings.items()) if texts},
         seconds=time.monotonic() - begin,
@@ -155,27 +166,33 @@ class Answerer:
         self._engine, self._output, self._forms, self._keeping = engine, output, forms, keeping
         self._predictor, self._busy = engine.predictor(), threading.Lock()
 
-    def __call__(self, scan: Scan) -> Outcome:
+    def __call__(self, asked: Standing) -> Outcome:
         """What became of the scan."""
-        held: dict[str, Volume] = {}
+        held: dict[str, Any] = {}
         without: list[str] = []
-        error = attempt(lambda: held.update(scan=read_volume(scan.path)))
+        error = attempt(lambda: held.update(self._read(asked)))
         if not error:
-            error = attempt(lambda: without.extend(self._answer(scan, held["scan"])))
-        return Outcome(scan.name, error, tuple(without), held["scan"].warnings if held else ())
+            error = attempt(lambda: without.extend(self._answer(asked, held["stamp"], held["volume"])))
+        read = held.get("volume")
+        return Outcome(asked.scan.name, error, tuple(without), read.warnings if read else ())
 
-    def _answer(self, scan: Scan, volume: Volume) -> list[str]:
+    def _read(self, asked: Standing) -> dict[str, Any]:
+        """The scan, and what it is: its content first, so that a later change is noticed by the next run."""
+        return {"stamp": asked.stamp(), "volume": read_volume(asked.scan.path)}
+
+    def _answer(self, asked: Standing, stamp: ScanStamp, volume: Volume) -> list[str]:
         """Writes the answer and its forms; a sentence for each form that the answer or the scan does not have."""
+        scan = asked.scan
         engine, output = self._engine, self._output
-        before = self._has_answer(scan)
+        before = asked.is_answered and is_kept(asked, engine, self._keeping)
         prediction = (
             read_answer(output, case=scan.name, grid=volume.grid, engine=engine)
             if before
-            else self._predict(scan, volume)
+            else self._predict(scan, volume, stamp.sha256)
         )
         answer = CaseAnswer(scan.name, prediction, engine.run.classes, engine.stamp, scan.path, volume)
         if not before:
-            drop_forms(output, scan.name)
+            drop_answer(output, scan.name)
         without = []
         for form, path in form_files(self._forms, output, scan.name).items():
             try:
@@ -183,28 +200,28 @@ class Answerer:
             except Exception as error:
                 without.append(f"{form}: {sentence_of(error)}")
         if not before:
-            write_answer(prediction, output, case=scan.name, engine=engine, overwrite=self._overwrite)
+            write_answer(prediction, output, case=scan.name, engine=engine, scan=stamp, overwrite=self._overwrite)
         return without
 
-    def _has_answer(self, scan: Scan) -> bool:
-        """Whether only forms are to be made, of the answer that is there."""
-        kept = self._keeping is None or self._keeping.find(scan.name, self._engine.stamp) is not None
-        return kept and is_answered(scan, self._output, self._engine.stamp)
-
-    def _predict(self, scan: Scan, volume: Volume) -> Prediction:
+    def _predict(self, scan: Scan, volume: Volume, content: str) -> Prediction:
         keep = None if self._keeping is None else self._keeping.keeper()
         with self._busy:
             prediction = self._predictor.predict(volume, keep=keep)
         if self._keeping is not None and keep is not None:
-            self._keeping.write(keep, self._engine.noted(scan.name, volume.grid))
+            self._keeping.write(keep, self._engine.noted(scan.name, volume.grid, content=content))
         return prediction
 
 
-def is_saved(scan: Scan, output: Path, engine: Engine, forms: Sequence[str], keeping: Keeping | None = None) -> bool:
+def is_saved(asked: Standing, output: Path, engine: Engine, forms: Sequence[str], keeping: Keeping | None) -> bool:
     """Whether the scan has its answer, and its forms and candidates where they are wanted."""
-    made = are_saved(forms, output, scan.name)
-    kept = keeping is None or keeping.find(scan.name, engine.stamp) is not None
-    return made and kept and is_answered(scan, output, engine.stamp)
+    made = are_saved(forms, output, asked.scan.name)
+    return asked.is_answered and made and is_kept(asked, engine, keeping)
+
+
+def is_kept(asked: Standing, engine: Engine, keeping: Keeping | None) -> bool:
+    """Whether the scan's candidates are there, where they are wanted."""
+    head = None if keeping is None else keeping.find(asked.scan.name, engine.stamp)
+    return keeping is None or (head is not None and head.scan_sha256 == asked.content)
 
 
 def _require_free(

@@ -31,11 +31,6 @@ class Scan:
     name: str
     path: Path
 
-    def changed_at(self) -> float:
-        """When the newest of its files was written, in seconds since the epoch."""
-        files = [self.path, *self.path.iterdir()] if self.path.is_dir() else [self.path]
-        return max(file.stat().st_mtime for file in files)
-
 
 def find_scans(inputs: Sequence[Path], *, say: Callable[[str], object] = lambda _: None) -> list[Scan]:
     """Every scan that the inputs name, each under a name of its own; an input without any is refused.

@@ -12,7 +12,8 @@ from jaxtyping import Float64, Int64
 
 from voxray.detections import Detections
 from voxray.errors import ConfigError
-from voxray.evaluation import Bootstrap, Evaluation
+from voxray.evaluation import Bootstrap, Content, Evaluation
+from voxray.loading import CaseContent
 from voxray.metrics import coco
 from voxray.metrics.bootstrap import CONFIDENCE, NUM_REPLICATES, SEED
 from voxray.metrics.record import detection_record, segmentation_record, with_metrics
@@ -37,6 +38,8 @@ class CaseScore:
     """What is worth knowing of the files that were read for it."""
     judged: bool = True
     """Whether it has a score; one whose answer cannot be compared with its truth has none, and is listed."""
+    content: CaseContent | None = None
+    """What was scored; None where the files of the case were not looked at."""
 
 
 def summarise(
@@ -70,6 +73,11 @@ def summarise(
         failed={score.case_id: score.error for score in scores if score.error},
         warnings={score.case_id: score.warnings for score in every if score.warnings},
         not_judged={score.case_id: score.error for score in every if not score.judged},
+        contents={
+            score.case_id: Content(scan=score.content.scan, truth=score.content.truth)
+            for score in scores
+            if score.content is not None
+        },
         detection=None
         if task == "segmentation"
         else detection_record(

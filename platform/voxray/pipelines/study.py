@@ -233,7 +233,8 @@ def _require_same(study: Any, space: Space, about: str) -> None:
             study.set_user_attr(name, value)
         study.set_user_attr("fields", list(space.fields))
     elif known != wanted:
-        what = "another space" if known["space"] != space.digest else "another network, other cases or other IoUs"
+        others = "another network, other cases, scans or truth, or other IoUs"
+        what = "another space" if known["space"] != space.digest else others
         raise ConfigError(
             f"{space.path}: the study that was begun is of {what} (fields {', '.join(study.user_attrs['fields'])}); "
             f"sweep into another folder with --out, or delete that of the study."

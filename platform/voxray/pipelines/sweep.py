@@ -24,7 +24,7 @@ from voxray.inference.candidates import Kept
 from voxray.metrics.bootstrap import draw_weights
 from voxray.metrics.coco import IOUS
 from voxray.models import MODELS
-from voxray.pipelines.benching import Wanted, keep_cases
+from voxray.pipelines.benching import Wanted, content_of_kept, keep_cases
 from voxray.pipelines.cluster import cluster_total, connect
 from voxray.pipelines.journal import Journal
 from voxray.pipelines.mlflow_server import tracking_uri
@@ -101,6 +101,7 @@ class _Sweep:
         benches = self._benches(kept)
         aim = [] if self._options.ious == IOUS else [str(self._options.ious)]
         self._about_cases = digest(*sorted({kept.head.model.sha256 for _, kept in one}), *aim)
+        self._contents = {kept.head.case: content_of_kept(kept) for _, kept in one}
         tracking = open_sweep(
             self._about,
             self._folder,
@@ -159,7 +160,7 @@ class _Sweep:
         """A study of some cases, brought to its last trial."""
         storage = Journal(self._folder / JOURNAL)
         bench = next(iter(benches.values()))
-        about = digest(self._about_cases, *sorted(bench.cases[index].case for index in cases))
+        about = digest(self._about_cases, *sorted(self._contents[bench.cases[index].case] for index in cases))
         study = Study(storage, name, self._space, self._plan(), about=about)
         advance(min(len(study.finished()), self._plan().trials))
         if self._options.executor == "tune":

@@ -83,10 +83,11 @@ def sweep_trainings(
     job = TrialJob(about, space, store.uri, str(folder / TRIALS), tune_on, options.workers, uri, tracking.run_id)
     status = "FAILED"
     try:
+        plan = Plan(_trials(space, options), seed=options.seed)
+        # Before any trial goes on: those that were begun are of the same cases, or the study is refused.
+        study = Study(Journal(folder / "study.journal"), "all cases", space, plan, about=_about(job, store))
         with connect():
             _search(job, options, progress)
-        plan = Plan(_trials(space, options), seed=options.seed)
-        study = Study(Journal(folder / "study.journal"), "all cases", space, plan, about=_about(job))
         best = _take_down(study, job)
         report = _report(runs[0], job, study, best=best, unseen=unseen)
         report = replace(report, output=str(folder), seconds=time.monotonic() - begin)
@@ -310,8 +311,10 @@ def _trials(space: Space, options: SweepOptions) -> int:
     return options.trials or space.file.trials
 
 
-def _about(job: TrialJob) -> str:
-    return digest(job.store, *sorted(job.val_cases), *sorted(job.about.train_cases))
+def _about(job: TrialJob, store: Store) -> str:
+    """Which cases the trials are trained and judged on, by what their shards hold and not by where the store is."""
+    sides = job.val_cases, job.about.train_cases
+    return digest(*(f"{case} {store.manifest.cases[case].signature}" for side in sides for case in sorted(side)))
 
 
 def _first_trained(space: Space) -> str:

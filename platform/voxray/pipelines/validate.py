@@ -129,8 +129,9 @@ class Validator:
                 raise error.of_case(case_id) from error
             return _answered(case, None)
         if note is not None and keep is not None:
-            grid = Grid.from_dict(self._store.manifest.cases[case_id].original_grid)
-            noted = Noted(self._recipe, note.stamp, self._run.classes, case_id, grid, case.patient_id)
+            entry = self._store.manifest.cases[case_id]
+            grid, classes = Grid.from_dict(entry.original_grid), self._run.classes
+            noted = Noted(self._recipe, note.stamp, classes, case_id, grid, case.patient_id, shard=entry.signature)
             # A label map on the recipe's grid is not the truth of the scan.
             truth = Truth(case.boxes, case.classes) if self._recipe.task == "detection" else None
             note.keeping.write(keep, noted, truth)

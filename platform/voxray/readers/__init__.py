@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from voxray.dicom_file import is_dicom
+from voxray.readers.content import content_of
 from voxray.readers.dicom import read_dicom
 from voxray.readers.info import Info, info_of
 from voxray.readers.metaimage import read_metaimage
@@ -77,18 +78,39 @@ def describe(path: Path, *, pixels: bool = False, series_uid: str | None = None)
     return info_of(_stored(path, series_uid), pixels=pixels)
 
 
+def volume_files(path: Path, *, series_uid: str | None = None) -> tuple[Path, ...]:
+    """Every file that the scan or label map at `path` consists of, as its reader finds them.
+
+    A header's data file, whatever its name; of a folder the slices of the one series, not what lies beside them.
+    """
+    return _stored(path, series_uid).files or (path,)
+
+
+def volume_content(path: Path, *, series_uid: str | None = None) -> str:
+    """The content of the scan or label map at `path`: `content_of` its files, headers and voxels."""
+    files = volume_files(path, series_uid=series_uid)
+    try:
+        return content_of(files)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
 def _stored(path: Path, series_uid: str | None) -> Stored:
     try:
         if _is_dicom(path):
             return read_dicom(path, series_uid)
         return _reader(path)(path)
     except OSError as error:
-        raise refusal(
-            "path.unreadable",
-            path,
-            f"cannot be read ({error.strerror or error}).",
-            remedy="Check that the file may be read and that its disk is sound.",
-        ) from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> Exception:
+    return refusal(
+        "path.unreadable",
+        path,
+        f"cannot be read ({error.strerror or error}).",
+        remedy="Check that the file may be read and that its disk is sound.",
+    )
 
 
 def _is_dicom(path: Path) -> bool:
@@ -118,10 +140,13 @@ __all__ = [
     "READERS",
     "Info",
     "Stored",
+    "content_of",
     "describe",
     "hounsfield",
     "open_scan",
     "read_label_map",
     "read_volume",
+    "volume_content",
+    "volume_files",
     "write_nifti",
 ]

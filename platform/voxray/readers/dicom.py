@@ -39,7 +39,7 @@ def read_dicom(path: Path, series_uid: str | None = None) -> Stored:
         slices=partial(_slices, frames, {instance.path: instance.transfer_syntax for instance in instances}),
         modality="CT",
         series_uid=instances[0].series_uid,
-        num_files=len(instances),
+        files=tuple(instance.path for instance in instances),
         warnings=(
             *ignored,
             *meaning_warnings(instances),

@@ -58,7 +58,7 @@ def read_metaimage(path: Path) -> Stored:
         grid=grid,
         dtype=source.dtype.name,
         slices=partial(read_slices, source),
-        num_files=1 if source.path == path else 2,
+        files=tuple(dict.fromkeys((path, source.path))),
         warnings=tuple(warnings),
     )
 

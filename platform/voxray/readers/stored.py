@@ -62,8 +62,14 @@ class Stored:
     modality: str | None = None
     """None where the format does not tell."""
     series_uid: str | None = None
-    num_files: int = 1
+    files: tuple[Path, ...] = ()
+    """Every file that it is read from; none stands for `path` alone."""
     warnings: tuple[str, ...] = ()
+
+    @property
+    def num_files(self) -> int:
+        """How many these are."""
+        return len(self.files) or 1
 
 
 def hounsfield(stored: Stored) -> Volume:
