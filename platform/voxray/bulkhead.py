@@ -37,8 +37,13 @@ def sentence_of(error: BaseException) -> str:
     known = refusal_in(error)
     if known is not None:
         return str(known)
-    log.error("a fault of voxray", exc_info=error)
+    log_fault(error)
     return f"a fault of voxray: {_text(error)} (run again with --debug for the traceback)"
+
+
+def log_fault(error: BaseException) -> None:
+    """The traceback of what nobody foresaw."""
+    log.error("a fault of voxray", exc_info=error)
 
 
 def refusal_in(error: BaseException) -> VoxrayError | None:

@@ -242,6 +242,10 @@ def predict(  # noqa: PLR0913
         ),
     ] = "",
     overwrite: Overwrite = False,
+    skip_unsupported: Annotated[
+        bool,
+        typer.Option("--skip-unsupported", help="A form that a scan cannot have, as a NIfTI no SEG, is no failure."),
+    ] = False,
     keep_candidates: Annotated[
         bool, typer.Option("--keep-candidates", help="Also write what the network said before the merge, for sweeps.")
     ] = False,
@@ -264,17 +268,20 @@ def predict(  # noqa: PLR0913
         runtime=runtime,
         precision=precision,
         save=save,
+        skip_unsupported=skip_unsupported,
         workers=workers,
         keep_candidates=keep_candidates,
         keep_classes=terminal.names(keep_classes),
         overwrite=overwrite,
     )
     report = run_predict(run, inputs, out, options, progress=_progress())
-    _say(f"{len(report.done)} answered, {len(report.skipped)} answered before, {len(report.failed)} failed: {out}")
-    for name, sentences in report.without.items():
-        for sentence in sentences:
-            _say(f"{name}: without {sentence}")
+    _say(str(report))
+    for name, forms in report.without.items():
+        for form in forms:
+            terminal.complain(f"{name}: without {form}")
     _end(report.failed)
+    if not report.all_well:
+        raise typer.Exit(1)
 
 
 @verb("export")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +17,12 @@ from pipelines.bright_runs import TURNS, register, write_run
 from voxray.errors import ConfigError, DataError
 from voxray.inference.findings import FindingsFile, detections_of, read_file
 from voxray.inference.predictor import Prediction
+from voxray.pipelines import forms
 from voxray.pipelines.answers import open_engine
 from voxray.pipelines.forms import CASE_FORMS, CaseAnswer, write_form
 from voxray.pipelines.predict import AnswerOptions, PredictReport, predict
-from voxray.pipelines.progress import SilentProgress
+from voxray.pipelines.progress import PlainProgress, SilentProgress
+from voxray.pipelines.scans import find_scans
 from voxray.readers import read_label_map, read_volume, write_nifti
 from writers.dicom_series import keeps_to_itself, unpacked, without_errors, write_volume
 
@@ -38,8 +42,8 @@ def scans(tmp_path: Path) -> Path:
     return tmp_path / "scans"
 
 
-def answered(tmp_path: Path, scans: Path, save: str, *overrides: str) -> PredictReport:
-    options = AnswerOptions(overrides=overrides, device="cpu", save=save)
+def answered(tmp_path: Path, scans: Path, save: str, *overrides: str, skip: bool = False) -> PredictReport:
+    options = AnswerOptions(overrides=overrides, device="cpu", save=save, skip_unsupported=skip)
     return predict(tmp_path / "run", [scans], tmp_path / "out", options, progress=SilentProgress())
 
 
@@ -54,8 +58,10 @@ def test_a_segmentation_of_a_dicom_series(tmp_path: Path, scans: Path) -> None:
     out = tmp_path / "out"
     assert {"series.seg.dcm", "series.sr.dcm", "series.rtstruct.dcm"} <= names(out), "the report brings its SEG"
     assert list(report.without) == ["file"]
-    assert [sentence.split(": ")[0] for sentence in report.without["file"]] == ["sr", "rtstruct", "seg"]
-    assert all("[source.not_dicom]" in sentence for sentence in report.without["file"])
+    assert [one.form for one in report.without["file"]] == ["dicom-sr", "rtstruct", "dicom-seg"]
+    assert all("[source.not_dicom]" in one.why and one.is_unsupported for one in report.without["file"])
+    assert str(report).startswith("2 answered, 0 answered before, 0 failed, 3 forms not made: ")
+    assert not report.all_well
     labels = read_label_map(out / "series.nii.gz")
     seg = pydicom.dcmread(out / "series.seg.dcm")
     assert unpacked(seg).sum() == (labels.voxels == 1).sum() > 0
@@ -78,6 +84,66 @@ def test_findings_of_a_dicom_series(tmp_path: Path, scans: Path) -> None:
     np.testing.assert_allclose(markup["center"], finding.center_mm, atol=1e-3)
     np.testing.assert_allclose(markup["size"], finding.size_mm, atol=1e-3)
     without_errors(out / "series.sr.dcm")
+
+
+def test_a_form_that_no_scan_can_have_is_said_before_the_work_and_counted(tmp_path: Path, scans: Path) -> None:
+    write_run(tmp_path / "run", "segmentation")
+    stream = io.StringIO()
+    for skip in (False, True):
+        options = AnswerOptions(device="cpu", save="preview,dicom-seg", skip_unsupported=skip)
+        report = predict(
+            tmp_path / "run", [scans / "file.nii.gz"], tmp_path / "out", options, progress=PlainProgress(stream)
+        )
+        assert str(report).startswith("1 answered, 0 answered before, 0 failed, 1 form not made: ")
+        assert report.all_well is skip
+    said = stream.getvalue().splitlines()
+    assert "--save dicom-seg: 1 of 1 scans are no DICOM series and will be without" in said[0]
+    assert names(tmp_path / "out") == {"file.json", "file.nii.gz", "file.png"}
+
+
+def test_an_anonymised_class_of_images_costs_the_dicom_forms_alone(tmp_path: Path, scans: Path) -> None:
+    write_run(tmp_path / "run", "segmentation")
+    volume = read_volume(scans / "series")
+    write_volume(scans / "anonymised", volume, SOPClassUID="2.25.3841015643452503209109170649121759")
+    report = answered(tmp_path, scans, "dicom-seg,dicom-sr,rtstruct", skip=True)
+    assert (report.done, report.failed) == (("anonymised", "file", "series"), {})
+    assert {one.form for one in report.without["anonymised"]} == {"dicom-seg", "dicom-sr", "rtstruct"}
+    assert all("[source.sop_class]" in one.why for one in report.without["anonymised"])
+    assert {"anonymised.json", "anonymised.nii.gz", "series.seg.dcm", "series.sr.dcm"} <= names(tmp_path / "out")
+    assert report.all_well, "what these headers cannot have was waived"
+
+
+@pytest.mark.parametrize("error", [KeyError("2.25.38"), TypeError("no mapping"), MemoryError()])
+def test_a_form_that_fails_from_anything_costs_itself_alone(
+    tmp_path: Path, scans: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(answer: CaseAnswer, path: Path) -> None:
+        del path
+        if answer.case == "series":
+            raise error
+
+    write_run(tmp_path / "run", "detection")
+    monkeypatch.setitem(forms.CASE_FORMS, "markups", replace(CASE_FORMS["markups"], write=fails))
+    report = answered(tmp_path, scans, "markups,csv-luna16,dicom-sr", skip=True)
+    assert (report.done, report.failed) == (("file", "series"), {})
+    (unmade,) = report.without["series"]
+    assert (unmade.form, unmade.is_unsupported) == ("markups", False)
+    assert ("not enough memory" if isinstance(error, MemoryError) else type(error).__name__) in unmade.why
+    assert {"series.json", "series.sr.dcm", "luna16.csv"} <= names(tmp_path / "out")
+    assert not report.all_well, "a failure is never waived"
+
+
+def test_a_damaged_answer_costs_its_own_rows_of_what_is_gathered(tmp_path: Path, scans: Path) -> None:
+    write_run(tmp_path / "run", "detection")
+    answered(tmp_path, scans, "")
+    (tmp_path / "out" / "file.json").write_text("{")
+    (tmp_path / "out" / "monai.json").mkdir()
+    lacking = forms.gather(("csv-luna16", "monai-json"), find_scans([scans]), tmp_path / "out", ("bright",))
+    assert {name: [one.form for one in some] for name, some in lacking.items()} == {
+        "file": ["csv-luna16", "monai-json"],
+        "monai.json": ["monai-json"],
+    }
+    assert "series" in (tmp_path / "out" / "luna16.csv").read_text()
 
 
 def test_a_rerun_makes_only_what_is_missing(tmp_path: Path, scans: Path) -> None:

@@ -119,3 +119,24 @@ def test_a_damaged_header_is_refused_and_nothing_of_it_is_told(
         error = refused("source.unreadable", lambda: read_source(files_of(folder), grid))
     assert "SECRET" not in str(error) + caplog.text
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    "uid",
+    [
+        "2.25.3841015643452503209109170649121759",
+        "1.2.840.113619.4.30",
+        "1.2.840.10008.1.1",
+        "1.2.840.10008.5.1.4.1.1.2.1",
+    ],
+    ids=["anonymised", "private", "no image", "of frames"],
+)
+def test_a_class_of_images_that_nobody_knows_is_refused(tmp_path: Path, uid: str) -> None:
+    folder = write_series(tmp_path / "ct", SOPClassUID=uid)
+    error = refused("source.sop_class", lambda: read_source(files_of(folder), read_volume(folder).grid))
+    assert "NIfTI, JSON" in error.remedy
+
+
+def test_files_that_share_a_uid_are_refused(tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "ct", SOPInstanceUID="1.2.3.4")
+    refused("source.same_instance", lambda: read_source(files_of(folder), read_volume(folder).grid))

@@ -15,18 +15,20 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from voxray.bulkhead import attempt, log_fault, refusal_in, sentence_of
 from voxray.case import Case
 from voxray.detections import Detections
-from voxray.errors import ConfigError
+from voxray.errors import ConfigError, DataError
 from voxray.inference.findings import FindingsFile, ModelStamp, detections_of, findings_file, read_file
 from voxray.inference.predictor import Prediction
 from voxray.pictures import draw_detections, draw_labels
-from voxray.pipelines.scans import Scan
+from voxray.pipelines.scans import Scan, is_volume_file
 from voxray.place import whole
 from voxray.readers import read_volume
 from voxray.volume import Volume
@@ -36,8 +38,24 @@ from voxray.written import ANSWERS, is_own, recorded, remove_own, require_own
 Gather = Callable[[Sequence[tuple[Scan, FindingsFile]], Sequence[str]], str]
 
 PREVIEW = "preview"
+FAULT = "form.fault"
+"""The code of a form that failed from what nobody foresaw."""
 OWN = {"detection": ("json",), "segmentation": ("json", "nifti")}
 """What is always written."""
+
+
+@dataclass(frozen=True)
+class NotMade:
+    """A form that was asked for and could not be made."""
+
+    form: str
+    """As ``--save`` names it."""
+    why: str
+    is_unsupported: bool
+    """Whether the scan or its answer has no such form, as a NIfTI file no DICOM SEG; all else is a failure."""
+
+    def __str__(self) -> str:
+        return f"{self.form}: {self.why}"
 
 
 @dataclass(frozen=True)
@@ -84,6 +102,8 @@ class CaseAnswer:
 def write_form(name: str, answer: CaseAnswer, path: Path) -> Path:
     """Writes one of `CASE_FORMS` of one case to `path`, whole or not at all; what cannot be is a DataError.
 
+    So is what nobody foresaw: libraries raise anything for headers that they do not expect, and the answer stands.
+
     A report (``sr``) of a segmentation refers to the Segmentation (``seg``) of the same answer, whose UIDs follow
     from the answer: whoever hands out the one should hand out the other.
     """
@@ -91,7 +111,17 @@ def write_form(name: str, answer: CaseAnswer, path: Path) -> Path:
     if name not in CASE_FORMS or task not in CASE_FORMS[name].tasks:
         allowed = ", ".join(known for known, form in CASE_FORMS.items() if task in form.tasks)
         raise ConfigError(f"form {name}: not a form of a {task}'s answer; allowed are {allowed}.")
-    CASE_FORMS[name].write(answer, path)
+    try:
+        CASE_FORMS[name].write(answer, path)
+    except Exception as error:
+        if refusal_in(error) is not None:
+            raise
+        log_fault(error)
+        raise DataError(
+            FAULT,
+            f"form {name}: cannot be made of this answer and this scan's headers ({type(error).__name__}).",
+            remedy="Take another form; --debug shows the traceback, and a service's log has it.",
+        ) from None
     return path
 
 
@@ -110,6 +140,25 @@ def are_saved(forms: Sequence[str], output: Path, case: str) -> bool:
     return all(is_own(path, ANSWERS) for path in form_files(forms, output, case).values())
 
 
+def save_forms(
+    forms: Sequence[str], answer: CaseAnswer, output: Path, *, overwrite: bool = False
+) -> tuple[NotMade, ...]:
+    """Writes the chosen forms that each case has a file of, each for itself; those that could not be made."""
+    not_made = []
+    for name, path in form_files(forms, output, answer.case).items():
+        try:
+            save_form(SAVED[name], answer, path, overwrite=overwrite)
+        except Exception as error:
+            not_made.append(NotMade(name, sentence_of(error), isinstance(error, DataError) and error.code != FAULT))
+    return tuple(not_made)
+
+
+def lacking_dicom(forms: Sequence[str], scans: Sequence[Scan]) -> tuple[tuple[str, ...], tuple[Scan, ...]]:
+    """The chosen forms that belong to a DICOM series, and the scans that are plainly none; no voxel is read."""
+    of_dicom = tuple(name for name in forms if name in SAVED and CASE_FORMS[SAVED[name]].needs_dicom)
+    return of_dicom, tuple(scan for scan in scans if of_dicom and is_volume_file(scan.path))
+
+
 def chosen_forms(text: str, task: str) -> tuple[str, ...]:
     """The forms of a list such as ``json,preview``, checked against what the task has."""
     names = tuple(name for name in (part.strip() for part in text.split(",")) if name)
@@ -124,8 +173,8 @@ def chosen_forms(text: str, task: str) -> tuple[str, ...]:
 
 
 def form_files(forms: Sequence[str], output: Path, case: str) -> dict[str, Path]:
-    """The chosen forms that each case has a file of, by their names in `CASE_FORMS`, and where the file lies."""
-    return {SAVED[name]: output / f"{case}{CASE_FORMS[SAVED[name]].ending}" for name in forms if name in SAVED}
+    """The chosen forms that each case has a file of, as ``--save`` names them, and where the file lies."""
+    return {name: output / f"{case}{CASE_FORMS[SAVED[name]].ending}" for name in forms if name in SAVED}
 
 
 def drop_answer(output: Path, case: str) -> None:
@@ -156,20 +205,33 @@ def write_preview(volume: Volume, prediction: Prediction, path: Path, *, case: s
 
 def gather(
     forms: Sequence[str], scans: Sequence[Scan], output: Path, classes: Sequence[str], *, overwrite: bool = False
-) -> list[Path]:
-    """Writes the gathered forms over all scans that have an answer in `output`."""
+) -> Mapping[str, tuple[NotMade, ...]]:
+    """Writes the gathered forms over all scans that have an answer in `output`; what is not in them, by scan or file.
+
+    An answer that cannot be read costs its own rows, and a form that cannot be written costs itself.
+    """
     wanted = [name for name in forms if name in GATHERED]
-    if not wanted:
-        return []
-    files = [(scan, output / f"{scan.name}.json") for scan in scans]
-    answers = [(scan, read_file(FindingsFile, path)) for scan, path in files if path.exists()]
-    written = []
+    answers: list[tuple[Scan, FindingsFile]] = []
+    lacking: dict[str, tuple[NotMade, ...]] = {}
+    for scan in scans if wanted else ():
+        path = output / f"{scan.name}.json"
+        if path.exists() and (error := attempt(partial(_read, path, scan, answers))):
+            lacking[scan.name] = tuple(NotMade(name, error, is_unsupported=False) for name in wanted)
     for name in wanted:
         file, make = GATHERED[name]
-        with recorded(output / file, overwrite=overwrite) as path:
-            path.write_text(make(answers, classes), encoding="utf-8")
-        written.append(output / file)
-    return written
+        write = partial(_write_gathered, output / file, partial(make, answers, classes), overwrite=overwrite)
+        if error := attempt(write):
+            lacking[file] = (NotMade(name, error, is_unsupported=False),)
+    return lacking
+
+
+def _read(path: Path, scan: Scan, answers: list[tuple[Scan, FindingsFile]]) -> None:
+    answers.append((scan, read_file(FindingsFile, path)))
+
+
+def _write_gathered(path: Path, make: Callable[[], str], *, overwrite: bool) -> None:
+    with recorded(path, overwrite=overwrite) as beside:
+        beside.write_text(make(), encoding="utf-8")
 
 
 def luna16_csv(answers: Sequence[tuple[Scan, FindingsFile]], classes: Sequence[str]) -> str:

@@ -12,12 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from voxray.apart import Input
-from voxray.bulkhead import attempt, sentence_of
+from voxray.bulkhead import attempt
 from voxray.inference.findings import ScanStamp
 from voxray.inference.predictor import Prediction
 from voxray.pipelines.answer_files import AnswerFiles, task_of
 from voxray.pipelines.answers import Engine, open_engine, read_answer, warnings_of, write_answer
-from voxray.pipelines.forms import CaseAnswer, are_saved, chosen_forms, drop_answer, form_files, gather, save_form
+from voxray.pipelines.forms import (
+    CaseAnswer,
+    NotMade,
+    are_saved,
+    chosen_forms,
+    drop_answer,
+    gather,
+    lacking_dicom,
+    save_forms,
+)
 from voxray.pipelines.inputs import run_inputs, scan_inputs
 from voxray.pipelines.keeping import FOLDER, Keeping
 from voxray.pipelines.progress import Progress, tell_warnings
@@ -42,11 +51,31 @@ class PredictReport:
     """The same scan, answered earlier by the same model with the same settings."""
     failed: Mapping[str, str] = field(default_factory=dict)
     """Name -> what went wrong, in a sentence."""
-    without: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Name -> a sentence for each form that could not be made of a scan's answer, which is there all the same."""
+    without: Mapping[str, tuple[NotMade, ...]] = field(default_factory=dict)
+    """Name of a scan or a gathered file -> the forms that could not be made; the answer is there all the same."""
+    skip_unsupported: bool = False
+    """Whether forms that a scan cannot have were waived."""
     warnings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Name -> what is worth knowing of the scan; of those that were answered before, too."""
     seconds: float = 0.0
+
+    @property
+    def not_made(self) -> int:
+        """How many forms that were asked for are not there."""
+        return sum(map(len, self.without.values()))
+
+    @property
+    def all_well(self) -> bool:
+        """Whether every scan has its answer and every form that was asked for and not waived."""
+        missing = [one for some in self.without.values() for one in some]
+        return not self.failed and all(one.is_unsupported and self.skip_unsupported for one in missing)
+
+    def __str__(self) -> str:
+        forms = f", {self.not_made} form{'s'[: self.not_made != 1]} not made" if self.not_made else ""
+        return (
+            f"{len(self.done)} answered, {len(self.skipped)} answered before, {len(self.failed)} failed{forms}: "
+            f"{self.output}"
+        )
 
 
 @dataclass(frozen=True)
@@ -55,8 +84,8 @@ class Outcome:
 
     name: str
     error: str = ""
-    without: tuple[str, ...] = ()
-    """Sentences on the forms that could not be made of the answer."""
+    without: tuple[NotMade, ...] = ()
+    """The forms that could not be made of the answer."""
     warnings: tuple[str, ...] = ()
     """What is worth knowing of the scan."""
 
@@ -73,6 +102,8 @@ class AnswerOptions:
     precision: str = "auto"
     save: str = ""
     """Further forms, as ``preview,csv-luna16,dicom-sr``."""
+    skip_unsupported: bool = False
+    """Whether a form that a scan cannot have is no failure."""
     workers: int = 1
     keep_candidates: bool = False
     """Whether what the network said before the merge is written to ``candidates/``, one file a scan."""
@@ -98,6 +129,7 @@ def predict(
     scans = find_scans(inputs, say=progress.say)
     forms = chosen_forms(options.save, task_of(run))
     _require_free(run, scans, inputs, output, forms=forms, options=options)
+    _say_unsupported(forms, scans, progress)
     with hire(options.workers, device=options.device) as crew:
         engine = open_engine(
             run,
@@ -135,13 +167,15 @@ def predict(
                 advance(1)
         failed = refused | {outcome.name: outcome.error for outcome in outcomes if outcome.error}
         answered = [scan for scan in scans if scan.name not in failed]
-        gather(forms, answered, output, engine.run.classes, overwrite=options.overwrite)
+        gathered = gather(forms, answered, output, engine.run.classes, overwrite=options.overwrite)
+    without = {outcome.name: outcome.without for outcome in outcomes if outcome.without}
     return PredictReport(
         output=output,
         done=tuple(outcome.name for outcome in outcomes if not outcome.error),
         skipped=tuple(scan.name for scan in skipped),
         failed=failed,
-        without={outcome.name: outcome.without for outcome in outcomes if outcome.without},
+        without={name: (*without.get(name, ()), *gathered.get(name, ())) for name in [*without, *gathered]},
+        skip_unsupported=options.skip_unsupported,
         warnings={name: texts for name, texts in sorted(warnings.items()) if texts},
         seconds=time.monotonic() - begin,
     )
@@ -169,7 +203,7 @@ class Answerer:
     def __call__(self, asked: Standing) -> Outcome:
         """What became of the scan."""
         held: dict[str, Any] = {}
-        without: list[str] = []
+        without: list[NotMade] = []
         error = attempt(lambda: held.update(self._read(asked)))
         if not error:
             error = attempt(lambda: without.extend(self._answer(asked, held["stamp"], held["volume"])))
@@ -180,35 +214,34 @@ class Answerer:
         """The scan, and what it is: its content first, so that a later change is noticed by the next run."""
         return {"stamp": asked.stamp(), "volume": read_volume(asked.scan.path)}
 
-    def _answer(self, asked: Standing, stamp: ScanStamp, volume: Volume) -> list[str]:
-        """Writes the answer and its forms; a sentence for each form that the answer or the scan does not have."""
+    def _answer(self, asked: Standing, stamp: ScanStamp, volume: Volume) -> list[NotMade]:
+        """Writes the answer and its forms; the forms that could not be made."""
         scan = asked.scan
         engine, output = self._engine, self._output
         before = asked.is_answered and is_kept(asked, engine, self._keeping)
+        not_made: list[NotMade] = []
         prediction = (
             read_answer(output, case=scan.name, grid=volume.grid, engine=engine)
             if before
-            else self._predict(scan, volume, stamp.sha256)
+            else self._predict(scan, volume, stamp.sha256, not_made)
         )
         answer = CaseAnswer(scan.name, prediction, engine.run.classes, engine.stamp, scan.path, volume)
         if not before:
             drop_answer(output, scan.name)
-        without = []
-        for form, path in form_files(self._forms, output, scan.name).items():
-            try:
-                save_form(form, answer, path, overwrite=self._overwrite)
-            except Exception as error:
-                without.append(f"{form}: {sentence_of(error)}")
+        not_made += save_forms(self._forms, answer, output, overwrite=self._overwrite)
         if not before:
             write_answer(prediction, output, case=scan.name, engine=engine, scan=stamp, overwrite=self._overwrite)
-        return without
+        return not_made
 
-    def _predict(self, scan: Scan, volume: Volume, content: str) -> Prediction:
-        keep = None if self._keeping is None else self._keeping.keeper()
+    def _predict(self, scan: Scan, volume: Volume, content: str, not_made: list[NotMade]) -> Prediction:
+        keeping = self._keeping
+        keep = None if keeping is None else keeping.keeper()
         with self._busy:
             prediction = self._predictor.predict(volume, keep=keep)
-        if self._keeping is not None and keep is not None:
-            self._keeping.write(keep, self._engine.noted(scan.name, volume.grid, content=content))
+        if keeping is not None and keep is not None:
+            noted = self._engine.noted(scan.name, volume.grid, content=content)
+            error = attempt(lambda: keeping.write(keep, noted))
+            not_made += [NotMade("candidates", error, is_unsupported=False)] if error else []
         return prediction
 
 
@@ -237,6 +270,16 @@ def _require_free(
     files = AnswerFiles(output, task_of(run), forms, options.keep_candidates, options.overwrite)
     lists = (Input(path, "the list of scans") for path in inputs if path.is_file())
     files.require_free([scan.name for scan in scans], chain(scan_inputs(scans), lists, run_inputs(run)), run=run)
+
+
+def _say_unsupported(forms: Sequence[str], scans: Sequence[Scan], progress: Progress) -> None:
+    """Says before the work which forms will be missing, as they belong to DICOM series and scans are none."""
+    of_dicom, lacking = lacking_dicom(forms, scans)
+    if lacking:
+        progress.say(
+            f"--save {','.join(of_dicom)}: {len(lacking)} of {len(scans)} scans are no DICOM series and will be "
+            f"without, such as {lacking[0].path}"
+        )
 
 
 def _keeping(engine: Engine, output: Path, options: AnswerOptions) -> Keeping | None:

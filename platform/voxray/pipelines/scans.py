@@ -82,6 +82,11 @@ def _lines(path: Path) -> list[str]:
         raise ConfigError(f"{path}: is not UTF-8 text; a list names a scan on each line.") from None
 
 
+def is_volume_file(path: Path) -> bool:
+    """Whether it is a file of a format that is not DICOM, by its name."""
+    return path.is_file() and path.name.lower().endswith(SUFFIXES)
+
+
 def stem(path: Path) -> str:
     """A file's name without the suffix of its format, or the folder's name."""
     name = path.resolve().name

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset
+from pydicom.uid import UID, CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
 
 from voxray.dicom_file import is_dicom, parts_of, read_header, text_of, value_of
 from voxray.errors import DataError
@@ -68,6 +69,8 @@ _SPACING_TOLERANCE = 0.01
 _AXIS_TOLERANCE = 0.01
 """What the reader lets pass between a series and its grid, and a little."""
 
+_OF_FRAMES = (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
+_OTHER_FORMS = "Take a form that needs no DICOM (NIfTI, JSON, markups)."
 _EXPORT = "Give the series that the scan was read from, as the scanner or archive exports it."
 
 
@@ -132,10 +135,11 @@ def read_source(files: Sequence[Path], grid: Grid, *, series_uid: str | None = N
 
 def _source(ordered: Sequence[_Found], grid: Grid) -> Source:
     first = ordered[0]
+    _check_instances(ordered)
     return Source(
         slices=tuple(
             Slice(
-                sop_class=_required(one, "SOPClassUID"),
+                sop_class=_sop_class(one),
                 sop_instance=_required(one, "SOPInstanceUID"),
                 frame=one.index + 1 if one.num_frames else None,
                 position=one.position,
@@ -287,6 +291,39 @@ def _required(one: _Found, name: str) -> str:
             remedy="Export the series again from the scanner or archive; anonymisers must keep UIDs or replace them.",
         )
     return value
+
+
+def _sop_class(one: _Found) -> str:
+    """The kind of image that the file says to be: what refers to it repeats this, and archives look it up."""
+    uid = UID(_required(one, "SOPClassUID"))
+    if uid.type != "SOP Class" or "Image Storage" not in uid.name:
+        raise DataError(
+            "source.sop_class",
+            f"{one.path}: has the SOP Class UID {uid}, which is no class of images in DICOM; no archive could "
+            f"find what a DICOM object refers to by it.",
+            remedy=f"{_OTHER_FORMS} Anonymise again and keep the SOP Class UID (of CT: {CTImageStorage}).",
+        )
+    if uid in _OF_FRAMES and not one.num_frames:
+        raise DataError(
+            "source.sop_class",
+            f"{one.path}: has the SOP Class UID of {uid.name}, and is a single slice without frames.",
+            remedy=f"{_OTHER_FORMS} Export the series again from the scanner or archive.",
+        )
+    return str(uid)
+
+
+def _check_instances(found: Sequence[_Found]) -> None:
+    """Refuses files that one UID stands for: what refers to one of them would refer to all."""
+    paths: dict[str, Path] = {}
+    for one in found:
+        uid = _required(one, "SOPInstanceUID")
+        if paths.setdefault(uid, one.path) != one.path:
+            raise DataError(
+                "source.same_instance",
+                f"{one.path} and {paths[uid].name} have the same SOPInstanceUID, so no DICOM object can refer to one "
+                f"of them.",
+                remedy=f"{_OTHER_FORMS} Anonymise again with a UID for each file.",
+            )
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
