@@ -127,19 +127,25 @@ def instance_boxes(
     return table[voxels], *_arrays(boxes, classes), problems
 
 
-def instance_classes(data: Any, classes: Sequence[str], *, where: str) -> dict[int, int]:
-    """nnDetection's ``{"instances": {"1": 0}}`` as instance -> class index; a class may also be given by its name."""
-    remedy = f'The form is {{"instances": {{"1": 0}}}}, with classes 0 to {len(classes) - 1}.'
+def instance_classes(
+    data: Any, classes: Sequence[str], *, where: str, names: Mapping[int, str] | None = None
+) -> dict[int, int]:
+    """nnDetection's ``{"instances": {"1": 0}}`` as instance -> class index; a class may also be given by its name.
+
+    `names` says which class a number stands for; without it a number is an index into `classes`.
+    """
+    names = dict(enumerate(classes)) if names is None else names
+    known = ", ".join(f"{number} ({names[number]})" for number in sorted(names)[:8])
+    remedy = f'The form is {{"instances": {{"1": 0}}}}, with classes {known}; annotations.values names others.'
     table = data.get("instances") if isinstance(data, dict) else None
     if not isinstance(table, dict):
         raise DataError("instances.form", f"{where}: has no table 'instances'.", remedy=remedy)
     result = {}
     for key, value in table.items():
-        index = classes.index(value) if isinstance(value, str) and value in classes else value
-        known = isinstance(index, int) and not isinstance(index, bool) and 0 <= index < len(classes)
-        if not key.isdecimal() or int(key) == 0 or not known:
+        name = names.get(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        if not key.isdecimal() or int(key) == 0 or name not in classes:
             raise DataError("instances.form", f"{where}: instance {key}: {value!r} cannot be used.", remedy=remedy)
-        result[int(key)] = int(index)
+        result[int(key)] = classes.index(name)
     return result
 
 

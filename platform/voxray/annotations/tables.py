@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from voxray.dataset.naming import numbered_names
 from voxray.dataset.source import BoxTruth
 from voxray.dataset.truth import BoxesCsv, MonaiJson, SpheresCsv
 from voxray.detections import Frame
@@ -129,6 +130,7 @@ def read_monai_json(
     """MONAI's data list; `case_id_of` tells the case of an image path. An image without a box has no object."""
     result = BoxFile()
     data = _table(text, where)
+    names = config.values or _declared(data, where) or dict(enumerate(classes))
 
     def parse(item: Mapping[str, Any], place: str) -> tuple[str, list[_Row]]:
         image = _case(item.get("image"), place)
@@ -141,7 +143,9 @@ def read_monai_json(
         rows = []
         for box, label in zip(boxes, labels, strict=True):
             numbers = _numbers(box if isinstance(box, list) and len(box) == 6 else [None], place)
-            rows.append(_Row(place, case_id, _around(numbers[:3], numbers[3:]), _index_in(label, classes, place)))
+            rows.append(
+                _Row(place, case_id, _around(numbers[:3], numbers[3:]), _index_in(label, names, classes, place))
+            )
         return case_id, rows
 
     found: list[_Row] = []
@@ -282,11 +286,25 @@ def _class_index(value: Any, classes: Sequence[str], where: str) -> int:
     raise _problem("class", f"{where}: no class is called {name!r}.", hint)
 
 
-def _index_in(value: Any, classes: Sequence[str], where: str) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(classes):
-        return value
-    message = f"{where}: label must be 0 to {len(classes) - 1}, got {value!r}."
-    raise _problem("class", message, f"The dataset's classes are {_names(classes)}.")
+def _index_in(value: Any, names: Mapping[int, str], classes: Sequence[str], where: str) -> int:
+    """The class that a label's number stands for."""
+    name = names.get(value) if isinstance(value, int) and not isinstance(value, bool) else None
+    if name in classes:
+        return classes.index(name)
+    known = ", ".join(f"{number} ({names[number]})" for number in sorted(names)[:8])
+    what = f"label {value} is {name!r}, which is no class" if name else f"label must be one of {known}, got {value!r}"
+    raise _problem("class", f"{where}: {what}.", f"Name it in annotations.values; the classes are {_names(classes)}.")
+
+
+def _declared(data: Mapping[str, Any], where: str) -> dict[int, str]:
+    """What the file says that its labels stand for; nothing where it has no table of them."""
+    table = data.get("labels")
+    if not isinstance(table, dict):
+        return {}
+    try:
+        return numbered_names(table)
+    except ValueError as error:
+        raise _problem("form", f"{where}: labels: {error}.", _FORM_REMEDY) from None
 
 
 def _names(classes: Sequence[str]) -> str:

@@ -126,6 +126,11 @@ class Dataset(Config):
         if len(self.annotations) == 2 and tables != 1:
             raise ValueError("two annotations must be one table of objects and one kind of label map")
         for annotation in self.annotations:
+            named = getattr(annotation, "values", None)
+            if named and not set(named.values()) & set(self.classes):
+                raise ValueError(
+                    f"annotations.values names none of the classes, which are {', '.join(self.classes[:5])}"
+                )
             one_class = (isinstance(annotation, SpheresCsv | BoxesCsv) and annotation.class_column is None) or (
                 isinstance(annotation, Instances) and annotation.classes_file is None
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveInt, field_validator
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator
 
 from voxray.config import Config
 from voxray.dataset.paths import RootedPath
@@ -37,11 +37,27 @@ class SpheresCsv(BoxTable):
     """None: the dataset has one class."""
 
 
+def _names_from(first: int) -> BeforeValidator:
+    """Lets a list of names stand for the numbers from `first` on."""
+
+    def numbered(value: Any) -> Any:
+        return dict(enumerate(value, start=first)) if isinstance(value, list | tuple) else value
+
+    return BeforeValidator(numbered)
+
+
+Values = Annotated[dict[PositiveInt, str] | None, _names_from(1)]
+Indices = Annotated[dict[NonNegativeInt, str] | None, _names_from(0)]
+
+
 class MonaiJson(BoxTable):
-    """MONAI's data list: for each image `box` (centre and size, LPS mm) and `label` (index into classes)."""
+    """MONAI's data list: for each image `box` (centre and size, LPS mm) and `label` (a number)."""
 
     kind: Literal["monai_json"] = "monai_json"
     lists: tuple[str, ...] = ("training", "validation")
+    values: Indices = None
+    """Label -> class name, or a list of names for 0, 1, ...; None: what the file's own table `labels` says, and where
+    it has none, index into classes."""
 
 
 class BoxesCsv(BoxTable):
@@ -73,17 +89,13 @@ class MapSettings(Config):
     """Smaller components are no objects; their voxels keep their label."""
 
 
-def _values_by_number(value: Any) -> Any:
-    return dict(enumerate(value, start=1)) if isinstance(value, list | tuple) else value
-
-
 class Labels(MapSettings):
     """One label map per case."""
 
     kind: Literal["labels"] = "labels"
     file: RootedPath
     """Where it lies; `{case}` and `{patient}` stand for the ids."""
-    values: Annotated[dict[PositiveInt, str] | None, BeforeValidator(_values_by_number)] = None
+    values: Values = None
     """Value -> class name, or a list of names for 1, 2, ...; None: value k is the k-th class."""
     unlisted: Literal["refuse", "background"] = "refuse"
     """What a value or name that is not one of the dataset's classes becomes."""
@@ -125,8 +137,11 @@ class Instances(Config):
     kind: Literal["instances"] = "instances"
     file: RootedPath
     classes_file: RootedPath | None = None
-    """``{"instances": {"1": 0, "2": 0}}`` with indices into classes; None: a binary mask whose components are
+    """``{"instances": {"1": 0, "2": 0}}`` with numbers or names of classes; None: a binary mask whose components are
     the instances of the one class."""
+    values: Indices = None
+    """Number in classes_file -> class name (nnDetection's `labels`), or a list of names for 0, 1, ...; None: index
+    into classes."""
     min_object_mm3: NonNegativeFloat = 0.0
     """Of a binary mask: smaller components are no objects."""
     absent: Literal["refuse", "empty"] = "refuse"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -102,7 +102,7 @@ def _read_instances(dataset: Dataset, config: Instances, source: CaseSource, gri
         truth.labels = _binary(volume, name, truth.problems).astype(np.uint8)
         _add_components(truth, volume.grid, config.min_object_mm3)
         return
-    class_of = attempt(truth.problems, _read_classes, source.maps.classes_file, dataset.classes)
+    class_of = attempt(truth.problems, _read_classes, source.maps.classes_file, dataset.classes, config.values)
     if class_of is not None:
         truth.labels, truth.boxes, truth.classes, found = instance_boxes(volume.voxels, class_of, where=name)
         truth.problems += found
@@ -193,7 +193,7 @@ def _add_components(truth: Truth, grid: Grid | None, min_object_mm3: float) -> N
         )
 
 
-def _read_classes(file: str, classes: tuple[str, ...]) -> dict[int, int]:
+def _read_classes(file: str, classes: tuple[str, ...], names: Mapping[int, str] | None) -> dict[int, int]:
     try:
         data = json.loads(Path(file).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -201,4 +201,4 @@ def _read_classes(file: str, classes: tuple[str, ...]) -> dict[int, int]:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         text = f"{file}: cannot be read: {error}."
         raise DataError("instances.form", text, remedy="Give a JSON file.") from None
-    return instance_classes(data, classes, where=Path(file).name)
+    return instance_classes(data, classes, where=Path(file).name, names=names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def read_msd(text: str, config: Msd, dataset: Dataset) -> dict[str, MapTruth]:
         data = json.loads(text)
     except json.JSONDecodeError as error:
         raise _problem(config, f"not valid JSON: {error}") from None
-    names = _names(data.get("labels") if isinstance(data, dict) else None, config)
+    names = _names(data.get("labels") if isinstance(data, dict) else None, config, dataset.classes)
     result: dict[str, MapTruth] = {}
     for name in config.lists:
         entries = data.get(name)
@@ -37,14 +38,18 @@ def read_msd(text: str, config: Msd, dataset: Dataset) -> dict[str, MapTruth]:
     return result
 
 
-def _names(labels: Any, config: Msd) -> dict[int, str]:
+def _names(labels: Any, config: Msd, classes: Sequence[str]) -> dict[int, str]:
     """Value -> name, without the background."""
     if not isinstance(labels, dict):
         raise _problem(config, "has no table 'labels'")
     try:
-        return {value: name for value, name in numbered_names(labels).items() if value > 0}
+        names = {value: name for value, name in numbered_names(labels).items() if value > 0}
     except ValueError as error:
         raise _problem(config, f"labels: {error}") from None
+    if not set(names.values()) & set(classes):
+        told = f"labels names {', '.join([*names.values()][:5])}, none of the dataset's classes"
+        raise _problem(config, f"{told} ({', '.join(classes[:5])})")
+    return names
 
 
 def _problem(config: Msd, text: str) -> DataError:

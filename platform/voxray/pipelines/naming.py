@@ -65,6 +65,15 @@ def names_in(index: LabelsFile, *, where: str) -> dict[int, str]:
     return names
 
 
+def classes_in(index: LabelsFile, *, where: str) -> tuple[str, ...]:
+    """The classes of a label map whose value k is the k-th, as voxray writes it; other numbers are refused."""
+    names = names_in(index, where=where)
+    if sorted(names) != list(range(1, len(names) + 1)):
+        text = f"{where}: its values {', '.join(map(str, sorted(names)[:6]))} are not 1 to {len(names)}."
+        raise incomparable("value", text, "Give the index that voxray wrote.")
+    return tuple(names[value] for value in sorted(names))
+
+
 def read_labels(path: Path, classes: Sequence[str], grid: Grid, *, of: str = "its scan") -> Volume:
     """The label map of voxray's own answer whose index is `path`, on the scan's `grid`; k is ``classes[k - 1]``."""
     index = read_file(LabelsFile, path)

@@ -25,6 +25,7 @@ from voxray.loading import list_cases, load_case
 from voxray.loading.survey import read_excluded
 from voxray.pipelines.luna16 import Luna16Truth, is_luna16_folder, read_truth_folder
 from voxray.pipelines.naming import Naming, named_labels
+from voxray.predictions.monai import read_monai_names
 from voxray.predictions.problems import read_text
 from voxray.readers import READERS, describe, read_label_map
 from voxray.volume import Grid
@@ -157,8 +158,14 @@ def _numbers_of(dataset: Dataset, sources: Mapping[str, CaseSource]) -> dict[str
             found["values"] = names[0] if names else None
             found["unlisted_is_background"] = annotation.unlisted == "background"
         if isinstance(annotation, MonaiJson | Instances):
-            found["indices"] = dict(enumerate(dataset.classes))
+            declared = _declared_in(annotation.file) if isinstance(annotation, MonaiJson) else {}
+            found["indices"] = annotation.values or declared or dict(enumerate(dataset.classes))
     return found
+
+
+def _declared_in(file: str) -> Mapping[int, str]:
+    """What a data list of MONAI's says that its labels stand for."""
+    return read_monai_names(read_text(Path(file)), where=file)
 
 
 def _folder(path: Path, names: Mapping[int, str] | None) -> Truth:

@@ -8,6 +8,7 @@ from pathlib import Path
 from voxray.inference.findings import FindingsFile, LabelsFile, ModelStamp, detections_of, read_file
 from voxray.inference.predictor import Prediction
 from voxray.pipelines.forms import CaseAnswer, write_form
+from voxray.pipelines.naming import classes_in
 from voxray.place import sync
 from voxray.readers import read_label_map
 from voxray.serving.intake.study import series_uid_of
@@ -27,14 +28,14 @@ class Answered:
 
     def make(self, form: Form, path: Path) -> None:
         """Writes the result in a form."""
-        prediction, stamp = self._answer()
+        prediction, stamp, classes = self._answer()
         series_uid = series_uid_of(self.places.study(self.study))
         write_form(
             form,
             CaseAnswer(
                 case=(series_uid or self.study) if form == "luna16" else self.study,
                 prediction=prediction,
-                classes=self.model.classes,
+                classes=classes,
                 stamp=stamp,
                 source=self.places.source(self.study),
                 volume=scan_of(self.places, self.study) if form == "preview" else None,
@@ -45,11 +46,13 @@ class Answered:
         sync(path)
         sync(path.parent)
 
-    def _answer(self) -> tuple[Prediction, ModelStamp]:
+    def _answer(self) -> tuple[Prediction, ModelStamp, tuple[str, ...]]:
+        """The answer with the classes of its own files: the model may be served with others by now."""
         grid = scan_of(self.places, self.study).grid
         path = self.places.answer(self.job, self.study)
         if self.model.task == "segmentation":
-            labels = read_label_map(self.places.labels(self.job, self.study))
-            return Prediction(grid, labels=labels), read_file(LabelsFile, path).model
+            labels, index = read_label_map(self.places.labels(self.job, self.study)), read_file(LabelsFile, path)
+            return Prediction(grid, labels=labels), index.model, classes_in(index, where=path.name)
         file = read_file(FindingsFile, path)
-        return Prediction(grid, detections=detections_of(file, self.model.classes, frame="voxel")), file.model
+        classes = tuple(dict.fromkeys([*self.model.classes, *(one.class_name for one in file.findings)]))
+        return Prediction(grid, detections=detections_of(file, classes, frame="voxel")), file.model, classes

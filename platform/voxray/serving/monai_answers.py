@@ -81,6 +81,7 @@ async def params_of(service: Service, owner: str, job: Job, model: ModelInfo) ->
     told["warnings"] = answer["warnings"]
     if isinstance(job.result, FindingsFile):
         return told | {"findings": answer["findings"], "frame": answer["frame"], "unit": answer["unit"]}
+    told["label_names"] = {one.class_name: one.value for one in job.result.labels}
     middles = await service.centroids(owner, job.job_id)
     told["centroids"] = {
         f"label_{value}": [str(value), *map(str, middle)] for value, middle in sorted(middles.items())

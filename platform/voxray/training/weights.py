@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from voxray import __version__
 from voxray.config import to_json
+from voxray.dataset.naming import numbered_names
 from voxray.errors import ConfigError, DataError
 from voxray.recipe import Recipe
 from voxray.recipes import published, read_recipe
@@ -50,6 +52,7 @@ def import_weights(
     """
     if find_state(output) is not None:
         raise ConfigError(f"{output}: holds a run already; give another folder.")
+    _check_names(classes, path, recipe)
     network: nn.Module = recipe.network.build(recipe, len(classes))
     load_weights(network, read_weights_file(path), where=str(path))
     run = Run(
@@ -62,6 +65,35 @@ def import_weights(
     )
     write_checkpoint(output, Checkpoint(run, network.state_dict(), epochs_done=0, finished=True))
     return run
+
+
+def _check_names(classes: Sequence[str], path: Path, recipe: Recipe) -> None:
+    """Every output needs a name of its own, and the one that the bundle of the weights declares for it."""
+    if not all(classes) or len(set(classes)) < len(classes):
+        raise ConfigError(f"--classes {','.join(classes)}: must be names that differ, in the order of the outputs.")
+    declared = _channel_names(path.absolute().parent.parent / "configs" / "metadata.json")
+    if recipe.task != "segmentation" or sorted(declared) != list(range(len(classes) + 1)):
+        return
+    for channel, name in enumerate(classes, start=1):
+        if _plain(declared[channel]) != _plain(name):
+            own = ",".join(declared[number] for number in range(1, len(declared)))
+            raise ConfigError(
+                f"{path}: the bundle's metadata.json calls output {channel} {declared[channel]!r}, the classes given "
+                f"{name!r}; give --classes {own[:300]}."
+            )
+
+
+def _channel_names(file: Path) -> dict[int, str]:
+    """Output channel -> name, as a MONAI bundle's metadata declares it; nothing where it does not."""
+    try:
+        data = json.loads(file.read_text(encoding="utf-8-sig"))
+        return numbered_names(data["network_data_format"]["outputs"]["pred"]["channel_def"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _plain(name: str) -> str:
+    return "_".join(re.findall(r"[a-z0-9]+", name.lower()))
 
 
 def read_weights_file(path: Path) -> dict[str, Tensor]:
