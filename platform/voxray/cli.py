@@ -279,7 +279,7 @@ def predict(  # noqa: PLR0913
     for name, forms in report.without.items():
         for form in forms:
             terminal.complain(f"{name}: without {form}")
-    _end(report.failed)
+    terminal.end(report.failed)
     if not report.all_well:
         raise typer.Exit(1)
 
@@ -388,8 +388,8 @@ def evaluate(  # noqa: PLR0913
         terminal.show(terminal.table(table.header, table.rows))
     for line in report.ending:
         _say(line)
-    if isinstance(report.result, Evaluation):
-        _end({**report.result.failed, **report.result.not_judged})
+    judged = report.result.not_judged if isinstance(report.result, Evaluation) else {}
+    terminal.end({**report.result.failed, **judged})
 
 
 verb("sweep", resume="Run the same command again to go on with the next trial.")(study_verbs.sweep)
@@ -490,13 +490,6 @@ def _one_truth(truth: Path | None, dataset: Path | None) -> Path | None:
 
 def _say(text: str) -> None:
     typer.echo(text)
-
-
-def _end(failed: Any) -> None:
-    for name, sentence in failed.items():
-        terminal.complain(f"{name}: {sentence}")
-    if failed:
-        raise typer.Exit(1)
 
 
 def _progress() -> Any:

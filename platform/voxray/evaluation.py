@@ -218,6 +218,8 @@ class Luna16Evaluation(Record):
     """Sensitivity over false marks a scan: mean and band of the bootstraps."""
     corners: tuple[tuple[Number, Number, Number], ...]
     """The curve itself: false marks a scan, sensitivity and score at each corner; the first score is null."""
+    failed: Mapping[str, str] = {}
+    """Scan -> why a run has no answer to it, which counts as one without marks, or why it was not judged."""
     notices: tuple[str, ...] = ()
 
 

@@ -130,6 +130,7 @@ def crossval(  # noqa: PLR0913
     if report.unfinished:
         typer.echo(f"not finished: {', '.join(f'fold {fold}' for fold in report.unfinished)}")
     typer.echo(report.output)
+    terminal.end({**report.evaluation.failed, **report.evaluation.not_judged})
 
 
 def consolidate(

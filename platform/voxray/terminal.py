@@ -8,7 +8,7 @@ import os
 import select
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -100,6 +100,14 @@ def complain(text: str) -> None:
 def warn(text: str) -> None:
     """A warning on standard error."""
     typer.secho(f"voxray: warning: {text}", fg="yellow", err=True)
+
+
+def end(failed: Mapping[str, str]) -> None:
+    """A sentence for each that failed, and exit code 1 where any did."""
+    for name, sentence in failed.items():
+        complain(f"{name}: {sentence}")
+    if failed:
+        raise typer.Exit(1)
 
 
 def numbers(option: str, text: str) -> tuple[int, ...]:

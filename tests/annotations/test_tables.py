@@ -174,6 +174,26 @@ def test_monai_lists_are_centre_and_size_in_lps() -> None:
     assert found.boxes["1.3"].boxes.shape == (0, 6)
 
 
+def test_monai_labels_are_named_by_the_dataset_or_the_file_and_else_by_place() -> None:
+    entry = {"image": "a.nii", "box": [[10, 20, 30, 4, 4, 4], [0, 0, 0, 2, 2, 2]], "label": [1, 2]}
+    data, classes = {"training": [entry], "validation": []}, ("liver", "kidney")
+
+    def read(data: object, **fields: object) -> BoxFile:
+        config = MonaiJson.model_validate({"file": "f", **fields})
+        return read_monai_json(json.dumps(data), config, classes, case_id_of=file_stem, where="f.json")
+
+    named = {**data, "labels": {"0": "background", "1": "kidney", "2": "liver"}}
+    assert read(named).boxes["a"].classes.tolist() == [1, 0]
+    assert read(named, values=["background", "liver", "kidney"]).boxes["a"].classes.tolist() == [0, 1]
+    assert read(data, values={"1": "kidney", "2": "liver"}).boxes["a"].classes.tolist() == [1, 0]
+    (problem,) = read(data).problems
+    assert "label must be one of 0 (liver), 1 (kidney), got 2" in problem.message
+    (problem,) = read({**data, "labels": {"1": "background", "2": "liver"}}).problems
+    assert "label 1 is 'background', which is no class" in problem.message
+    with pytest.raises(DataError, match="labels: number 1 is both"):
+        read({**data, "labels": {"liver": 1, "kidney": 1}})
+
+
 @pytest.mark.parametrize(
     ("change", "code"),
     [

@@ -127,6 +127,13 @@ def test_several_classes_need_to_be_told_apart() -> None:
         Dataset.model_validate(parts(annotations={"kind": "instances", "file": "x"}, classes=["a", "b"]))
 
 
+def test_values_name_one_of_the_classes_at_least() -> None:
+    labels = {"kind": "labels", "file": "{case}.nii"}
+    assert Dataset.model_validate(parts(annotations={**labels, "values": {"1": "a", "2": "other"}}))
+    with pytest.raises(ValueError, match="values names none of the classes, which are a"):
+        Dataset.model_validate(parts(annotations={**labels, "values": {"1": "A"}}))
+
+
 def test_a_table_and_label_maps_go_together_but_not_two_of_one_sort() -> None:
     boxes, labels = {"kind": "boxes_json", "file": "b.json"}, {"kind": "labels", "file": "{case}.nii"}
     assert len(Dataset.model_validate(parts(annotations=[boxes, labels])).annotations) == 2

@@ -84,6 +84,34 @@ def test_a_map_on_another_grid_is_refused(write: Write, describe: Describe, bloc
     assert codes(describe(LABELS)) == ["labels.geometry"]
 
 
+def test_maps_and_masks_that_are_stored_otherwise_are_put_on_the_image(
+    write: Write, describe: Describe, block: Block
+) -> None:
+    parts = block((1, FIRST), (2, SECOND))
+    write("images/a.nii.gz")
+    write("labels/a.nii.gz", parts)
+    plain = only(describe(LABELS))
+    # y runs backwards, and the axes come as z x y.
+    turned = {"origin": (-15.0, -6.0, 3.0), "direction": (0, 1, 0, 0, 0, -1, 1, 0, 0), "spacing": (2.0, 1.0, 1.0)}
+    stored = np.ascontiguousarray(parts[:, ::-1].transpose(2, 0, 1))
+    write("labels/a.nii.gz", stored, **turned)
+    for mine, theirs in zip(only(describe(LABELS)), plain, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    for value, name in enumerate(("liver", "spleen"), start=1):
+        write(f"masks/a/{name}.nrrd", (stored == value).astype(np.uint8), **turned)
+    for mine, theirs in zip(
+        only(describe({"kind": "mask_folder", "file": "masks/{case}/{class}.nrrd"})), plain, strict=True
+    ):
+        np.testing.assert_array_equal(mine, theirs)
+    write("instances/a.nii.gz", (stored == 1).astype(np.uint8), **turned)
+    one = only(describe({"kind": "instances", "file": "instances/{case}.nii.gz"}, classes=["liver"]))
+    np.testing.assert_array_equal(one[0], plain[0][:1])
+    half = {**turned, "origin": (-14.5, -6.0, 3.0)}
+    write("labels/a.nii.gz", stored, **half)
+    (problem,) = examine(describe(LABELS), list_cases(describe(LABELS))[0]).problems
+    assert "corners are up to 0.5 mm apart" in problem.message
+
+
 def test_rounded_affines_are_accepted(write: Write, describe: Describe, block: Block) -> None:
     write("images/a.nii.gz", spacing=(0.703125, 0.703125, 2.5))
     write("labels/a.nii.gz", block(), spacing=(0.703125 * (1 + 1e-6), 0.703125, 2.5), origin=(-15.0001, -15.0, 3.0))
@@ -143,6 +171,10 @@ def test_instances_with_their_classes(tmp_path: Path, write: Write, describe: De
     assert classes.tolist() == [1, 1]
     assert labels is not None
     assert labels.max() == 2
+    (tmp_path / "labels/a.json").write_text(json.dumps({"instances": {"1": 4, "2": 0}}))
+    assert codes(describe(kind)) == ["instances.form"]
+    assert only(describe({**kind, "values": {"0": "spleen", "4": "liver"}}))[1].tolist() == [0, 1]
+    assert codes(describe({**kind, "values": ["liver", "spleen"]})) == ["instances.form"]
     (tmp_path / "labels/a.json").write_text(json.dumps({"instances": {"1": 1, "3": 1}}))
     assert codes(describe(kind)) == ["instances.class", "instances.absent"]
     (tmp_path / "labels/a.json").write_text("{")

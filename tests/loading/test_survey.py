@@ -165,6 +165,11 @@ def test_msd_pairs_images_with_labels_and_names_values(tmp_path: Path, describe:
     (case,) = list_cases(describe({"kind": "msd"}))
     assert case.maps is not None
     assert case.maps.names == {1: "spleen"}
+    several = {**MSD, "labels": {"background": 0, "spleen": 3, "liver": 117}}
+    (tmp_path / "dataset.json").write_text(json.dumps(several))
+    (other,) = list_cases(describe({"kind": "msd"}))
+    assert other.maps is not None
+    assert other.maps.names == {3: "spleen", 117: "liver"}
     assert Path(case.maps.file) == tmp_path / "labels/a.nii.gz"
 
 
@@ -180,6 +185,8 @@ def test_msd_images_and_entries_must_fit(tmp_path: Path, describe: Describe) -> 
     [
         ({"labels": None}, "has no table 'labels'"),
         ({"labels": {"spleen": "one"}}, "must pair a number with a name"),
+        ({"labels": {"spleen": 1, "liver": 1}}, "number 1 is both 'spleen' and 'liver'"),
+        ({"labels": {"1": "Spleen"}}, r"labels names Spleen, none of the dataset's classes \(liver, spleen\)"),
         ({"training": None}, "has no list 'training'"),
         ({"training": ["./images/a.nii.gz"]}, r"training\[0\] must have an image and a label"),
     ],

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -183,3 +184,31 @@ def test_a_folder_with_a_run_is_never_overwritten(tiny: Any, tmp_path: Path) -> 
     _import(tmp_path / "model.pt", recipe, tmp_path / "run")
     with pytest.raises(ConfigError, match="holds a run already"):
         _import(tmp_path / "model.pt", recipe, tmp_path / "run")
+
+
+def test_outputs_have_the_names_that_their_bundle_declares(tmp_path: Path) -> None:
+    weights = tmp_path / "models" / "model.pt"
+    weights.parent.mkdir()
+    torch.save(_published_unet().state_dict(), weights)
+    metadata = tmp_path / "configs" / "metadata.json"
+    metadata.parent.mkdir()
+
+    def declare(name: str) -> None:
+        outputs = {"pred": {"channel_def": {"0": "background", "1": name}}}
+        metadata.write_text(json.dumps({"network_data_format": {"outputs": outputs}}))
+
+    declare("liver")
+    with pytest.raises(
+        ConfigError, match=r"calls output 1 'liver', the classes given 'spleen'; give --classes liver\."
+    ):
+        import_published(weights, "spleen", tmp_path / "run")
+    declare("Spleen")
+    assert import_published(weights, "spleen", tmp_path / "run").classes == ("spleen",)
+
+
+def test_names_of_outputs_differ(tiny: Any, tmp_path: Path) -> None:
+    recipe, weights = tiny
+    torch.save(weights, tmp_path / "model.pt")
+    for names in (["a", "a"], ["a", ""]):
+        with pytest.raises(ConfigError, match="must be names that differ, in the order of the outputs"):
+            import_weights(tmp_path / "model.pt", recipe, names, tmp_path / "run", dataset="toy", licence="CC0")

@@ -212,9 +212,9 @@ def _run_by_luna16(run: str, truth: Path | None, options: FileOptions, *, progre
     scans = tuple(case_id for case_id in known.case_ids if case_id in report.cases)
     answers = replace(answers, name=report.run, files=files)
     result = _by_luna16(answers, replace(known, case_ids=scans), replace(options, which=None))
-    failed = tuple(f"{case_id}: {why}" for case_id, why in {**report.failed, **report.not_judged}.items())
+    failed = {**report.failed, **report.not_judged}
     odd = tuple(f"{case_id}: warning: {text}" for case_id, texts in report.warnings.items() for text in texts)
-    return result.model_copy(update={"notices": (*result.notices, *failed, *odd)})
+    return result.model_copy(update={"notices": (*result.notices, *odd), "failed": failed})
 
 
 def _refuse_against(options: FileOptions) -> None:
