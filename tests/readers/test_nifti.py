@@ -269,3 +269,35 @@ def test_any_byte_of_a_header_may_lie_without_a_crash(
         return
     assert volume.voxels.shape == volume.grid.shape
     assert np.isfinite(volume.grid.affine).all()
+
+
+@pytest.mark.parametrize("excess", [1.2e-7, 1e-6, 5e-6, 5e-5])
+@pytest.mark.parametrize("vector", [(0, 0, 1), (0.6, 0, 0.8), (0.5, 0.5, 0.7071067811865476)])
+def test_a_quaternion_a_little_longer_than_one_is_made_one_long(
+    tmp_path: Path, excess: float, vector: tuple[float, ...]
+) -> None:
+    parts = {f"quatern_{axis}": part * (1 + excess) for axis, part in zip("bcd", vector, strict=True)}
+    path = save(tmp_path / "a.nii", sform_code=0, **parts)
+    rotation = nibabel.quaternions.quat2mat([0, *vector])
+    np.testing.assert_allclose(
+        read_volume(path).grid.affine[:3, :3], RAS_TO_LPS[:3, :3] @ rotation * [0.7, 0.8, 2.5], atol=1e-6
+    )
+    told = [text for text in describe(path).warnings if "quaternion" in text]
+    assert bool(told) == (excess > 2e-7)
+
+
+@pytest.mark.parametrize("length", [1.0002, 1.1, float("nan"), float("inf")])
+def test_a_quaternion_that_is_none_is_refused(tmp_path: Path, refused: Any, length: float) -> None:
+    with refused("nifti.bad_qform"):
+        read_volume(save(tmp_path / "a.nii", sform_code=0, quatern_d=length))
+
+
+def test_beside_an_sform_a_rounded_quaternion_is_no_disagreement(tmp_path: Path) -> None:
+    turned = AFFINE * np.array([-1, -1, 1, 1])[:, None]
+    assert describe(save(tmp_path / "a.nii", affine=turned, quatern_d=1 + 3e-6)).warnings == ()
+
+
+@pytest.mark.parametrize(("qfac", "sign"), [(-1.0, -1), (0.0, 1), (1.0, 1)])
+def test_qfac_below_zero_turns_z_over(tmp_path: Path, qfac: float, sign: int) -> None:
+    grid = read_volume(save(tmp_path / "a.nii", sform_code=0, pixdim=[qfac, 0.7, 0.8, 2.5, 0, 0, 0, 0])).grid
+    assert grid.affine[2, 2] == pytest.approx(sign * 2.5)

@@ -1,6 +1,6 @@
 """NIfTI-1 and NIfTI-2 in one file (.nii, .nii.gz): every field that matters is checked before a voxel is read.
 
-Decided where the format leaves room: the sform wins over the qform (a disagreement is reported as a warning); a file
+Decided where the format leaves room: the sform wins over the qform (a disagreement is reported as a warning); a quaternion a little longer than 1 is made 1 long; a file
 with neither is refused, because its orientation would be a guess; units that are not stated are millimetres, as every
 writer means them; a slope of 0 or NaN means that values are not scaled; compression is told from the file's first
 bytes, not from its name.
@@ -35,6 +35,10 @@ _HEADERS: dict[int, tuple[Any, bytes, int, int]] = {
 _DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 _MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 _AGAIN = "Copy or download the file again."
+_QUATERNION_EXCESS = 1e-4
+"""How much longer than 1 a quaternion may be: what four decimals leave. nibabel refuses 2e-7; ITK looks at nothing."""
+_QUATERNION_ROUNDING = 2e-7
+"""As much is float32's rounding, of which nothing is said."""
 
 
 def read_nifti(path: Path) -> Stored:
@@ -184,7 +188,8 @@ def _grid(header: Any, shape: Shape, path: Path) -> tuple[Grid, list[str]]:
         warnings += _beside_sform(header, grid, unit_mm)
         return grid, warnings
     if int(header["qform_code"]) > 0:
-        return grid_of(_lps_mm(_qform(header, path), unit_mm), shape, path), warnings
+        affine, told = _qform(header, path)
+        return grid_of(_lps_mm(affine, unit_mm), shape, path), [*warnings, *told]
     raise refusal(
         "nifti.no_orientation",
         path,
@@ -200,7 +205,8 @@ def _lps_mm(affine: Affine, unit_mm: float) -> Affine:
     return turned
 
 
-def _qform(header: Any, path: Path) -> Affine:
+def _qform(header: Any, path: Path) -> tuple[Affine, list[str]]:
+    """The matrix of the qform to RAS, and what is worth knowing of its quaternion."""
     spacing = [float(side) for side in header["pixdim"][1:4]]
     if not all(math.isfinite(side) and side > 0 for side in spacing):
         raise refusal(
@@ -210,14 +216,39 @@ def _qform(header: Any, path: Path) -> Affine:
             remedy="Write the true spacing into pixdim, in millimetres.",
         )
     try:
-        return np.asarray(header.get_qform(), np.float64)
-    except (ValueError, nib.spatialimages.HeaderDataError) as error:
+        affine, excess = _rotated(header)
+    except ValueError as error:
         raise refusal(
             "nifti.bad_qform",
             path,
             f"has a qform that is no rotation ({error}).",
             remedy="Restore the geometry from the original images.",
         ) from None
+    told = f"the qform's quaternion is longer than 1 by {excess:.1g}; it was made 1 long"
+    return affine, [told] if excess > _QUATERNION_ROUNDING else []
+
+
+def _rotated(header: Any) -> tuple[Affine, float]:
+    """The matrix of the qform by NIfTI's method 2, and how much longer than 1 its quaternion was.
+
+    A qfac (pixdim[0]) below 0 turns z over; any other counts as 1, as NIfTI's own library has it.
+    """
+    vector = np.array([float(header[f"quatern_{axis}"]) for axis in "bcd"])
+    excess = float(np.linalg.norm(vector)) - 1.0
+    if not math.isfinite(excess) or excess > _QUATERNION_EXCESS:
+        raise ValueError(f"its quaternion has a length of {excess + 1:.6g} without its first part; 1 is the most")
+    if excess > 0.0:
+        vector /= excess + 1.0
+    first = math.sqrt(max(0.0, 1.0 - float(vector @ vector)))
+    sides = np.array([float(side) for side in header["pixdim"][1:4]])
+    if not (np.isfinite(sides) & (sides > 0)).all():
+        raise ValueError(f"its voxel sides are {sides.tolist()}")
+    if header["pixdim"][0] < 0:
+        sides[2] *= -1.0
+    affine = np.eye(4)
+    affine[:3, :3] = nib.quaternions.quat2mat([first, *vector]) * sides
+    affine[:3, 3] = [float(header[f"qoffset_{axis}"]) for axis in "xyz"]
+    return affine, max(excess, 0.0)
 
 
 def _beside_sform(header: Any, grid: Grid, unit_mm: float) -> list[str]:
@@ -229,9 +260,9 @@ def _beside_sform(header: Any, grid: Grid, unit_mm: float) -> list[str]:
         warnings.append(f"pixdim says {text} mm, against the sform, which was followed")
     if int(header["qform_code"]) > 0:
         try:
-            other = Grid.from_affine(_lps_mm(header.get_qform(), unit_mm), grid.shape)
+            other = Grid.from_affine(_lps_mm(_rotated(header)[0], unit_mm), grid.shape)
             differ = not grid.is_close(other, tolerance_mm=0.1 * min(grid.spacing_mm))
-        except (ValueError, nib.spatialimages.HeaderDataError):
+        except ValueError:
             differ = True
         if differ:
             warnings.append("qform and sform place the volume differently; the sform was followed")
