@@ -17,6 +17,7 @@ import tomlkit
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from voxray.errors import ConfigError
+from voxray.user_text import TextError, read_text
 
 
 class Config(BaseModel):
@@ -48,10 +49,10 @@ def read(kind: type[C], path: Path, *, context: Mapping[str, Any] | None = None)
 def read_mapping(path: Path) -> dict[str, Any]:
     """The TOML or JSON file at `path` as plain dictionaries; told apart by suffix."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; give the path of a .toml or .json file.") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, TextError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); give a readable UTF-8 text file.") from None
     try:
         data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)

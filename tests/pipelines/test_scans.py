@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,3 +99,13 @@ def test_a_list_that_names_no_scan_is_refused(content: bytes, sentence: str, tmp
     make(tmp_path / "ct.nii")
     with pytest.raises(ConfigError, match=sentence):
         find_scans([make(tmp_path / "study.txt", content)])
+
+
+@pytest.mark.parametrize("disk", ["NFC", "NFD"])
+@pytest.mark.parametrize("written", ["NFC", "NFD"])
+def test_scans_are_found_whatever_the_normal_form_of_their_names(tmp_path: Path, disk: Any, written: Any) -> None:
+    make(tmp_path / unicodedata.normalize(disk, "Zoë/ct.nii.gz"))
+    line = unicodedata.normalize(written, "Zoë/ct.nii.gz")
+    listed = make(tmp_path / "study.txt", b"\xef\xbb\xbf" + line.encode() + b"\r\n")
+    for given in (listed, tmp_path / line, (tmp_path / line).parent):
+        assert [scan.path.name for scan in find_scans([given])] == ["ct.nii.gz"]

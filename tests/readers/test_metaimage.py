@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import unicodedata
 import zlib
 from pathlib import Path
 from typing import Any
@@ -257,3 +258,20 @@ def test_any_byte_of_a_header_may_lie_without_a_crash(
     except DataError:
         return
     assert volume.voxels.shape == volume.grid.shape
+
+
+@pytest.mark.parametrize("disk", ["NFC", "NFD"])
+@pytest.mark.parametrize("written", ["NFC", "NFD"])
+def test_a_data_file_is_found_whatever_the_normal_form_of_its_name(tmp_path: Path, disk: Any, written: Any) -> None:
+    header = tmp_path / unicodedata.normalize(disk, "Zoë.mhd")
+    name = unicodedata.normalize(written, "Zoë.raw")
+    lines = "\ufeffNDims = 3\nDimSize = 4 3 2\nOffset = 1 2 3\nTransformMatrix = 1 0 0 0 1 0 0 0 1\n"
+    lines += f"ElementSpacing = 1 1 2\nElementType = MET_SHORT\nElementDataFile = {name}\n"
+    header.write_text(lines, encoding="utf-8")
+    voxels = np.arange(24, dtype="<i2")
+    (tmp_path / unicodedata.normalize(disk, "Zoë.raw")).write_bytes(voxels.tobytes())
+    for path in (header, header.with_name(unicodedata.normalize(written, "Zoë.mhd"))):
+        assert (read_volume(path).voxels.ravel(order="F") == voxels).all()
+    local = tmp_path / "a.mha"
+    local.write_bytes(lines.replace(name, "LOCAL").encode() + voxels.tobytes())
+    assert (read_volume(local).voxels.ravel(order="F") == voxels).all()

@@ -276,7 +276,7 @@ def test_any_byte_of_a_header_may_lie_without_a_crash(
 def test_a_quaternion_a_little_longer_than_one_is_made_one_long(
     tmp_path: Path, excess: float, vector: tuple[float, ...]
 ) -> None:
-    parts = {f"quatern_{axis}": part * (1 + excess) for axis, part in zip("bcd", vector, strict=True)}
+    parts: Any = {f"quatern_{axis}": part * (1 + excess) for axis, part in zip("bcd", vector, strict=True)}
     path = save(tmp_path / "a.nii", sform_code=0, **parts)
     rotation = nibabel.quaternions.quat2mat([0, *vector])
     np.testing.assert_allclose(

@@ -180,3 +180,11 @@ def test_any_byte_of_a_header_may_lie_without_a_crash(
     except DataError:
         return
     assert volume.voxels.shape == volume.grid.shape
+
+
+def test_a_mark_before_the_header_is_no_part_of_it(tmp_path: Path) -> None:
+    header = "\ufeffNRRD0004\ntype: short\ndimension: 3\nspace: left-posterior-superior\nsizes: 4 3 2\n"
+    header += "space directions: (1,0,0) (0,1,0) (0,0,2)\nendian: little\nencoding: raw\nspace origin: (1,2,3)\n\n"
+    voxels = np.arange(24, dtype="<i2")
+    (tmp_path / "a.nrrd").write_bytes(header.encode() + voxels.tobytes())
+    assert (read_volume(tmp_path / "a.nrrd").voxels.ravel(order="F") == voxels).all()

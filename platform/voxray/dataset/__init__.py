@@ -18,6 +18,7 @@ from voxray.dataset.paths import RootedPath, expand_variables, file_stem
 from voxray.dataset.source import BoxTruth, CaseSource, MapTruth
 from voxray.dataset.truth import Annotation, BoxesCsv, BoxTable, Instances, SpheresCsv
 from voxray.errors import ConfigError
+from voxray.user_text import same
 
 __all__ = [
     "BoxTruth",
@@ -68,7 +69,7 @@ class ImagesConfig(Config):
         """The case id of a path below the root, or None where the pattern does not match."""
         if self.case_id is None:
             return file_stem(path)
-        return _joined_groups(self.case_id, path)
+        return _joined_groups(same(self.case_id), same(path))
 
 
 class PatientsConfig(Config):
@@ -92,7 +93,7 @@ class PatientsConfig(Config):
     def patient_of(self, case_id: str) -> str | None:
         """The patient that the pattern finds in a case id, or None where it does not match."""
         assert self.pattern is not None
-        return _joined_groups(self.pattern, case_id)
+        return _joined_groups(same(self.pattern), case_id)
 
 
 class Dataset(Config):
@@ -117,6 +118,11 @@ class Dataset(Config):
     """The file that says all this; filled in when it is read, so that a run can say what it was trained on."""
     overhang_vox: NonNegativeFloat = 1.0
     """A box that reaches further than this beyond its image is a problem; less is cut off at the border."""
+
+    @field_validator("classes", "exclude")
+    @classmethod
+    def _as_compared(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(same(name) for name in names)
 
     @model_validator(mode="after")
     def _consistent(self) -> Dataset:

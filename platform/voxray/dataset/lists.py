@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 from voxray.dataset.paths import file_stem
 from voxray.dataset.source import CaseSource
 from voxray.errors import ConfigError
+from voxray.user_text import TextError, on_disk, read_text, same
 
 _SIDE_NAMES = {
     "train": "train",
@@ -38,7 +40,7 @@ def count_lists(file: str) -> int:
     """How many folds the file (or the files, where the path holds ``{fold}``) gives."""
     if "{fold}" in file:
         count = 0
-        while Path(file.replace("{fold}", str(count))).is_file():
+        while on_disk(Path(file.replace("{fold}", str(count)))).is_file():
             count += 1
         if count == 0:
             raise ConfigError(f"folds.file: {file.replace('{fold}', '0')}: no such file; fold 0 must exist.")
@@ -79,7 +81,7 @@ def read_csv_sides(file: str, case_column: str, side_column: str, delimiter: str
     """The sides that a CSV column gives."""
     sides: dict[str, set[str]] = {"train": set(), "val": set(), "test": set()}
     try:
-        with Path(file).open(encoding="utf-8-sig", newline="") as stream:
+        with io.StringIO(same(read_text(Path(file))), newline="") as stream:
             reader = csv.DictReader(stream, delimiter=delimiter)
             header = [name.strip() for name in reader.fieldnames or []]
             for column in (case_column, side_column):
@@ -91,7 +93,7 @@ def read_csv_sides(file: str, case_column: str, side_column: str, delimiter: str
                 if name not in _SIDE_NAMES:
                     raise ConfigError(f"{file} line {reader.line_num}: must be train, val or test, got '{name}'.")
                 sides[_SIDE_NAMES[name]].add((row[case_column] or "").strip())
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, TextError) as error:
         raise ConfigError(f"folds.file: {file} cannot be read ({error}); give a UTF-8 CSV file.") from None
     return _disjoint(sides, file)
 
@@ -179,8 +181,8 @@ def _read_json(file: str) -> Any:
             f'[{{"train": [case ids], "val": [case ids]}}, ...].'
         )
     try:
-        return json.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        return json.loads(same(read_text(Path(file))))
+    except (OSError, TextError, json.JSONDecodeError) as error:
         raise ConfigError(f"folds.file: {file} cannot be read ({error}); give a JSON file.") from None
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from voxray.errors import ConfigError
+from voxray.user_text import same
 
 
 def numbered_names(table: Any) -> dict[int, str]:
@@ -20,7 +21,7 @@ def numbered_names(table: Any) -> dict[int, str]:
         number, name = (key, value) if str(key).isdecimal() else (value, key)
         if isinstance(number, bool) or not str(number).isdecimal() or not isinstance(name, str):
             raise ValueError(f"{key} = {value!r} must pair a number with a name")
-        if result.setdefault(int(number), name) != name:
+        if result.setdefault(int(number), same(name)) != same(name):
             raise ValueError(f"number {number} is both {result[int(number)]!r} and {name!r}")
     return result
 

@@ -9,6 +9,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, ValidationInfo
 
+from voxray.user_text import same
+
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _SUFFIXES = (".nii.gz", ".nii", ".mhd", ".mha", ".nrrd", ".nhdr", ".dcm", ".npy")
 
@@ -36,8 +38,11 @@ RootedPath = Annotated[str, AfterValidator(_below_root)]
 
 
 def file_stem(path: str | Path) -> str:
-    """The last part of a path without the suffixes of image files: ``a/scan.1.nii.gz`` -> ``scan.1``."""
-    name = Path(path).name
+    """The last part of a path without the suffixes of image files: ``a/scan.1.nii.gz`` -> ``scan.1``.
+
+    It is spelled as names are compared, whatever the normal form of the path.
+    """
+    name = same(Path(path).name)
     for suffix in _SUFFIXES:
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]

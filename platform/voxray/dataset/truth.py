@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, P
 
 from voxray.config import Config
 from voxray.dataset.paths import RootedPath
+from voxray.user_text import same
 
 WorldFrame = Literal["LPS", "RAS"]
 Objects = Literal["components", "none"]
@@ -38,10 +39,13 @@ class SpheresCsv(BoxTable):
 
 
 def _names_from(first: int) -> BeforeValidator:
-    """Lets a list of names stand for the numbers from `first` on."""
+    """Lets a list of names stand for the numbers from `first` on; names are spelled as they are compared."""
 
     def numbered(value: Any) -> Any:
-        return dict(enumerate(value, start=first)) if isinstance(value, list | tuple) else value
+        table = dict(enumerate(value, start=first)) if isinstance(value, list | tuple) else value
+        if not isinstance(table, dict):
+            return table
+        return {number: same(name) if isinstance(name, str) else name for number, name in table.items()}
 
     return BeforeValidator(numbered)
 

@@ -26,6 +26,7 @@ from voxray.dataset.source import CaseSource
 from voxray.dataset.truth import Instances, Labels, MaskFolder, Msd
 from voxray.errors import DataError
 from voxray.readers import read_label_map
+from voxray.user_text import TextError, on_disk, read_text, same
 from voxray.volume import Grid, Volume
 
 T = TypeVar("T")
@@ -98,7 +99,7 @@ def _read_instances(dataset: Dataset, config: Instances, source: CaseSource, gri
     if volume is None:
         return
     name = Path(source.maps.file).name
-    if source.maps.classes_file is None or not Path(source.maps.file).exists():
+    if source.maps.classes_file is None or not on_disk(Path(source.maps.file)).exists():
         truth.labels = _binary(volume, name, truth.problems).astype(np.uint8)
         _add_components(truth, volume.grid, config.min_object_mm3)
         return
@@ -151,10 +152,10 @@ def mask_files(template: str) -> dict[str, Path]:
     """Class name -> its mask, for every file that the template fits."""
     path = Path(template)
     head, _, tail = path.name.partition("{class}")
-    files = path.parent.glob("*") if path.parent.is_dir() else iter(())
-    found = {
-        file.name[len(head) : len(file.name) - len(tail)]: file for file in files if _fits(file.name, head, tail)
-    }
+    folder = on_disk(path.parent)
+    files = {same(file.name): file for file in folder.glob("*")} if folder.is_dir() else {}
+    head, tail = same(head), same(tail)
+    found = {name[len(head) : len(name) - len(tail)]: file for name, file in files.items() if _fits(name, head, tail)}
     return dict(sorted(found.items()))
 
 
@@ -164,7 +165,7 @@ def _fits(name: str, head: str, tail: str) -> bool:
 
 def _read_map(file: str, grid: Grid | None, truth: Truth, *, absent: str) -> Volume | None:
     """The map on the image's grid; an absent one is a problem, or an empty map where that is allowed."""
-    if not Path(file).exists():
+    if not on_disk(Path(file)).exists():
         if absent == "empty":
             return None if grid is None else Volume(np.zeros(grid.shape, np.uint8), grid)
         truth.problems.append(DataError("labels.missing", f"{file}: no such file.", remedy=_MAPS_REMEDY))
@@ -195,10 +196,10 @@ def _add_components(truth: Truth, grid: Grid | None, min_object_mm3: float) -> N
 
 def _read_classes(file: str, classes: tuple[str, ...], names: Mapping[int, str] | None) -> dict[int, int]:
     try:
-        data = json.loads(Path(file).read_text(encoding="utf-8"))
+        data = json.loads(same(read_text(Path(file))))
     except FileNotFoundError:
         raise DataError("instances.missing", f"{file}: no such file.", remedy=_MAPS_REMEDY) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, TextError, json.JSONDecodeError) as error:
         text = f"{file}: cannot be read: {error}."
         raise DataError("instances.form", text, remedy="Give a JSON file.") from None
     return instance_classes(data, classes, where=Path(file).name, names=names)

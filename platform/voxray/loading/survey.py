@@ -32,6 +32,7 @@ from voxray.dataset.truth import (
 )
 from voxray.errors import ConfigError, DataError
 from voxray.loading.msd import read_msd
+from voxray.user_text import TextError, on_disk, read_text, same, spellings
 
 _REPORTED_ONLY = "annotations.no_image"
 
@@ -86,13 +87,13 @@ def read_excluded(dataset: Dataset) -> dict[str, Spheres]:
     """The findings that the dataset's evaluation leaves out, by case id; empty where it names no file of them."""
     for annotation in dataset.annotations:
         if isinstance(annotation, SpheresCsv) and annotation.excluded_file is not None:
-            text = _read_text(annotation.excluded_file, "annotations.excluded_file")
+            text = same(_read_text(annotation.excluded_file, "annotations.excluded_file"))
             return read_excluded_csv(text, annotation, where=annotation.excluded_file)
     return {}
 
 
 def _find_images(dataset: Dataset, problems: list[DataError]) -> dict[str, Path]:
-    root = Path(dataset.root)
+    root = on_disk(Path(dataset.root))
     if not root.is_dir():
         raise ConfigError(f"root: {root}: no such folder; mend root in the dataset's file, or give --root DIR.")
     found: dict[str, Path] = {}
@@ -117,7 +118,7 @@ def _find_images(dataset: Dataset, problems: list[DataError]) -> dict[str, Path]
 def _matches(root: Path, patterns: Sequence[str]) -> list[Path]:
     """What the patterns find, each path once; hidden files, such as macOS's ``._scan.nii.gz``, are left out."""
     try:
-        paths = {path for pattern in patterns for path in root.glob(pattern)}
+        paths = {path for pattern in patterns for spelled in spellings(pattern) for path in root.glob(spelled)}
     except (NotImplementedError, ValueError) as error:
         raise ConfigError(f"images.glob: {', '.join(patterns)}: {error}; give patterns relative to root.") from None
     return sorted(path for path in paths if not any(part[0] == "." for part in path.relative_to(root).parts))
@@ -145,7 +146,7 @@ def _patient_table(dataset: Dataset) -> dict[str, str]:
     rule = dataset.patients
     assert rule is not None
     assert rule.file is not None
-    text = _read_text(rule.file, "patients.file")
+    text = same(_read_text(rule.file, "patients.file"))
     rows = csv.DictReader(text.splitlines(), delimiter=rule.delimiter)
     for column in (rule.case_column, rule.patient_column):
         if column not in (rows.fieldnames or ()):
@@ -170,7 +171,7 @@ def _boxes(dataset: Dataset, images: Mapping[str, Path], problems: list[DataErro
 
 
 def _read_table(dataset: Dataset, annotation: BoxTable) -> BoxFile:
-    text = _read_text(annotation.file, "annotations.file")
+    text = same(_read_text(annotation.file, "annotations.file"))
     classes, where = dataset.classes, annotation.file
     match annotation:
         case SpheresCsv():
@@ -232,10 +233,10 @@ def _map_truth(dataset: Dataset, annotation: Labels | MaskFolder | Instances, ca
 
 def _read_text(file: str, field: str) -> str:
     try:
-        return Path(file).read_text(encoding="utf-8-sig")
+        return read_text(Path(file))
     except FileNotFoundError:
         raise ConfigError(f"{field}: {file}: no such file; mend the path, which is relative to root.") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, TextError) as error:
         raise ConfigError(f"{field}: {file} cannot be read ({error}); give a UTF-8 text file.") from None
 
 

@@ -26,6 +26,7 @@ from voxray.predictions import PICKLE_SUFFIX, MarkTable, read_marks, read_monai,
 from voxray.predictions.monai import is_monai, read_monai_names
 from voxray.predictions.problems import problem, read_text
 from voxray.readers import read_label_map
+from voxray.user_text import on_disk, same
 
 Form = Literal["findings", "labels", "maps", "monai", "pickles", "marks"]
 MAP_FORMS: tuple[Form, ...] = ("labels", "maps")
@@ -58,6 +59,7 @@ class Answers:
 
 def read_answers(path: Path, *, trust_pickle: bool) -> Answers:
     """The answers at `path`, told apart by what it holds."""
+    path = on_disk(path)
     if not path.exists():
         raise ConfigError(f"{path}: no such file or folder; give a run, or a file or folder of answers.")
     if path.is_dir():
@@ -253,7 +255,7 @@ def _json(path: Path) -> Any:
 
 
 def _by_name(truth: Truth) -> Callable[[str], str | None]:
-    return lambda name: name if name in truth.patients else None
+    return lambda name: same(name) if same(name) in truth.patients else None
 
 
 def _by_image(truth: Truth) -> Callable[[str], str | None]:
@@ -267,7 +269,7 @@ def _without_dots(truth: Truth) -> Callable[[str], str | None]:
         other = changed.setdefault(case_id.replace(".", "_"), case_id)
         if other != case_id:
             raise ConfigError(f"cases {other} and {case_id} are one where dots are underscores; rename one.")
-    return lambda name: name if name in truth.patients else changed.get(name)
+    return lambda name: same(name) if same(name) in truth.patients else changed.get(same(name))
 
 
 _NAMING: Mapping[Form, Callable[[Truth], Callable[[str], str | None]]] = {

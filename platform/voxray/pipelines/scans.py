@@ -12,6 +12,7 @@ from voxray.dicom_file import is_dicom
 from voxray.errors import ConfigError
 from voxray.readers import READERS
 from voxray.readers.dicom import read_dicom
+from voxray.user_text import TextError, on_disk, read_text
 from voxray.written import LABEL_MAP, OBJECT, mark_of
 
 SUFFIXES = tuple(suffix for suffix, reader in READERS.items() if reader is not read_dicom)
@@ -59,13 +60,13 @@ def find_scans(inputs: Sequence[Path], *, say: Callable[[str], object] = lambda 
 
 def _unlisted(inputs: Sequence[Path]) -> Iterator[tuple[Path, Path, str]]:
     """For each input the folder that names are told apart within, the input, and where it stands in a list."""
-    for given in inputs:
+    for given in map(on_disk, inputs):
         if given.suffix.lower() != LIST_SUFFIX or not given.is_file():
             yield given, given, ""
             continue
         lines = [line.strip() for line in _lines(given)]
         named = {
-            number: (given.parent / line).absolute()
+            number: on_disk((given.parent / line).absolute())
             for number, line in enumerate(lines, start=1)
             if line and not line.startswith("#")
         }
@@ -77,9 +78,9 @@ def _unlisted(inputs: Sequence[Path]) -> Iterator[tuple[Path, Path, str]]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: is not UTF-8 text; a list names a scan on each line.") from None
+        return read_text(path).splitlines()
+    except TextError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text ({error}); a list names a scan on each line.") from None
 
 
 def is_volume_file(path: Path) -> bool:

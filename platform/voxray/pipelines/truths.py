@@ -28,6 +28,7 @@ from voxray.pipelines.naming import Naming, named_labels
 from voxray.predictions.monai import read_monai_names
 from voxray.predictions.problems import read_text
 from voxray.readers import READERS, describe, read_label_map
+from voxray.user_text import on_disk
 from voxray.volume import Grid
 
 MAX_LABEL = 255
@@ -80,6 +81,7 @@ class CaseTruth:
 
 def read_truth(path: Path, *, root: Path | None = None, values: Mapping[int, str] | None = None) -> Truth:
     """The truth at `path`, told apart by what it is; `values` names the numbers of label maps in a folder."""
+    path = on_disk(path)
     if not path.exists():
         raise ConfigError(f"{path}: no such file or folder; give a dataset's file, or a folder or file of truth.")
     if path.is_dir():

@@ -6,6 +6,7 @@ import gzip
 from pathlib import Path
 
 from voxray.errors import DataError
+from voxray.user_text import TextError, on_disk, same, text_in
 
 
 def problem(code: str, message: str, remedy: str) -> DataError:
@@ -14,16 +15,16 @@ def problem(code: str, message: str, remedy: str) -> DataError:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, unpacked where its name ends in .gz; an empty one is refused."""
+    """The text of a file, its names as they are compared, unpacked if it ends in .gz; an empty one is refused."""
     try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+        data = on_disk(path).read_bytes()
+        text = text_in(gzip.decompress(data) if path.suffix == ".gz" else data)
     except FileNotFoundError:
         raise problem("missing", f"{path}: no such file.", "Give the path of an existing file.") from None
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, TextError) as error:
         raise problem(
             "unreadable", f"{path}: cannot be read ({error}).", "Give a readable UTF-8 text file."
         ) from None
     if not text.strip():
         raise problem("empty", f"{path}: is empty.", "Give the file that the detector wrote.")
-    return text
+    return same(text)

@@ -21,6 +21,7 @@ from voxray.readers.nifti_writer import write_nifti
 from voxray.readers.nrrd import read_nrrd
 from voxray.readers.refusals import refusal
 from voxray.readers.stored import Stored, hounsfield, labels
+from voxray.user_text import on_disk
 from voxray.volume import Volume
 
 Reader = Callable[[Path], Stored]
@@ -51,6 +52,7 @@ def read_volume(path: Path, *, series_uid: str | None = None) -> Volume:
 
 def open_scan(path: Path, *, series_uid: str | None = None) -> Stored:
     """The checked headers of the scan at `path`, with its voxels behind them; `hounsfield` reads those."""
+    path = on_disk(path)
     if path.name.lower().endswith(_SEGMENTATION):
         raise refusal(
             "path.label_map",
@@ -63,6 +65,7 @@ def open_scan(path: Path, *, series_uid: str | None = None) -> Stored:
 
 def read_label_map(path: Path) -> Volume:
     """The label map at `path` as uint8, or as uint16 where a label is above 255."""
+    path = on_disk(path)
     if _is_dicom(path):
         raise refusal(
             "path.not_label_map",
@@ -75,7 +78,7 @@ def read_label_map(path: Path) -> Volume:
 
 def describe(path: Path, *, pixels: bool = False, series_uid: str | None = None) -> Info:
     """What the scan at `path` is, from its headers; with `pixels` its voxels are read too, and their range given."""
-    return info_of(_stored(path, series_uid), pixels=pixels)
+    return info_of(_stored(on_disk(path), series_uid), pixels=pixels)
 
 
 def volume_files(path: Path, *, series_uid: str | None = None) -> tuple[Path, ...]:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from voxray.readers.refusals import refusal
+from voxray.user_text import on_disk
 
 
 def data_file(name: str, header: Path, *, outside: str, missing: str) -> Path:
-    """The named file beside `header`; paths, lists and patterns are refused, so that no other file can be read."""
+    """The named file beside `header`, whatever the normal form of its name.
+
+    Paths, lists and patterns are refused, so that no other file can be read.
+    """
     is_bare = name == PurePosixPath(name).name == PureWindowsPath(name).name and name not in ("", ".", "..")
     if not is_bare or name.split()[0].upper() == "LIST" or "%" in name or "\0" in name:
         raise refusal(
@@ -17,7 +21,7 @@ def data_file(name: str, header: Path, *, outside: str, missing: str) -> Path:
             f"names {name!r} as its data file; only the name of one file in the same folder is allowed.",
             remedy="Put the data file beside the header and name it there, or write one file (.mha, .nrrd).",
         )
-    path = header.with_name(name)
+    path = on_disk(header.with_name(name))
     if not path.is_file():
         raise refusal(
             missing,

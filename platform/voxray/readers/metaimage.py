@@ -6,6 +6,7 @@ is stored transposed; AnatomicalOrientation tells nothing that the matrix does n
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -67,10 +68,12 @@ def _fields(path: Path) -> tuple[dict[str, str], int, list[str]]:
     """The header's fields, the byte after ElementDataFile's line, and what was ignored."""
     fields: dict[str, str] = {}
     warnings: list[str] = []
-    end = 0
     with path.open("rb") as file:
         start = file.read(_MAX_HEADER)
-    for number, line in enumerate(start.splitlines(keepends=True), start=1):
+    # The mark that an editor may put at the start is no part of the first field's name.
+    text = start.removeprefix(BOM_UTF8)
+    end = len(start) - len(text)
+    for number, line in enumerate(text.splitlines(keepends=True), start=1):
         end += len(line)
         try:
             key, equals, value = line.decode("utf-8").partition("=")

@@ -1,9 +1,9 @@
 """NIfTI-1 and NIfTI-2 in one file (.nii, .nii.gz): every field that matters is checked before a voxel is read.
 
-Decided where the format leaves room: the sform wins over the qform (a disagreement is reported as a warning); a quaternion a little longer than 1 is made 1 long; a file
-with neither is refused, because its orientation would be a guess; units that are not stated are millimetres, as every
-writer means them; a slope of 0 or NaN means that values are not scaled; compression is told from the file's first
-bytes, not from its name.
+Decided where the format leaves room: the sform wins over the qform (a disagreement is reported as a warning); a
+quaternion a little longer than 1 is made 1 long; a file with neither is refused, because its orientation would be a
+guess; units that are not stated are millimetres, as every writer means them; a slope of 0 or NaN means that values
+are not scaled; compression is told from the file's first bytes, not from its name.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from voxray.volume import Grid, Shape
 
 Affine = Float[np.ndarray, "4 4"]
 
+_QUATERNIONS: Any = nib.quaternions
 _CODES = StreamCodes("nifti.truncated", "nifti.corrupt", "nifti.longer")
 _HEADERS: dict[int, tuple[Any, bytes, int, int]] = {
     348: (nib.Nifti1Header, b"n+1\0", 344, 352),
@@ -36,7 +37,7 @@ _DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 
 _MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 _AGAIN = "Copy or download the file again."
 _QUATERNION_EXCESS = 1e-4
-"""How much longer than 1 a quaternion may be: what four decimals leave. nibabel refuses 2e-7; ITK looks at nothing."""
+"""How much longer than 1 a quaternion may be, as four decimals leave it; nibabel refuses 2e-7, ITK nothing."""
 _QUATERNION_ROUNDING = 2e-7
 """As much is float32's rounding, of which nothing is said."""
 
@@ -246,7 +247,7 @@ def _rotated(header: Any) -> tuple[Affine, float]:
     if header["pixdim"][0] < 0:
         sides[2] *= -1.0
     affine = np.eye(4)
-    affine[:3, :3] = nib.quaternions.quat2mat([first, *vector]) * sides
+    affine[:3, :3] = _QUATERNIONS.quat2mat([first, *vector]) * sides
     affine[:3, 3] = [float(header[f"qoffset_{axis}"]) for axis in "xyz"]
     return affine, max(excess, 0.0)
 

@@ -7,6 +7,7 @@ without a direction (the layers of a segmentation, the components of a vector) m
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -68,21 +69,23 @@ def _fields(path: Path) -> tuple[dict[str, str], int | None]:
     """The header's fields, and the byte after its empty line; None where the header is the whole file."""
     with path.open("rb") as file:
         start = file.read(_MAX_HEADER)
-    lines = start.splitlines(keepends=True)
+    # The mark that an editor may put at the start is no part of the header.
+    text = start.removeprefix(BOM_UTF8)
+    lines = text.splitlines(keepends=True)
     magic = lines[0].strip() if lines else b""
     if not magic.startswith(b"NRRD"):
         raise refusal("nrrd.not_nrrd", path, "does not start with NRRD.", remedy=_AGAIN)
     if not re.fullmatch(rb"NRRD000[1-6]", magic):
         raise refusal("nrrd.version", path, f"is of version {magic[:12]!r}; 1 to 6 are known.", remedy=_AGAIN)
     fields: dict[str, str] = {}
-    end = len(lines[0])
+    end = len(start) - len(text) + len(lines[0])
     for number, line in enumerate(lines[1:], start=2):
         end += len(line)
         if not line.strip():
             return fields, end
-        text = _text(line, number, path)
-        key, separator, value = text.partition(":")
-        if text.startswith("#") or value.startswith("="):
+        field = _text(line, number, path)
+        key, separator, value = field.partition(":")
+        if field.startswith("#") or value.startswith("="):
             continue
         if not separator:
             raise refusal("nrrd.bad_header", path, f"line {number} is no field.", remedy=_AGAIN)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,3 +138,23 @@ def test_a_volume_of_one_value_is_no_bomb(tmp_path: Path, nifti: Nifti) -> None:
     data = nifti((200, 200, 200), value=-1000)
     assert 200**3 * 2 / len(data) > 200
     assert taken({"scan.nii.gz": data}, tmp_path / "study").shape == (200, 200, 200)
+
+
+@pytest.mark.parametrize("sent", ["NFC", "NFD"])
+@pytest.mark.parametrize("named", ["NFC", "NFD"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_accents_may_be_encoded_otherwise_in_the_header(tmp_path: Path, sent: Any, named: Any, packed: bool) -> None:
+    name, other = unicodedata.normalize(sent, "Zoë.raw"), unicodedata.normalize(named, "Zoë.raw")
+    files = {unicodedata.normalize(sent, "Zoë/a.mhd"): mhd(other), unicodedata.normalize(sent, "Zoë/") + name: RAW}
+    assert taken({"a.zip": zip_of(files)} if packed else files, tmp_path / "study").shape == (4, 3, 2)
+    assert (np.load(tmp_path / "study" / "volume.npy").ravel(order="F") == VOXELS).all()
+
+
+def test_of_two_alike_the_one_that_the_header_spells_is_read(tmp_path: Path) -> None:
+    for form in ("NFC", "NFD"):
+        files = {"a.mhd": mhd(unicodedata.normalize(form, "Zoë.raw"))}
+        files |= {
+            unicodedata.normalize(other, "Zoë.raw"): RAW if other == form else RAW[::-1] for other in ("NFC", "NFD")
+        }
+        taken(files, tmp_path / form)
+        assert (np.load(tmp_path / form / "volume.npy").ravel(order="F") == VOXELS).all()

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from voxray.errors import DataError
 from voxray.readers.streams import is_gzip
 from voxray.serving.intake.items import Item, digest_of, is_dicom, is_named_dicom, start_of
+from voxray.user_text import same
 
 _MAX_HEADER = 1 << 20
 _VOLUMES = (".seg.nrrd", ".nii.gz", ".nii", ".mhd", ".mha", ".nrrd", ".nhdr")
@@ -79,9 +80,9 @@ def _with_its_data(volume: Item, header: Path, others: Mapping[Item, Path]) -> b
     named = _named(header)
     if named is None:
         return False
-    found = [
-        path for item, path in others.items() if (item.digest, item.group) == (digest_of(named.name), volume.group)
-    ]
+    beside = {item: path for item, path in others.items() if item.group == volume.group}
+    found = [path for item, path in beside.items() if item.digest == digest_of(named.name)]
+    found = found or [path for item, path in beside.items() if item.alike == digest_of(same(named.name))]
     if len(found) > 1:
         raise DataError(
             "upload.several_scans",

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from voxray.dicom_file import START_BYTES, starts_dicom
 from voxray.errors import DataError
 from voxray.place import whole
+from voxray.user_text import same
 
 _LIST = "list.json"
 
@@ -35,6 +36,8 @@ class Item(NamedTuple):
     """Of its own bare name, so that a header can be matched with the data file that it names."""
     group: str = ""
     """Tells files of one folder in one archive from others."""
+    alike: str = ""
+    """Of its name as names are compared: accents may be encoded otherwise than a header has them."""
 
 
 def own_name(number: int) -> str:
@@ -47,7 +50,7 @@ def item_of(number: int, name: str, *, group: str = "") -> Item:
     bare = re.split(r"[\\/]", name)[-1]
     lower = bare.lower()
     suffix = next((end for end in SUFFIXES if lower.endswith(end)), "")
-    return Item(own_name(number), suffix, digest_of(bare), group)
+    return Item(own_name(number), suffix, digest_of(bare), group, digest_of(same(bare)))
 
 
 def digest_of(name: str) -> str:

@@ -19,8 +19,11 @@ from voxray.errors import DataError
 from voxray.serving.intake.items import Item, is_foreign_archive, is_zip, item_of, start_of
 from voxray.serving.intake.limits import Limits
 from voxray.serving.intake.receive import too_many_files
+from voxray.user_text import same
 
 _PIECE = 1 << 20
+_UTF8 = 0x800
+"""The bit of an entry whose name is said to be UTF-8."""
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _AGAIN = "Make the zip again, or send the files as they are."
 _BAD = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OverflowError)
@@ -81,8 +84,9 @@ def _unpacked(archive: Path, prefix: str, number: int, into: Path, budget: _Budg
                 _check(entry)
             for entry in filter(_is_wanted, entries):
                 number += 1
-                group, _, _ = entry.filename.rpartition("/")
-                item = item_of(number, entry.filename, group=prefix + group)
+                name = _name_of(entry)
+                group, _, _ = name.rpartition("/")
+                item = item_of(number, name, group=same(prefix + group))
                 with opened.open(entry) as stream:
                     _write(stream, into / item.file, budget)
                 _check_not_archive(into / item.file, item)
@@ -137,6 +141,16 @@ def _check(entry: zipfile.ZipInfo) -> None:
             f"The zip archive is compressed by method {entry.compress_type}; stored and deflated are read.",
             remedy="Make the zip with the usual compression (deflate).",
         )
+
+
+def _name_of(entry: zipfile.ZipInfo) -> str:
+    """The entry's name; macOS writes UTF-8 without saying so, which is read as code page 437."""
+    if entry.flag_bits & _UTF8:
+        return entry.filename
+    try:
+        return entry.filename.encode("cp437").decode("utf-8")
+    except UnicodeError:
+        return entry.filename
 
 
 def _is_wanted(entry: zipfile.ZipInfo) -> bool:
