@@ -184,6 +184,8 @@ class Evaluation(Record):
     """Case -> what is worth knowing of its scan, its truth or its answer, though all were read."""
     contents: Mapping[str, Content] = {}
     """What each case was; files of earlier versions, and scores of answers in files, do not say it."""
+    weights_sha256: tuple[str, ...] = ()
+    """Of the networks that answered: several of a cross-validation, none where answers lay in files."""
     without_truth: tuple[str, ...] = ()
     """Classes that no case has: they have no score."""
     notices: tuple[str, ...] = ()

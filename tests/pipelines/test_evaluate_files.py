@@ -22,7 +22,7 @@ from voxray.pipelines.forms import monai_json
 from voxray.pipelines.progress import SilentProgress
 from voxray.pipelines.scans import Scan
 from voxray.pipelines.scores import parse_ious
-from voxray.readers import describe, read_label_map, write_nifti
+from voxray.readers import describe, read_label_map, read_volume, write_nifti
 from voxray.volume import Grid, Volume
 
 CASES = ("s0", "s1", "s2")
@@ -483,3 +483,20 @@ def test_thresholds_as_they_are_written() -> None:
     for text in ("0.5:0.1:0.05", "0", "0.1:0.5", "0.5,0.1", "x", "0.2:0.4:0", "1.5", "nan"):
         with pytest.raises(ConfigError, match="--ious"):
             parse_ious(text)
+
+
+def test_answers_to_other_scans_and_masks_that_were_changed_are_scored_with_a_warning(tmp_path: Path) -> None:
+    dataset, out, report = _answered(tmp_path, "segmentation")
+    assert _evaluation(out, dataset).warnings == {}
+    image = dataset.parent / "images" / "s0.nii.gz"
+    volume = read_volume(image)
+    write_nifti(Volume(volume.voxels + np.int16(1), volume.grid), image)
+    mask = read_label_map(out / "s1.nii.gz")
+    write_nifti(Volume(np.zeros_like(mask.voxels), mask.grid), out / "s1.nii.gz")
+    again = _evaluation(out, dataset)
+    assert again.warnings == {
+        "s0": (f"its answer is to other files ({image}) than {image} is now; see that both are one scan",),
+        "s1": ("s1.nii.gz is not the label map that was written with s1.json; it is scored as it is",),
+    }
+    assert again.cases["s0"] == report.cases["s0"]
+    assert again.cases["s1"]["bright"] == 0.0

@@ -12,13 +12,15 @@ import pytest
 from pipelines.bright_runs import register, write_run, write_spheres
 from report.evaluations import read_page
 from voxray.errors import ConfigError
+from voxray.metrics.record import compare
 from voxray.pipelines.evaluate import evaluate
 from voxray.pipelines.evaluate_files import FileOptions, evaluate_anything
+from voxray.pipelines.predict import AnswerOptions, predict
 from voxray.pipelines.progress import SilentProgress
 from voxray.pipelines.report import ReportOptions, find_evaluation, report
 from voxray.pipelines.report_scans import Reach, look_at_scans, reach
 from voxray.pipelines.tracking import open_tracking
-from voxray.readers import read_volume, write_nifti
+from voxray.readers import read_label_map, read_volume, write_nifti
 from voxray.training.checkpoint import read_run
 from voxray.volume import Volume
 
@@ -228,3 +230,33 @@ def test_a_label_map_on_another_grid_is_listed(tmp_path: Path, spheres: Path) ->
     write_nifti(Volume((part > 0).astype(np.uint8), grid), file)
     made = report([str(run)], progress=QUIET)
     assert any("case s0: [comparison.shape] s0.nii.gz has 10 x 10 x 10 voxels" in text for text in made.remarks)
+
+
+def test_scans_and_answers_that_changed_since_the_score_are_not_shown(tmp_path: Path, spheres: Path) -> None:
+    run = evaluated(tmp_path / "run", spheres, "segmentation")
+    image, labels = (spheres.parent / kind for kind in ("images", "labels"))
+    volume = read_volume(image / "s0.nii.gz")
+    write_nifti(Volume(np.full_like(volume.voxels, -900), volume.grid), image / "s0.nii.gz")
+    truth = read_label_map(labels / "s1.nii.gz")
+    write_nifti(Volume(np.zeros_like(truth.voxels), truth.grid), labels / "s1.nii.gz")
+    made = report([str(run)], progress=QUIET)
+    told = "\n".join(made.remarks)
+    assert "case s0: [report.other_scan] its scan has changed since it was scored" in told
+    assert "case s1: [report.other_truth] its truth has changed since it was scored" in told
+    page = read_page(made.path.read_text())
+    assert sum(alt.startswith("Three planes with what was found") for alt in page.images) == 1
+    write_run(run, "segmentation", val_cases=CASES, dataset_file=str(spheres), threshold=0.4)
+    predict(run, [image / "s2.nii.gz"], run / "evaluation", AnswerOptions(device="cpu"), progress=QUIET)
+    told = "\n".join(report([str(run)], progress=QUIET).remarks)
+    assert "the score is that of other weights than it holds now" in told
+    assert "case s2: [report.other_answer] its answer is no longer the one that was scored" in told
+
+
+def test_scores_of_other_scans_are_not_compared_case_by_case(tmp_path: Path, spheres: Path) -> None:
+    run = evaluated(tmp_path / "run", spheres)
+    image = spheres.parent / "images" / "s0.nii.gz"
+    volume = read_volume(image)
+    write_nifti(Volume(volume.voxels + np.int16(1), volume.grid), image)
+    again = evaluate(run, output=tmp_path / "again", progress=QUIET)
+    with pytest.raises(ConfigError, match="they scored other scans as case s0; score the same scans"):
+        compare(find_evaluation(str(run)).evaluation, again)

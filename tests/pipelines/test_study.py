@@ -138,7 +138,8 @@ def test_a_grid_is_every_combination_once(tmp_path: Path) -> None:
 def test_a_study_of_another_space_or_of_other_cases_is_refused(tmp_path: Path) -> None:
     study_of(tmp_path, Plan(trials=5)).run(evaluator([]))
     with pytest.raises(
-        ConfigError, match=r"is of another network, other cases or other IoUs \(fields merge.tile_iou, "
+        ConfigError,
+        match=r"is of another network, other cases, scans or truth, or other IoUs \(fields merge.tile_iou, ",
     ):
         study_of(tmp_path, Plan(trials=5), about="y")
     other = FIELDS.replace("0.6", "0.55")

@@ -18,6 +18,7 @@ import numpy as np
 from voxray.dataset import BoxTruth, CaseSource, Dataset, MapTruth
 from voxray.loading.maps import mask_files
 from voxray.readers import content_of, volume_content
+from voxray.user_text import on_disk
 
 _PATHS = ("file", "excluded_file", "classes_file")
 """Where annotations lie says nothing of what they hold."""
@@ -65,11 +66,12 @@ def _boxes(boxes: BoxTruth | None) -> list[str] | None:
 def _map_contents(dataset: Dataset, maps: MapTruth) -> Iterator[tuple[str, str | None]]:
     """What each file is for, and its content; None where it is not there, which some datasets allow."""
     if "{class}" in maps.file:
-        for name, file in mask_files(maps.file).items():
+        for name, mask in mask_files(maps.file).items():
             # A mask of no class is never read, but that it is there may be a fault.
-            yield name, volume_content(file) if name in dataset.classes else ""
+            yield name, volume_content(mask) if name in dataset.classes else ""
     else:
-        yield "", volume_content(Path(maps.file)) if Path(maps.file).exists() else None
+        file = on_disk(Path(maps.file))
+        yield "", volume_content(file) if file.exists() else None
     if maps.classes_file is not None:
-        file = Path(maps.classes_file)
+        file = on_disk(Path(maps.classes_file))
         yield "classes", content_of([file]) if file.exists() else None

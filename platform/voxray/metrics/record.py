@@ -208,6 +208,11 @@ def _must_be_alike(first: Evaluation, second: Evaluation) -> None:
     if first.detection is not None and second.detection is not None and first.detection.ious != second.detection.ious:
         raise ConfigError(f"{names}: their thresholds of IoU differ; score both with the same ones.")
     read = [case_id for case_id in first.cases if case_id not in first.failed and case_id not in second.failed]
+    known = [case_id for case_id in read if case_id in first.contents and case_id in second.contents]
+    differing = [case_id for case_id in known if first.contents[case_id].scan != second.contents[case_id].scan]
+    if differing:
+        more = f" and {len(differing) - 1} more cases" if len(differing) > 1 else ""
+        raise ConfigError(f"{names}: they scored other scans as case {differing[0]}{more}; score the same scans.")
     differing = [case_id for case_id in read if not _has_same_truth(first, second, case_id)]
     if differing:
         more = f" and {len(differing) - 1} more cases" if len(differing) > 1 else ""

@@ -76,7 +76,7 @@ def consolidate(
             advance(1)
         ensemble = Ensemble(members=tuple(members), setting=dict(chosen))
         about = _about(runs, name=_name_of(sources, output), recipe=recipe)
-        card = ensemble_card(about, recipe, ensemble, name=output.name, score=_score(sources))
+        card = ensemble_card(about, recipe, ensemble, name=output.name, score=_score(sources, ensemble, progress))
         (folder / "README.md").write_text(card, encoding="utf-8")
         write_manifest(folder, _fields(about, recipe, ensemble), recipe)
     return ConsolidateReport(output, tuple(locations), left_out, chosen)
@@ -193,10 +193,16 @@ def _name_of(sources: Sequence[Location], output: Path) -> str:
     return Place.of(sources[0]).uri.rpartition("/")[2] if len(sources) == 1 else output.name
 
 
-def _score(sources: Sequence[Location]) -> Evaluation | None:
-    """What a cross-validation scored on held-out cases, if it did."""
+def _score(sources: Sequence[Location], ensemble: Ensemble, progress: Progress) -> Evaluation | None:
+    """What a cross-validation scored on held-out cases, if it did, and its networks are these."""
     folder = local_path(sources[0])
     if len(sources) != 1 or folder is None or not (folder / CROSSVAL).exists():
         return None
     file = folder / EVALUATION
-    return read_evaluation(file) if file.exists() else None
+    if not file.exists():
+        return None
+    score = read_evaluation(file)
+    if sorted(score.weights_sha256) != sorted(member.provenance.weights_sha256 for member in ensemble.members):
+        progress.say(f"{file}: scores other networks than these, so the card has no score; run crossval again first.")
+        return None
+    return score

@@ -85,7 +85,10 @@ def evaluate(
                 advance(1)
     about = {"run": engine.run.name, "dataset": data.name, "which": options.which}
     report = summarise(scores, engine.run.classes, task=engine.recipe.task, ious=options.ious, **about)
-    report = report.model_copy(update={"output": str(output), "seconds": time.monotonic() - begin})
+    weights = (engine.stamp.sha256,)
+    report = report.model_copy(
+        update={"output": str(output), "weights_sha256": weights, "seconds": time.monotonic() - begin}
+    )
     path = write_evaluation(report, output / EVALUATION)
     track(report, engine.run, run, path, progress=progress)
     return report

@@ -27,6 +27,7 @@ from voxray.pipelines.given import (
     Answers,
     cases_of,
     detections_in,
+    doubts_of,
     labels_in,
     marks_of,
     naming_of,
@@ -154,7 +155,9 @@ class FileScorer:
             return unjudged(case_id, patient, error)
         truth = held["truth"]
         score = self._labels(case_id, truth) if with_labels else self._boxes(case_id, truth)
-        return replace(score, patient_id=patient, warnings=(*truth.warnings, *score.warnings))
+        source = self._truth.sources.get(case_id)
+        doubts = doubts_of(self._answers, self._names[case_id], source) if case_id in self._names else ()
+        return replace(score, patient_id=patient, warnings=(*truth.warnings, *doubts, *score.warnings))
 
     def _boxes(self, case_id: str, truth: CaseTruth) -> CaseScore:
         held = {"found": Detections.empty("voxel" if truth.frame == "voxel" else "LPS")}

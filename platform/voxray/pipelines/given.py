@@ -13,22 +13,25 @@ from jaxtyping import UInt8
 
 from voxray.alignment import SHIFT_VOX, arrangements, fit
 from voxray.config import read_mapping
+from voxray.dataset import CaseSource
 from voxray.dataset.naming import listed
 from voxray.detections import Detections, boxes_to_world
 from voxray.errors import ConfigError, DataError
 from voxray.evaluation import EVALUATION
-from voxray.inference.findings import FindingsFile, detections_of, read_file
+from voxray.inference.findings import FindingsFile, LabelsFile, detections_of, read_file
 from voxray.pipelines.fold_runs import ANSWERS, CROSSVAL
 from voxray.pipelines.luna16 import some
 from voxray.pipelines.naming import Naming, incomparable, named_labels, read_labels, refuse_unknown
+from voxray.pipelines.standing import is_whole, read_any
 from voxray.pipelines.truths import CaseTruth, Truth, map_files
 from voxray.predictions import PICKLE_SUFFIX, MarkTable, read_marks, read_monai, read_pickles
 from voxray.predictions.monai import is_monai, read_monai_names
 from voxray.predictions.problems import problem, read_text
-from voxray.readers import read_label_map
+from voxray.readers import read_label_map, volume_content
 from voxray.user_text import on_disk, same
 
 Form = Literal["findings", "labels", "maps", "monai", "pickles", "marks"]
+OWN_FORMS: tuple[Form, ...] = ("findings", "labels")
 MAP_FORMS: tuple[Form, ...] = ("labels", "maps")
 
 
@@ -104,7 +107,7 @@ def naming_of(answers: Answers, truth: Truth, values: Mapping[int, str] | None) 
 
     `values` is what ``--values`` says; findings and label indices of voxray's own name their classes themselves.
     """
-    own = answers.form in ("findings", "labels")
+    own = answers.form in OWN_FORMS
     if values is not None and own and not truth.maps:
         raise ConfigError("--values: answers and truth name their classes themselves; leave it out.")
     if own:
@@ -123,6 +126,26 @@ def naming_of(answers: Answers, truth: Truth, values: Mapping[int, str] | None) 
         f"{answers.name}: neither it nor {truth.name} declares what its {what} stand for, and the order of the "
         f"{len(truth.classes)} classes is no answer; say so: --values {_example(truth.classes, first)}."
     )
+
+
+def doubts_of(answers: Answers, name: str, source: CaseSource | None) -> tuple[str, ...]:
+    """Why an answer of voxray's own may not be to the truth's scan, or not be what was written; others say nothing.
+
+    It is scored all the same: a scan may have been converted since, and a label map mended by hand.
+    """
+    path = answers.files.get(name)
+    file = read_any(path) if path is not None and answers.form in OWN_FORMS else None
+    if path is None or file is None:
+        return ()
+    doubts = []
+    if source is not None and file.scan is not None and file.scan.sha256 != volume_content(Path(source.image)):
+        where = file.scan.path or "a scan"
+        doubts.append(
+            f"its answer is to other files ({where}) than {source.image} is now; see that both are one scan"
+        )
+    if isinstance(file, LabelsFile) and file.file_sha256 and not is_whole(file, path.parent):
+        doubts.append(f"{file.file} is not the label map that was written with {path.name}; it is scored as it is")
+    return tuple(doubts)
 
 
 def detections_in(answers: Answers, name: str, naming: Naming, truth: Truth, case: CaseTruth) -> Detections:

@@ -63,7 +63,8 @@ def score_out_of_fold(
     task = folds[finished[0]].task
     pooled = summarise(scores, data.classes, task=task, run=name, dataset=data.name, which=record.scored)
     left_out = _left_out(sources, record, [score.case_id for score in scores], finished)
-    pooled = pooled.model_copy(update={"output": str(output), "notices": left_out})
+    weights = tuple(digest for one in folds.values() for digest in one.weights_sha256)
+    pooled = pooled.model_copy(update={"output": str(output), "notices": left_out, "weights_sha256": weights})
     write_evaluation(pooled, Path(location) / EVALUATION)
     return Pooled(pooled, folds)
 
@@ -93,6 +94,7 @@ def _fold_score(
     assert run.fold is not None
     folder = fold_folder(location, run.fold)
     found = summarise(scores, data.classes, task=engine.recipe.task, run=run.name, dataset=data.name, which=scored)
+    found = found.model_copy(update={"weights_sha256": (engine.stamp.sha256,)})
     path = write_evaluation(found, Path(folder) / "evaluation" / EVALUATION)
     track(found, run, folder, path, progress=progress)
     return found

@@ -15,13 +15,14 @@ from voxray.evaluation import EVALUATION, Evaluation, read_evaluation
 from voxray.inference.package import is_package, read_package
 from voxray.metrics.bootstrap import Difference
 from voxray.metrics.record import compare
+from voxray.pipelines.answers import weights_digest
 from voxray.pipelines.desk import HISTORY, read_failure, read_news
 from voxray.pipelines.progress import Progress
 from voxray.pipelines.report_scans import Reach, look_at_scans, reach
 from voxray.pipelines.tracking import REMEMBERED, open_tracking
 from voxray.place import Place, whole
 from voxray.report import Compared, Entry, Training, compose
-from voxray.training.checkpoint import find_state, read_run, recipe_of
+from voxray.training.checkpoint import find_state, load_model, read_run, recipe_of
 
 REPORT = "report.html"
 
@@ -122,6 +123,13 @@ def read_training(run: Path) -> Training:
     )
 
 
+def weights_of(run: Path) -> str:
+    """The digest of the weights that answer, as answers and scores record it."""
+    if is_package(run):
+        return read_package(run)[0].provenance.weights_sha256
+    return weights_digest(load_model(run)[2])
+
+
 def _rows(history: Any) -> list[Mapping[str, float]]:
     """The history's rows, numbers only: a row may hold null where a value was not finite."""
     return [{name: float(value) for name, value in row.items() if value is not None} for row in history or ()]
@@ -130,6 +138,8 @@ def _rows(history: Any) -> list[Mapping[str, float]]:
 def _entry(given: Given, label: str, options: ReportOptions, progress: Progress) -> Entry:
     training = None if given.run is None else read_training(given.run)
     remarks = [] if training else ["Its training is not known: no curves of the training, and no recipe."]
+    if given.run is not None and given.evaluation.weights_sha256 not in ((), (weights_of(given.run),)):
+        remarks.append("It was trained on after it was scored: the score is that of other weights than it holds now.")
     found = reach(given.evaluation, None if training is None else training.run, options.dataset, options.root)
     data = scans = None
     if isinstance(found, Reach):

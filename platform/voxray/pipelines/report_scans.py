@@ -18,13 +18,14 @@ from voxray.dataset import CaseSource, Dataset, num_folds, read_dataset
 from voxray.detections import Detections, boxes_to_voxel
 from voxray.errors import ConfigError, DataError
 from voxray.evaluation import CaseFindings, Evaluation
-from voxray.loading import list_cases, load_case
+from voxray.loading import list_cases, load_case, truth_content
 from voxray.pictures import cut_closeup, draw_labels, draw_montage
 from voxray.pipelines.luna16 import some
 from voxray.pipelines.naming import read_labels
 from voxray.pipelines.progress import Progress
 from voxray.pipelines.spread import Crew, hire, spread
-from voxray.readers import read_volume
+from voxray.pipelines.standing import read_any
+from voxray.readers import read_volume, volume_content
 from voxray.report import Data, Scans, Shown
 from voxray.report.entry import Kind
 from voxray.report.objects import sizes_in
@@ -101,17 +102,14 @@ def look_at_scans(
 class Examiner:
     """Measures the true objects of one case after another in its scan."""
 
-    def __init__(self, dataset: Dataset) -> None:
-        self._dataset = dataset
+    def __init__(self, evaluation: Evaluation, dataset: Dataset) -> None:
+        self._evaluation, self._dataset = evaluation, dataset
 
     def __call__(self, item: tuple[CaseSource, CaseFindings | None]) -> Measured:
         """The case's sizes and intensities."""
         source, case = item
         held: dict[str, Any] = {}
-        if case is not None:
-            error = attempt(lambda: held.update(_objects(source, case)))
-        else:
-            error = attempt(lambda: held.update(_structures(self._dataset, source)))
+        error = attempt(lambda: held.update(self._measured(source, case)))
         nothing = np.zeros(0)
         return Measured(
             source.case_id,
@@ -122,12 +120,30 @@ class Examiner:
             held.get("warnings", ()),
         )
 
+    def _measured(self, source: CaseSource, case: CaseFindings | None) -> dict[str, Any]:
+        require_scored(self._evaluation, self._dataset, source)
+        return _objects(source, case) if case is not None else _structures(self._dataset, source)
+
+
+def require_scored(evaluation: Evaluation, dataset: Dataset, source: CaseSource) -> None:
+    """A DataError where a case's scan, or the label map that is drawn, is no longer the one that was scored."""
+    known = evaluation.contents.get(source.case_id)
+    if known is None:
+        return
+    is_scan = volume_content(Path(source.image)) == known.scan
+    if is_scan and (evaluation.detection is not None or truth_content(dataset, source) == known.truth):
+        return
+    what = "truth" if is_scan else "scan"
+    text, remedy = f"its {what} has changed since it was scored.", "Evaluate again."
+    raise DataError(f"report.other_{what}", text, remedy=remedy, case_id=source.case_id)
+
 
 class Camera:
     """Takes the pictures of one case after another."""
 
     def __init__(self, evaluation: Evaluation, dataset: Dataset, answers: Path) -> None:
-        self._classes, self._dataset, self._answers = evaluation.classes, dataset, answers
+        self._evaluation, self._dataset, self._answers = evaluation, dataset, answers
+        self._classes = evaluation.classes
         self._failed = frozenset(evaluation.failed)
 
     def __call__(self, request: Request) -> tuple[list[Shown], str]:
@@ -139,6 +155,7 @@ class Camera:
 
     def _closeups(self, request: Request) -> list[Shown]:
         assert request.case is not None
+        require_scored(self._evaluation, self._dataset, request.source)
         image = read_volume(Path(request.source.image))
         truth = _in_voxels(request.case.truth_boxes, request.case, image)
         case = Case(request.source.case_id, "", image, truth, np.array(request.case.truth_classes, np.int64))
@@ -163,6 +180,7 @@ class Camera:
 
     def _whole(self, request: Request) -> list[Shown]:
         assert request.kind is not None
+        require_scored(self._evaluation, self._dataset, request.source)
         case = load_case(self._dataset, request.source)
         labels = self._labels(case)
         caption = request.caption
@@ -178,6 +196,10 @@ class Camera:
         path = self._answers / f"{case.case_id}.json"
         if not path.exists():
             return None
+        file, weights = read_any(path), self._evaluation.weights_sha256
+        if file is not None and weights and file.model.sha256 not in weights:
+            text = "its answer is no longer the one that was scored."
+            raise DataError("report.other_answer", text, remedy="Evaluate again.", case_id=case.case_id)
         try:
             return read_labels(path, self._dataset.classes, case.image.grid).voxels
         except DataError as error:
@@ -218,7 +240,7 @@ def _measure(evaluation: Evaluation, found: Reach, crew: Crew, progress: Progres
     items = [(source, case) for source, case in items if case is None or case.truth_boxes]
     results: list[Measured] = []
     with progress.track("scans", total=len(items), unit="cases") as advance:
-        for one in spread(partial(Examiner, found.dataset), items, crew):
+        for one in spread(partial(Examiner, evaluation, found.dataset), items, crew):
             results.append(one)
             advance(1)
     good = [one for one in results if not one.error]
