@@ -86,6 +86,7 @@ def volume_files(path: Path, *, series_uid: str | None = None) -> tuple[Path, ..
 
     A header's data file, whatever its name; of a folder the slices of the one series, not what lies beside them.
     """
+    path = on_disk(path)
     return _stored(path, series_uid).files or (path,)
 
 
