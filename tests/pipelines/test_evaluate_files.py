@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK
 
 from pipelines.bright_runs import register, write_run, write_spheres
 from voxray.alignment import arrangements
@@ -22,7 +23,7 @@ from voxray.pipelines.forms import monai_json
 from voxray.pipelines.progress import SilentProgress
 from voxray.pipelines.scans import Scan
 from voxray.pipelines.scores import parse_ious
-from voxray.readers import describe, read_label_map, read_volume, write_nifti
+from voxray.readers import describe, label_names, read_label_map, read_volume, write_nifti
 from voxray.volume import Grid, Volume
 
 CASES = ("s0", "s1", "s2")
@@ -260,7 +261,8 @@ def test_values_without_a_class_are_background_only_where_the_dataset_says_so(tm
 def test_numbers_that_nothing_declares_are_asked_for(tmp_path: Path) -> None:
     dataset = _two_classes(tmp_path, MASKS)
     with pytest.raises(
-        ConfigError, match=r"labels: neither it nor two declares .* label values .*--values 1=liver,2=kidney"
+        ConfigError,
+        match=r"labels: neither it nor two declares .* label values .*--values 1=NAME,2=NAME with the names liver",
     ):
         _score(tmp_path / "labels", dataset)
     assert _evaluation(tmp_path / "labels", dataset, values="1=kidney,2=liver").metrics["dice"] == 1.0
@@ -283,6 +285,34 @@ def test_numbers_that_nothing_declares_are_asked_for(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "a.nii.gz").write_bytes(kidney.read_bytes())
     assert _evaluation(tmp_path / "one", single).metrics["dice"] == 1.0
+
+
+def _slicer(path: Path, voxels: Any, names: dict[int, str]) -> None:
+    """A segmentation as 3D Slicer writes it, on the grid of `_two_classes`."""
+    image: Any = SimpleITK.GetImageFromArray(np.ascontiguousarray(voxels.transpose(2, 1, 0)))
+    for number, (value, name) in enumerate(names.items()):
+        image.SetMetaData(f"Segment{number}_LabelValue", str(value))
+        image.SetMetaData(f"Segment{number}_Name", name)
+    path.parent.mkdir(exist_ok=True)
+    SimpleITK.WriteImage(image, str(path))
+
+
+def test_segments_of_3d_slicer_have_their_own_names(tmp_path: Path) -> None:
+    masks = _two_classes(tmp_path, MASKS)
+    voxels = read_label_map(tmp_path / "labels" / "a.nii.gz").voxels
+    # Another case drew them in another order: numbers are this file's alone.
+    turned = np.array([0, 2, 1], np.uint8)[voxels]
+    _slicer(tmp_path / "seg" / "a.seg.nrrd", turned, {2: "kidney", 1: "liver"})
+    assert label_names(tmp_path / "seg" / "a.seg.nrrd") == {1: "liver", 2: "kidney"}
+    assert _evaluation(tmp_path / "seg", masks).metrics["dice"] == 1.0
+    truth = _two_classes(tmp_path, 'kind = "labels"\nfile = "seg/{case}.seg.nrrd"', '["kidney", "liver"]')
+    assert _evaluation(tmp_path / "seg", truth).metrics["dice"] == 1.0
+    assert _evaluation(tmp_path / "seg", truth, values="1=kidney,2=liver").metrics["dice"] == 0.0
+    _slicer(tmp_path / "seg" / "a.seg.nrrd", turned, {1: "Segment_1", 2: "Segment_2"})
+    lost = _evaluation(tmp_path / "labels", truth).not_judged["a"]
+    assert (
+        "its segments (1=Segment_1,2=Segment_2) are no classes of the dataset. Say which class each value is" in lost
+    )
 
 
 def test_a_folder_of_true_maps_has_the_names_that_are_given(tmp_path: Path) -> None:
@@ -315,7 +345,8 @@ def test_class_numbers_of_boxes_are_those_that_are_declared(tmp_path: Path) -> N
     dataset = _two_classes(tmp_path, NAMED)
     bare = _boxes(tmp_path, {"kidney": 0, "liver": 1})
     with pytest.raises(
-        ConfigError, match=r"result: neither it nor two declares .* class numbers .*--values 0=liver,1=kidney"
+        ConfigError,
+        match=r"result: neither it nor two declares .* class numbers .*--values 0=NAME,1=NAME with the names liver",
     ):
         _score(bare, dataset)
     assert _evaluation(bare, dataset, values="0=kidney,1=liver").metrics["mAP"] == 1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from voxray.errors import ConfigError
@@ -41,6 +41,19 @@ def parse_values(text: str) -> dict[int, str]:
     except ValueError as error:
         raise ConfigError(f"--values {text}: {error}; write it as 1=kidney,2=liver.") from None
     return result
+
+
+def names_of_map(own: Mapping[int, str], classes: Sequence[str]) -> dict[int, str] | None:
+    """Label value -> name of a map for which nothing else declares it; None where more than one reading is left.
+
+    `own` are the names in the map's own file: they count where one of them is a class. Without any, value k is the
+    k-th class, as datasets/README.md has it.
+    """
+    if own and set(own.values()) & set(classes):
+        return dict(own)
+    if not own or (len(own) == 1 and len(classes) == 1):
+        return dict(enumerate(classes, start=1))
+    return None
 
 
 def listed(names: Mapping[int, str]) -> str:

@@ -22,10 +22,11 @@ from voxray.annotations.maps import (
     value_counts,
 )
 from voxray.dataset import Dataset
-from voxray.dataset.source import CaseSource
+from voxray.dataset.naming import listed, names_of_map
+from voxray.dataset.source import CaseSource, MapTruth
 from voxray.dataset.truth import Instances, Labels, MaskFolder, Msd
 from voxray.errors import DataError
-from voxray.readers import read_label_map
+from voxray.readers import label_names, read_label_map
 from voxray.user_text import TextError, on_disk, read_text, same
 from voxray.volume import Grid, Volume
 
@@ -82,15 +83,29 @@ def _read_labels(dataset: Dataset, config: Labels | Msd, source: CaseSource, gri
     volume = _read_map(
         source.maps.file, grid, truth, absent=config.absent if isinstance(config, Labels) else "refuse"
     )
-    if volume is not None:
+    names = _names(dataset, config, source.maps, truth)
+    if volume is not None and names is not None:
         truth.labels, found = labels_by_name(
             volume.voxels,
-            source.maps.names,
+            names,
             dataset.classes,
             unlisted_is_background=config.unlisted == "background",
             where=Path(source.maps.file).name,
         )
         truth.problems += found
+
+
+def _names(dataset: Dataset, config: Labels | Msd, maps: MapTruth, truth: Truth) -> Mapping[int, str] | None:
+    """Value -> class name, as the dataset or else the map's file declares it; None, and a problem, where unclear."""
+    if isinstance(config, Msd) or config.values is not None:
+        return maps.names
+    own = label_names(Path(maps.file))
+    names = names_of_map(own, dataset.classes)
+    if names is None:
+        text = f"{Path(maps.file).name}: its segments ({listed(own)}) are no classes of the dataset."
+        remedy = "Say which class each value is, in annotations.values."
+        truth.problems.append(DataError("labels.names", text, remedy=remedy))
+    return names
 
 
 def _read_instances(dataset: Dataset, config: Instances, source: CaseSource, grid: Grid | None, truth: Truth) -> None:

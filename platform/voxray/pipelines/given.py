@@ -14,7 +14,6 @@ from jaxtyping import UInt8
 from voxray.alignment import SHIFT_VOX, arrangements, fit
 from voxray.config import read_mapping
 from voxray.dataset import CaseSource
-from voxray.dataset.naming import listed
 from voxray.detections import Detections, boxes_to_world
 from voxray.errors import ConfigError, DataError
 from voxray.evaluation import EVALUATION
@@ -27,7 +26,7 @@ from voxray.pipelines.truths import CaseTruth, Truth, map_files
 from voxray.predictions import PICKLE_SUFFIX, MarkTable, read_marks, read_monai, read_pickles
 from voxray.predictions.monai import is_monai, read_monai_names
 from voxray.predictions.problems import problem, read_text
-from voxray.readers import read_label_map, volume_content
+from voxray.readers import label_names, read_label_map, volume_content
 from voxray.user_text import on_disk, same
 
 Form = Literal["findings", "labels", "maps", "monai", "pickles", "marks"]
@@ -114,17 +113,16 @@ def naming_of(answers: Answers, truth: Truth, values: Mapping[int, str] | None) 
         return Naming({})
     if values is not None:
         refuse_unknown(values, truth.classes)
-        return Naming(values)
-    if answers.form == "maps" and truth.values is not None:
-        return Naming(truth.values, truth.unlisted_is_background)
+        return Naming(values, is_given=True)
+    if answers.form == "maps" and (truth.values is not None or any(map(label_names, answers.files.values()))):
+        return Naming(truth.values or {}, truth.unlisted_is_background)
     declared = None if answers.form == "maps" else answers.declared or truth.indices
     if declared is not None:
         return Naming(declared)
-    first = int(answers.form == "maps")
-    what = "label values" if first else "class numbers"
+    what = "label values" if answers.form == "maps" else "class numbers"
     raise ConfigError(
-        f"{answers.name}: neither it nor {truth.name} declares what its {what} stand for, and the order of the "
-        f"{len(truth.classes)} classes is no answer; say so: --values {_example(truth.classes, first)}."
+        f"{answers.name}: neither it nor {truth.name} declares what its {what} stand for; "
+        f"say so: {_asked(answers, truth)}."
     )
 
 
@@ -171,6 +169,9 @@ def labels_in(
         if answers.form == "labels":
             labels: UInt8[np.ndarray, "x y z"] = read_labels(path, truth.classes, case.grid, of="the truth").voxels
             return labels
+        own = {} if naming.is_given else label_names(path)
+        if set(own.values()) & set(truth.classes):
+            naming = Naming(own, naming.unlisted_is_background)
         return named_labels(read_label_map(path), naming, truth.classes, case.grid, name=path.name)
     except DataError as error:
         raise error.of_case(name) from error
@@ -208,15 +209,14 @@ def _renumbered(found: Detections, naming: Naming, classes: Sequence[str], name:
             count, kind = int((found.classes == number).sum()), naming.names.get(number)
             what = f"is {kind!r}, which" if kind else f"of {count} findings"
             text = f"class {number} {what} is none of the {len(classes)} ({', '.join(classes[:5])})."
-            first = next(iter(sorted(naming.names)), 0)
-            remedy = f"Say which class each number is: --values {_example(classes, first)}."
-            raise incomparable("class", text, remedy, case=name)
+            raise incomparable("class", text, "Say which class each number is (--values 0=NAME,1=NAME).", case=name)
     table = np.array([index[number] for number in found.classes.tolist()], np.int64)
     return replace(found, classes=table)
 
 
-def _example(classes: Sequence[str], first: int) -> str:
-    return listed(dict(enumerate(classes[:2], first))) + (",..." if len(classes) > 2 else "")
+def _asked(answers: Answers, truth: Truth) -> str:
+    first = int(answers.form == "maps")
+    return f"--values {first}=NAME,{first + 1}=NAME with the names {some(list(truth.classes))}"
 
 
 def marks_of(answers: Answers, classes: Sequence[str] | None = None) -> MarkTable:

@@ -31,6 +31,8 @@ class Naming:
 
     names: Mapping[int, str]
     unlisted_is_background: bool = False
+    is_given: bool = False
+    """Whether the user says so, which counts more than what a file says."""
 
 
 def incomparable(what: str, message: str, remedy: str, *, case: str | None = None) -> DataError:

@@ -133,12 +133,15 @@ def case_truth(truth: Truth, case_id: str, *, with_labels: bool) -> CaseTruth:
 
 
 def map_files(folder: Path) -> dict[str, Path]:
-    """Case -> its label map, of every volume file in the folder or one below; MONAI's ``_trans`` is taken off."""
+    """Case -> its label map, of every volume file in the folder or one below.
+
+    Slicer's ``.seg`` and MONAI's ``_trans`` are taken off the names.
+    """
     found: dict[str, Path] = {}
     for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
         if not path.is_file() or path.name.startswith(".") or not path.name.lower().endswith(_MAPS):
             continue
-        case_id = file_stem(path).removesuffix("_trans")
+        case_id = file_stem(path).removesuffix(".seg").removesuffix("_trans")
         if case_id in found:
             raise ConfigError(
                 f"{folder}: {found[case_id].name} and {path.name} are both of case {case_id}; keep one."

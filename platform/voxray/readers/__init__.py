@@ -18,7 +18,7 @@ from voxray.readers.info import Info, info_of
 from voxray.readers.metaimage import read_metaimage
 from voxray.readers.nifti import read_nifti
 from voxray.readers.nifti_writer import write_nifti
-from voxray.readers.nrrd import read_nrrd
+from voxray.readers.nrrd import read_nrrd, segment_names
 from voxray.readers.refusals import refusal
 from voxray.readers.stored import Stored, hounsfield, labels
 from voxray.user_text import on_disk
@@ -74,6 +74,11 @@ def read_label_map(path: Path) -> Volume:
             remedy="Convert a DICOM SEG with dcmqi (segimage2itkimage) and give the result.",
         )
     return labels(_stored(path, None))
+
+
+def label_names(path: Path) -> dict[int, str]:
+    """Label value -> name, where the file of a label map declares it, as 3D Slicer's ``.seg.nrrd`` does."""
+    return segment_names(path) if READERS.get(path.suffix.lower()) is read_nrrd and path.is_file() else {}
 
 
 def describe(path: Path, *, pixels: bool = False, series_uid: str | None = None) -> Info:
@@ -147,6 +152,7 @@ __all__ = [
     "content_of",
     "describe",
     "hounsfield",
+    "label_names",
     "open_scan",
     "read_label_map",
     "read_volume",

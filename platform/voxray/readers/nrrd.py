@@ -65,6 +65,18 @@ def read_nrrd(path: Path) -> Stored:
     )
 
 
+def segment_names(path: Path) -> dict[int, str]:
+    """Label value -> name, as 3D Slicer writes them into the header of a segmentation; nothing where it does not."""
+    with path.open("rb") as file:
+        header = file.read(_MAX_HEADER).partition(b"\n\n")[0].decode("utf-8", "replace")
+    pairs = re.findall(r"^Segment(\d+)_(Name|LabelValue):=(.*?)\r?$", header, re.MULTILINE)
+    found: dict[str, dict[str, str]] = {}
+    for number, key, value in pairs:
+        found.setdefault(number, {})[key] = value.strip()
+    whole = [one for one in found.values() if len(one) == 2 and one["LabelValue"].isdecimal()]
+    return {int(one["LabelValue"]): one["Name"] for one in whole}
+
+
 def _fields(path: Path) -> tuple[dict[str, str], int | None]:
     """The header's fields, and the byte after its empty line; None where the header is the whole file."""
     with path.open("rb") as file:
