@@ -20,6 +20,7 @@ from pipelines.bright_runs import register, write_run, write_spheres
 from voxray import cli, terminal
 from voxray.errors import ConfigError, DataError, ResourceError
 from voxray.readers import write_nifti
+from writers.dicom_series import write_volume
 
 VERBS = (
     "info",
@@ -268,3 +269,13 @@ def test_a_sweep_prints_both_figures_and_the_setting(tmp_path: Path, monkeypatch
     space.write_text('[fields]\n"merge.treshold" = { low = 0.02, high = 0.9 }\n')
     sentence = "space.toml: merge.treshold: no such field; did you mean 'threshold'?"
     refused(voxray("sweep", tmp_path / "run", space), 2, sentence)
+
+
+def test_info_reads_the_series_that_is_named(tmp_path: Path) -> None:
+    scan, _ = sphere_scan(np.eye(3), angles_deg=(0, 0, 0))
+    write_volume(tmp_path / "series", scan, SeriesInstanceUID="1.2.3.30")
+    found = json.loads(voxray("info", tmp_path / "series", "--series", "1.2.3.30", "--json").output)
+    assert found["series_uid"] == "1.2.3.30"
+    refused = voxray("info", tmp_path / "series", "--series", "1.2.3.31")
+    assert refused.exit_code == 1
+    assert "holds no CT series 1.2.3.31; it holds 1.2.3.30 (26 files" in " ".join(refused.output.split())

@@ -20,7 +20,18 @@ from voxray import serve_verbs, study_verbs, terminal
 from voxray.addresses import at_home, sqlite_url
 from voxray.bulkhead import DEBUG
 from voxray.errors import ConfigError
-from voxray.verb_options import AcceptChangedData, Device, Overwrite, Recipe, Root, Run, Set, Workers
+from voxray.verb_options import (
+    AcceptChangedData,
+    Device,
+    Overwrite,
+    Recipe,
+    Root,
+    Run,
+    Series,
+    SeriesMany,
+    Set,
+    Workers,
+)
 
 app = typer.Typer(
     name="voxray",
@@ -84,6 +95,7 @@ def info(
     pixels: Annotated[
         bool, typer.Option("--pixels", help="Read the voxels too: checks them, gives the range.")
     ] = False,
+    series: Series = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
 ) -> None:
     """Say what a scan is, from its headers: its grid, and what is worth knowing about it."""
@@ -91,7 +103,7 @@ def info(
 
     from voxray.readers import describe
 
-    found = describe(path, pixels=pixels).to_dict()
+    found = describe(path, pixels=pixels, series_uid=series).to_dict()
     if as_json:
         print(json.dumps(found, indent=2))
     else:
@@ -252,6 +264,7 @@ def predict(  # noqa: PLR0913
     keep_classes: Annotated[
         str, typer.Option(metavar="NAMES", help="Segmentation: of which classes, with commas; default: up to 7, all.")
     ] = "",
+    series: SeriesMany = None,
     workers: Workers = 1,
 ) -> None:
     """Answer scans with a run or a package: findings as JSON, label maps as NIfTI on each scan's own grid."""
@@ -269,6 +282,7 @@ def predict(  # noqa: PLR0913
         precision=precision,
         save=save,
         skip_unsupported=skip_unsupported,
+        series=series or (),
         workers=workers,
         keep_candidates=keep_candidates,
         keep_classes=terminal.names(keep_classes),

@@ -15,6 +15,18 @@ Overwrite = Annotated[
     bool,
     typer.Option("--overwrite", help="Write over files in the way that voxray did not write, or an earlier one."),
 ]
+Series = Annotated[
+    str | None,
+    typer.Option("--series", metavar="UID", help="The CT series to read, of a folder with several; info lists them."),
+]
+SeriesMany = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--series",
+        metavar="UID",
+        help="Answer this CT series, of folders with several, and leave out all else among the inputs; repeatable.",
+    ),
+]
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or a TOML or JSON file.")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its s3:// address.")]
 AcceptChangedData = Annotated[

@@ -271,7 +271,7 @@ GATHERED: Mapping[str, tuple[str, Gather]] = {
 
 
 def _preview(answer: CaseAnswer, path: Path) -> None:
-    volume = read_volume(answer.source) if answer.volume is None else answer.volume
+    volume = read_volume(answer.source, series_uid=answer.series_uid) if answer.volume is None else answer.volume
     write_preview(volume, answer.prediction, path, case=answer.case, classes=answer.classes)
 
 

@@ -105,6 +105,8 @@ class AnswerOptions:
     skip_unsupported: bool = False
     """Whether a form that a scan cannot have is no failure."""
     workers: int = 1
+    series: Sequence[str] = ()
+    """UIDs of the CT series that are answered; none stands for every scan of the inputs."""
     keep_candidates: bool = False
     """Whether what the network said before the merge is written to ``candidates/``, one file a scan."""
     keep_classes: Sequence[str] = ()
@@ -126,7 +128,7 @@ def predict(
     With more than one worker the scans are spread over Ray; inputs and output must then be in reach of every node.
     """
     begin, options = time.monotonic(), options or AnswerOptions()
-    scans = find_scans(inputs, say=progress.say)
+    scans = find_scans(inputs, series=options.series, say=progress.say)
     forms = chosen_forms(options.save, task_of(run))
     _require_free(run, scans, inputs, output, forms=forms, options=options)
     _say_unsupported(forms, scans, progress)
@@ -212,7 +214,7 @@ class Answerer:
 
     def _read(self, asked: Standing) -> dict[str, Any]:
         """The scan, and what it is: its content first, so that a later change is noticed by the next run."""
-        return {"stamp": asked.stamp(), "volume": read_volume(asked.scan.path)}
+        return {"stamp": asked.stamp(), "volume": read_volume(asked.scan.path, series_uid=asked.scan.series_uid)}
 
     def _answer(self, asked: Standing, stamp: ScanStamp, volume: Volume) -> list[NotMade]:
         """Writes the answer and its forms; the forms that could not be made."""
@@ -225,7 +227,9 @@ class Answerer:
             if before
             else self._predict(scan, volume, stamp.sha256, not_made)
         )
-        answer = CaseAnswer(scan.name, prediction, engine.run.classes, engine.stamp, scan.path, volume)
+        answer = CaseAnswer(
+            scan.name, prediction, engine.run.classes, engine.stamp, scan.path, volume, scan.series_uid
+        )
         if not before:
             drop_answer(output, scan.name)
         not_made += save_forms(self._forms, answer, output, overwrite=self._overwrite)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from voxray.dicom_file import is_dicom
 from voxray.errors import ConfigError
-from voxray.readers import READERS
+from voxray.readers import READERS, series_in
 from voxray.readers.dicom import read_dicom
 from voxray.user_text import TextError, on_disk, read_text
 from voxray.written import LABEL_MAP, OBJECT, mark_of
@@ -31,12 +31,17 @@ class Scan:
 
     name: str
     path: Path
+    series_uid: str | None = None
+    """Which series of a folder is meant, where one was named."""
 
 
-def find_scans(inputs: Sequence[Path], *, say: Callable[[str], object] = lambda _: None) -> list[Scan]:
+def find_scans(
+    inputs: Sequence[Path], *, series: Sequence[str] = (), say: Callable[[str], object] = lambda _: None
+) -> list[Scan]:
     """Every scan that the inputs name, each under a name of its own; an input without any is refused.
 
-    Label maps and DICOM objects that voxray wrote are no scans: an answers folder may lie within a folder of scans.
+    With `series`, UIDs of CT series, these are the scans, and all else among the inputs is left out. Label maps and
+    DICOM objects that voxray wrote are no scans: an answers folder may lie within a folder of scans.
     """
     found: list[tuple[Path, Path]] = []
     for root, given, where in _unlisted(inputs):
@@ -55,7 +60,26 @@ def find_scans(inputs: Sequence[Path], *, say: Callable[[str], object] = lambda 
             )
         found.extend((root, path) for path in paths)
     distinct = list({path.resolve(): (given, path) for given, path in found}.values())
-    return _named(distinct)
+    return _of_series(_named(distinct), series, say) if series else _named(distinct)
+
+
+def _of_series(scans: Sequence[Scan], wanted: Sequence[str], say: Callable[[str], object]) -> list[Scan]:
+    """The scans that hold a wanted series, with it named; each wanted series is in exactly one of them."""
+    held = {scan: series_in(scan.path) for scan in scans}
+    chosen: dict[str, Scan] = {}
+    for uid in wanted:
+        holding = [scan for scan, found in held.items() if uid in found]
+        if not holding:
+            there = "; ".join(text for found in held.values() for text in found.values())
+            raise ConfigError(f"--series {uid}: is no CT series of the inputs; {there or 'there is none'}.")
+        if len(holding) > 1 or holding[0].path in [scan.path for scan in chosen.values()]:
+            places = ", ".join(str(scan.path) for scan in holding)
+            raise ConfigError(f"--series {uid}: {places}: give one folder for each series, and one series of each.")
+        chosen[uid] = replace(holding[0], series_uid=uid)
+    rest = [scan.path for scan in scans if scan.path not in [one.path for one in chosen.values()]]
+    if rest:
+        say(f"{len(rest)} scans are left out, as --series names none of theirs: {_some(rest)}")
+    return list(chosen.values())
 
 
 def _unlisted(inputs: Sequence[Path]) -> Iterator[tuple[Path, Path, str]]:

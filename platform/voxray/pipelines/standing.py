@@ -44,12 +44,17 @@ class Standing:
 
         It is to be asked for before the scan is read: what changes in between is then found by the next run.
         """
-        return ScanStamp(sha256=self.content or volume_content(self.scan.path), path=place_of(self.scan))
+        return ScanStamp(sha256=self.content or content_of_scan(self.scan), path=place_of(self.scan))
 
 
 def place_of(scan: Scan) -> str:
-    """Where a scan lies, as answers record it."""
-    return str(scan.path.resolve())
+    """Where a scan lies, as answers record it; a series that was named is a place of its own in its folder."""
+    return str(scan.path.resolve()) + (f" (series {scan.series_uid})" if scan.series_uid else "")
+
+
+def content_of_scan(scan: Scan) -> str:
+    """The content of all files that the scan consists of."""
+    return volume_content(scan.path, series_uid=scan.series_uid)
 
 
 def find_standings(scans: Sequence[Scan], output: Path, mark: ModelStamp) -> list[Standing]:
@@ -64,7 +69,7 @@ def find_standing(scan: Scan, output: Path, mark: ModelStamp) -> Standing:
     if not path.exists():
         return Standing(scan)
     try:
-        content = volume_content(scan.path)
+        content = content_of_scan(scan)
     except DataError:
         return Standing(scan)  # whoever reads it says why it cannot be
     file = read_any(path)

@@ -12,8 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from voxray.dicom_file import is_dicom
+from voxray.errors import DataError
 from voxray.readers.content import content_of
 from voxray.readers.dicom import read_dicom
+from voxray.readers.dicom_series import find_series, listed_series
 from voxray.readers.info import Info, info_of
 from voxray.readers.metaimage import read_metaimage
 from voxray.readers.nifti import read_nifti
@@ -95,6 +97,17 @@ def volume_files(path: Path, *, series_uid: str | None = None) -> tuple[Path, ..
     return _stored(path, series_uid).files or (path,)
 
 
+def series_in(path: Path) -> dict[str, str]:
+    """The UIDs of the CT series of a file or folder, each with words that tell it apart; none where it holds none."""
+    path = on_disk(path)
+    if not _is_dicom(path):
+        return {}
+    try:
+        return listed_series(find_series(path).series)
+    except DataError:
+        return {}
+
+
 def volume_content(path: Path, *, series_uid: str | None = None) -> str:
     """The content of the scan or label map at `path`: `content_of` its files, headers and voxels."""
     files = volume_files(path, series_uid=series_uid)
@@ -108,6 +121,13 @@ def _stored(path: Path, series_uid: str | None) -> Stored:
     try:
         if _is_dicom(path):
             return read_dicom(path, series_uid)
+        if series_uid is not None:
+            raise refusal(
+                "dicom.no_such_series",
+                path,
+                f"is no DICOM, so that it holds no series {series_uid}.",
+                remedy="Name no series of it.",
+            )
         return _reader(path)(path)
     except OSError as error:
         raise _unreadable(path, error) from None
@@ -156,6 +176,7 @@ __all__ = [
     "open_scan",
     "read_label_map",
     "read_volume",
+    "series_in",
     "volume_content",
     "volume_files",
     "write_nifti",

@@ -137,13 +137,18 @@ def _instance(path: Path) -> Instance:
     return Instance(path, header.dataset, header.transfer_syntax, left, header.is_directory)
 
 
+def listed_series(series: Mapping[str, Sequence[Instance]]) -> dict[str, str]:
+    """The UID of each series -> the UID with what helps to choose one."""
+    texts = {}
+    for uid, rest in series.items():
+        description = f", “{rest[0].series_description}”" if rest[0].series_description else ""
+        texts[uid] = f"{uid} ({len(rest)} files, number {rest[0].series_number}{description})"
+    return texts
+
+
 def _listed(series: Mapping[str, Sequence[Instance]]) -> str:
-    """The first few series, with what helps to choose one."""
-    texts = [
-        f"{uid} ({len(rest)} files, number {rest[0].series_number}"
-        f"{f', “{rest[0].series_description}”' if rest[0].series_description else ''})"
-        for uid, rest in series.items()
-    ]
+    """The first few series."""
+    texts = list(listed_series(series).values())
     more = len(texts) - _SERIES_LISTED
     return "; ".join([*texts[:_SERIES_LISTED], *([f"and {more} more"] if more > 0 else [])])
 
