@@ -377,6 +377,7 @@ def evaluate(  # noqa: PLR0913
             help="What label values, or MONAI's and nnDetection's class numbers, are, where no file says so.",
         ),
     ] = None,
+    overwrite: Overwrite = False,
     workers: Workers = 1,
 ) -> None:
     """Score a run on original scans, or answers that anything else wrote, against the original truth."""
@@ -392,6 +393,7 @@ def evaluate(  # noqa: PLR0913
         ious=ious,
         against=against,
         trust_pickle=trust_pickle,
+        overwrite=overwrite,
         workers=workers,
         values=values,
     )

@@ -206,6 +206,17 @@ def is_package(location: str | Path) -> bool:
 
 def read_package(folder: Path, *, task: TaskName | None = None) -> tuple[Package, Recipe]:
     """The package and its recipe, after every file was found to be what `package.json` says."""
+    package, place = read_about(folder), folder / MANIFEST
+    recipe = parse_recipe(package.recipe, MODELS, where=f"{place}: recipe")
+    _check_groups(package, recipe, place)
+    if task is not None and task != package.task:
+        raise ConfigError(f"{folder}: is a package for {package.task}, not for {task}; give one for {task}.")
+    _check_files(folder, package)
+    return package, recipe
+
+
+def read_about(folder: Path) -> Package:
+    """What `package.json` says; no other file is looked at."""
     place = folder / MANIFEST
     if not place.is_file():
         raise ConfigError(
@@ -219,13 +230,7 @@ def read_package(folder: Path, *, task: TaskName | None = None) -> tuple[Package
             f"{place}: has schema version {version}, this voxray reads up to {SCHEMA_VERSION}.",
             remedy="Install the voxray that wrote it, or a later one, or export the run again.",
         )
-    package = parse(Package, data, where=str(place))
-    recipe = parse_recipe(package.recipe, MODELS, where=f"{place}: recipe")
-    _check_groups(package, recipe, place)
-    if task is not None and task != package.task:
-        raise ConfigError(f"{folder}: is a package for {package.task}, not for {task}; give one for {task}.")
-    _check_files(folder, package)
-    return package, recipe
+    return parse(Package, data, where=str(place))
 
 
 def package_networks(folder: Path, package: Package, recipe: Recipe, *, with_module: bool) -> tuple[Network, ...]:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from voxray.apart import Input, keep_apart, require_folder
-from voxray.config import read_mapping
 from voxray.inference.candidates import file_name
-from voxray.inference.package import MANIFEST, is_package
+from voxray.inference.package import is_package, read_about
 from voxray.pipelines.forms import GATHERED, form_files
 from voxray.pipelines.inputs import ELSEWHERE, keep_out_of_run
 from voxray.pipelines.keeping import FOLDER
+from voxray.run import Run
 from voxray.training.checkpoint import read_best_run, recipe_of
 from voxray.written import ANSWERS, LABEL_MAP, mark_of, require_own
 
@@ -73,8 +73,11 @@ class AnswerFiles:
         return False
 
 
+def about_of(run: str | Path) -> Run:
+    """What a run or package says of itself, without a look at its weights."""
+    return read_about(Path(run)).run if is_package(run) else read_best_run(run)
+
+
 def task_of(run: str | Path) -> str:
     """What a run or package answers, without a look at its weights."""
-    if is_package(run):
-        return str(read_mapping(Path(run) / MANIFEST).get("task"))
-    return recipe_of(read_best_run(run), where=f"{run}: run.json: recipe").task
+    return recipe_of(about_of(run), where=f"{run}: recipe").task

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -28,9 +29,12 @@ from voxray.inference.predictor import Prediction
 from voxray.loading import CaseContent, examine, list_cases, truth_content
 from voxray.metrics.coco import IOUS
 from voxray.metrics.segmentation import Table, structure_table, table_of_unread
+from voxray.pipelines.answer_files import AnswerFiles, about_of
 from voxray.pipelines.answers import Engine, open_engine, read_answer, write_answer
+from voxray.pipelines.inputs import dataset_inputs, require_no_scan_of, run_inputs
 from voxray.pipelines.naming import COMPARISON
 from voxray.pipelines.progress import Progress, tell_warnings
+from voxray.pipelines.result_files import ResultFiles, named_inputs
 from voxray.pipelines.scans import Scan
 from voxray.pipelines.scores import CaseScore, summarise
 from voxray.pipelines.spread import hire, spread
@@ -38,7 +42,7 @@ from voxray.pipelines.standing import Standing, find_standings
 from voxray.pipelines.tracking import REMEMBERED, open_tracking
 from voxray.place import Place
 from voxray.run import Run
-from voxray.training.checkpoint import read_state
+from voxray.training.checkpoint import read_state, recipe_of
 
 Which = Literal["val", "test", "all"]
 WHICH: tuple[Which, ...] = ("val", "test", "all")
@@ -52,6 +56,14 @@ class EvaluateOptions:
     """``val``: the validation cases of its fold; ``test``; ``all``."""
     ious: tuple[float, ...] = IOUS
     workers: int = 1
+    json_file: Path | None = None
+    """Where the caller will write the result, too."""
+    against: Path | None = None
+    """What the caller will compare the result with."""
+    official: bool = False
+    """Whether the caller will write LUNA16's official files."""
+    overwrite: bool = False
+    """Whether files in the way that voxray did not write may be written over."""
 
 
 def evaluate(
@@ -69,17 +81,21 @@ def evaluate(
     """
     begin = time.monotonic()
     options = options or EvaluateOptions()
-    output = output or _required(default_folder(run), run)
+    about, given, output = about_of(run), output, output or _required(default_folder(run), run)
+    data = _dataset(about, dataset, root)
+    sources = choose_cases(about, data, options.which)
+    _require_free(run, about, data, [source.case_id for source in sources], output, options=options)
+    if options.official and given is not None:
+        official = ResultFiles(given, options.json_file, about.name, options.overwrite)
+        official.require_free(dataset_inputs(data))
     with hire(options.workers, device="auto") as crew:
         engine = open_engine(run, device=crew.device)
-        data = _dataset(engine.run, dataset, root)
-        sources = choose_cases(engine.run, data, options.which)
         is_own = output == default_folder(run) or (output / EVALUATION).exists()
         asked = ask(sources, output, engine, progress=progress, is_own=is_own)
         output.mkdir(parents=True, exist_ok=True)
         scores = []
         with progress.track("evaluate", total=len(sources), unit="cases") as advance:
-            for score in spread(partial(Scorer, engine, data, output), asked, crew):
+            for score in spread(partial(Scorer, engine, data, output, overwrite=options.overwrite), asked, crew):
                 scores.append(score)
                 tell_warnings(progress, f"case {score.case_id}", score.warnings)
                 advance(1)
@@ -126,8 +142,8 @@ def ask(
 class Scorer:
     """Answers one case after another and counts what is right; an answer that is there already is taken."""
 
-    def __init__(self, engine: Engine, dataset: Dataset, output: Path) -> None:
-        self._engine, self._dataset, self._output = engine, dataset, output
+    def __init__(self, engine: Engine, dataset: Dataset, output: Path, *, overwrite: bool = False) -> None:
+        self._engine, self._dataset, self._output, self._overwrite = engine, dataset, output, overwrite
         self._predictor = engine.predictor()
 
     def __call__(self, asked: Asked) -> CaseScore:
@@ -160,7 +176,9 @@ class Scorer:
         if asked.standing.is_answered:
             return read_answer(self._output, case=name, grid=case.image.grid, engine=self._engine)
         prediction = self._predictor.predict(case.image)
-        write_answer(prediction, self._output, case=name, engine=self._engine, scan=stamp)
+        write_answer(
+            prediction, self._output, case=name, engine=self._engine, scan=stamp, overwrite=self._overwrite
+        )
         return prediction
 
     def _score(self, source: CaseSource, case: Case | None, answer: Prediction | None, error: str) -> CaseScore:
@@ -235,6 +253,18 @@ def track(report: Evaluation, about: Run, run: str | Path, path: Path, *, progre
     tracking.log_row(row, step=read_state(run).epochs_done)
     tracking.log_file(f"{place}.json", path.read_bytes())
     tracking.end("FINISHED")
+
+
+def _require_free(
+    run: str | Path, about: Run, data: Dataset, cases: Sequence[str], output: Path, *, options: EvaluateOptions
+) -> None:
+    """A ConfigError, before any work, where an answer or the score would be written over what is not voxray's own."""
+    task = recipe_of(about, where=f"{run}: run.json: recipe").task
+    answers = AnswerFiles(output, task, overwrite=options.overwrite)
+    answers.require_free(cases, chain(dataset_inputs(data), run_inputs(run)), run=run)
+    require_no_scan_of(data, (path for case in cases for path in answers.of(case)))
+    read = chain(dataset_inputs(data), run_inputs(run), named_inputs([options.against]))
+    ResultFiles(output, options.json_file, overwrite=options.overwrite).require_free(read)
 
 
 def default_folder(run: str | Path) -> Path | None:

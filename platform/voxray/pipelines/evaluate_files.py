@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +37,7 @@ from voxray.pipelines.given import (
 from voxray.pipelines.luna16 import Luna16Truth, evaluate_luna16, is_luna16_folder, some
 from voxray.pipelines.naming import Naming
 from voxray.pipelines.progress import Progress, tell_warnings
+from voxray.pipelines.result_files import ResultFiles, given_inputs, named_inputs, truth_inputs
 from voxray.pipelines.score_tables import ScoreTable, difference_table, luna16_tables, score_tables
 from voxray.pipelines.scores import CaseScore, parse_ious, summarise
 from voxray.pipelines.spread import hire, spread
@@ -64,6 +66,20 @@ class FileOptions:
     workers: int = 1
     values: str | None = None
     """What the numbers of answers, or of a folder of true label maps, stand for: ``1=kidney,2=liver``."""
+    overwrite: bool = False
+    """Whether files in the way that voxray did not write may be written over."""
+
+    def of_run(self, *, official: bool = False) -> EvaluateOptions:
+        """The same for a run, which answers its cases itself."""
+        return EvaluateOptions(
+            which=self.which or "val",
+            ious=parse_ious(self.ious),
+            workers=self.workers,
+            json_file=self.json_file,
+            against=self.against,
+            official=official,
+            overwrite=self.overwrite,
+        )
 
 
 @dataclass(frozen=True)
@@ -80,19 +96,26 @@ def evaluate_anything(answers: str, truth: Path | None, options: FileOptions, *,
     """The score of a run or of answers in files, told apart by what they are."""
     if options.rules is not None and options.rules not in RULES:
         raise ConfigError(f"--rules {options.rules}: must be {' or '.join(RULES)}.")
-    ious = parse_ious(options.ious)
+    parse_ious(options.ious)
     if is_run(answers):
         if options.rules == "luna16":
             return _told_luna16(_run_by_luna16(answers, truth, options, progress=progress))
-        how = EvaluateOptions(which=options.which or "val", ious=ious, workers=options.workers)
-        report = evaluate(answers, how, dataset=truth, root=options.root, output=options.output, progress=progress)
+        report = evaluate(
+            answers, options.of_run(), dataset=truth, root=options.root, output=options.output, progress=progress
+        )
         return _told(report, options)
     if options.which not in (None, *FILE_CASES):
         raise ConfigError(f"--cases {options.which}: of answers in files must be {' or '.join(FILE_CASES)}.")
     found = read_answers(Path(answers), trust_pickle=options.trust_pickle)
     if truth is None:
         raise ConfigError(f"{answers}: holds answers; say what to score them against: a dataset's file or a folder.")
-    if options.rules == "luna16" or (options.rules is None and found.marks is not None):
+    by_luna16 = options.rules == "luna16" or (options.rules is None and found.marks is not None)
+    files = ResultFiles(
+        options.output, options.json_file, found.name if by_luna16 else None, overwrite=options.overwrite
+    )
+    read = chain(given_inputs(found, Path(answers)), truth_inputs(truth, root=options.root))
+    files.require_free(chain(read, named_inputs([options.against])))
+    if by_luna16:
         _refuse_against(options)
         return _told_luna16(_by_luna16(found, read_luna16_truth(truth, root=options.root), options))
     if found.marks is not None:
@@ -203,7 +226,7 @@ def _run_by_luna16(run: str, truth: Path | None, options: FileOptions, *, progre
             f"annotations of kind spheres_csv."
         )
     known = read_luna16_truth(place, root=options.root)
-    how = EvaluateOptions(which=options.which or "val", ious=parse_ious(options.ious), workers=options.workers)
+    how = options.of_run(official=True)
     dataset = None if is_folder else truth
     report = evaluate(run, how, dataset=dataset, root=options.root, output=options.output, progress=progress)
     if absent := [case_id for case_id in report.cases if case_id not in known.case_ids]:
@@ -237,7 +260,14 @@ def _by_luna16(answers: Answers, known: Luna16Truth, options: FileOptions) -> Lu
             known = replace(known, case_ids=tuple(case_id for case_id in known.case_ids if case_id in names))
     elif options.which == "answered":
         raise ConfigError("--cases answered: a CSV does not say which scans without a mark were answered; give all.")
-    return evaluate_luna16(marks, known, name=answers.name, output=options.output, json_file=options.json_file)
+    return evaluate_luna16(
+        marks,
+        known,
+        name=answers.name,
+        output=options.output,
+        json_file=options.json_file,
+        overwrite=options.overwrite,
+    )
 
 
 def _told(report: Evaluation, options: FileOptions) -> Scored:

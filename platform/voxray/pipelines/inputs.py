@@ -21,19 +21,24 @@ _RUNS_OWN = ("checkpoints", "candidates", "runtimes")
 
 def scan_inputs(scans: Iterable[Scan]) -> Iterator[Input]:
     """The files of scans, and those of the same name beside them, such as dcm2niix's JSON; answers are none."""
-    for scan in scans:
-        yield from image_inputs(scan.path)
+    yield from _images(scan.path for scan in scans)
 
 
-def image_inputs(path: Path) -> Iterator[Input]:
-    """The file or folder of a scan, and what belongs to it."""
-    yield Input(path, "the scan")
-    if path.is_dir():
-        yield from (Input(one, "a file of the scan") for one in path.iterdir())
-        return
-    for one in path.parent.glob(f"{glob.escape(stem(path))}.*"):
-        if not mark_of(one).startswith(ANSWERS):
-            yield Input(one, "a file beside the scan of the same name")
+def _images(paths: Iterable[Path]) -> Iterator[Input]:
+    """The files and folders of scans, and what belongs to them."""
+    stems: dict[Path, set[str]] = {}
+    for path in paths:
+        yield Input(path, "the scan")
+        if path.is_dir():
+            yield from (Input(one, "a file of the scan") for one in path.iterdir())
+        else:
+            stems.setdefault(path.parent, set()).add(stem(path))
+    for folder, names in stems.items():
+        for one in folder.iterdir():
+            parts = one.name.split(".")
+            shorter = {".".join(parts[:count]) for count in range(1, len(parts))}
+            if names & shorter and not mark_of(one).startswith(ANSWERS):
+                yield Input(one, "a file beside the scan of the same name")
 
 
 def run_inputs(run: str | Path) -> Iterator[Input]:
@@ -57,10 +62,10 @@ def dataset_inputs(data: Dataset) -> Iterator[Input]:
             yield Input(path, "a file of the dataset's annotations")
             if path.parent != Path(data.root):
                 yield Input(path.parent, "a folder of the dataset's annotations")
-    for pattern in data.images.glob:
-        for path in Path(data.root).glob(pattern):
-            yield from image_inputs(path)
-            yield Input(path.parent, "a folder of the dataset's scans")
+    scans = [path for pattern in data.images.glob for path in Path(data.root).glob(pattern)]
+    yield from _images(scans)
+    for folder in {path.parent for path in scans}:
+        yield Input(folder, "a folder of the dataset's scans")
 
 
 def require_no_scan_of(data: Dataset, written: Iterable[Path]) -> None:

@@ -16,9 +16,9 @@ from voxray.evaluation import Bootstrap, Line, Luna16Evaluation, write_evaluatio
 from voxray.metrics.bootstrap import CONFIDENCE, NUM_REPLICATES, SEED, band
 from voxray.metrics.froc import RATES
 from voxray.metrics.luna16 import MAX_MARKS, Bands, Froc, Marks, Nodules, Outcome, bootstrap, froc, judge
-from voxray.place import whole
 from voxray.predictions import MarkTable, read_series
 from voxray.predictions.problems import problem, read_text
+from voxray.written import recorded
 
 TRUTH_FILES = ("annotations.csv", "annotations_excluded.csv", "seriesuids.csv")
 DRAWN_RATES = np.geomspace(0.125, 8.0, 49)
@@ -36,7 +36,13 @@ class Luna16Truth:
 
 
 def evaluate_luna16(
-    marks: MarkTable, truth: Luna16Truth, *, name: str, output: Path | None = None, json_file: Path | None = None
+    marks: MarkTable,
+    truth: Luna16Truth,
+    *,
+    name: str,
+    output: Path | None = None,
+    json_file: Path | None = None,
+    overwrite: bool = False,
 ) -> Luna16Evaluation:
     """The official score of the marks; with `output` the files that the official script writes lie there."""
     notices = _notices(marks, truth)
@@ -53,7 +59,7 @@ def evaluate_luna16(
     result = _evaluation(outcome, curve, name=name, truth=truth.name, notices=notices)
     if output is not None:
         bands = bootstrap(outcome, rng=np.random.default_rng(SEED), num=NUM_REPLICATES)
-        write_official(result, outcome, curve, bands, truth=truth, output=output)
+        write_official(result, outcome, curve, bands, truth=truth, output=output, overwrite=overwrite)
     if json_file is not None:
         write_evaluation(result, json_file)
     return result
@@ -81,24 +87,42 @@ def read_truth_folder(folder: Path) -> Luna16Truth:
     return Luna16Truth(folder.resolve().name, series, included, excluded)
 
 
+def official_names(name: str) -> tuple[str, str, str, str, str]:
+    """The official script's files for answers of that name: counts, curve, samples, bands, missed nodules."""
+    return (
+        "CADAnalysis.txt",
+        f"froc_{name}.txt",
+        f"froc_gt_prob_vectors_{name}.csv",
+        f"froc_{name}_bootstrapping.csv",
+        f"nodulesWithoutCandidate_{name}.txt",
+    )
+
+
 def write_official(
-    result: Luna16Evaluation, outcome: Outcome, curve: Froc, bands: Bands, *, truth: Luna16Truth, output: Path
+    result: Luna16Evaluation,
+    outcome: Outcome,
+    curve: Froc,
+    bands: Bands,
+    *,
+    truth: Luna16Truth,
+    output: Path,
+    overwrite: bool = False,
 ) -> list[Path]:
     """The official script's files: the counts, the curve, its samples, its bands, the missed nodules."""
-    name = result.answers
+    counts, froc_file, samples, bands_file, missed = official_names(result.answers)
     rows = zip(curve.false_per_scan, curve.sensitivity, curve.thresholds, strict=True)
     official = zip(bands.rates, bands.mean, bands.low, bands.high, strict=True)
     texts = {
-        "CADAnalysis.txt": _analysis(result),
-        f"froc_{name}.txt": "".join(f"{fps:.9f},{sens:.9f},{score:.9f}\n" for fps, sens, score in rows),
-        f"froc_gt_prob_vectors_{name}.csv": _samples(outcome),
-        f"froc_{name}_bootstrapping.csv": "FPrate,Sensivity[Mean],Sensivity[Lower bound],Sensivity[Upper bound]\n"
+        counts: _analysis(result),
+        froc_file: "".join(f"{fps:.9f},{sens:.9f},{score:.9f}\n" for fps, sens, score in rows),
+        samples: _samples(outcome),
+        bands_file: "FPrate,Sensivity[Mean],Sensivity[Lower bound],Sensivity[Upper bound]\n"
         + "".join(f"{rate:.9f},{mean:.9f},{low:.9f},{high:.9f}\n" for rate, mean, low, high in official),
-        f"nodulesWithoutCandidate_{name}.txt": _missed(outcome, truth),
+        missed: _missed(outcome, truth),
     }
     output.mkdir(parents=True, exist_ok=True)
     for file, text in texts.items():
-        with whole(output / file) as path:
+        with recorded(output / file, overwrite=overwrite) as path:
             path.write_text(text, encoding="utf-8")
     return [output / file for file in texts]
 
