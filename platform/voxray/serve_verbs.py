@@ -107,8 +107,11 @@ def token(
     """Make, list or remove the tokens of a service; a token is shown once, and only its digest is kept."""
     from voxray.serving.config import database_url
     from voxray.serving.ledger import Ledger
+    from voxray.serving.places import Places
     from voxray.serving.tokens import make_token
 
+    if not database:
+        Places(folder.expanduser().absolute()).require_own()
     ledger = Ledger(database_url(folder, database))
     if action is TokenAction.LIST:
         rows = [(row["name"], terminal.date(row["created"])) for row in ledger.tokens()]

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from voxray import terminal
-from voxray.verb_options import AcceptChangedData, Device, Recipe, Root, Set, Workers
+from voxray.verb_options import AcceptChangedData, Device, Overwrite, Recipe, Root, Set, Workers
 
 
 def sweep(  # noqa: PLR0913
@@ -80,6 +80,7 @@ def report(
     dataset: Annotated[Path | None, typer.Option(help="The dataset's file; default: the one that trained.")] = None,
     root: Root = None,
     scans: Annotated[bool, typer.Option("--scans/--no-scans", help="Read scans, for pictures and sizes.")] = True,
+    overwrite: Overwrite = False,
     workers: Workers = 1,
 ) -> None:
     """Make one HTML file of evaluated runs: curves, intervals, pictures, cases, recipe; several side by side."""
@@ -87,7 +88,7 @@ def report(
     from voxray.pipelines.report import ReportOptions
     from voxray.pipelines.report import report as run_report
 
-    options = ReportOptions(dataset=dataset, root=root, scans=scans, workers=workers)
+    options = ReportOptions(dataset=dataset, root=root, scans=scans, workers=workers, overwrite=overwrite)
     made = run_report(runs, out, options, progress=open_progress())
     for remark in made.remarks:
         typer.echo(remark)

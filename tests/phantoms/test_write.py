@@ -114,3 +114,22 @@ def test_what_cannot_be_is_refused_before_anything_is_written(kind: str, num_cas
     with pytest.raises(ConfigError):
         write_toy(tmp_path / "toy", kind="cubes", num_cases=2, size="huge")
     assert not (tmp_path / "toy").exists()
+
+
+def test_a_description_that_was_changed_by_hand_stays(cubes: Path, tmp_path: Path) -> None:
+    shutil.copytree(cubes, tmp_path / "toy")
+    path = tmp_path / "toy" / "dataset.toml"
+    mine = path.read_text() + "seed = 3\n"
+    path.write_text(mine)
+    with pytest.raises(ConfigError, match=r"dataset\.toml: was changed since"):
+        write_toy(tmp_path / "toy", kind="cubes", num_cases=4, seed=5)
+    assert path.read_text() == mine
+    path.unlink()
+    write_toy(tmp_path / "toy", kind="cubes", num_cases=4, seed=5)
+    assert "num_folds = 4" in path.read_text()
+
+
+def test_a_writer_that_was_stopped_before_its_mark_leaves_a_folder_that_counts_as_empty(tmp_path: Path) -> None:
+    (tmp_path / "toy" / "images").mkdir(parents=True)
+    (tmp_path / "toy" / ".toy.json.0123.unfinished").touch()
+    assert write_toy(tmp_path / "toy", kind="cubes", num_cases=2).exists()

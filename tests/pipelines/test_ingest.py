@@ -16,7 +16,7 @@ import SimpleITK
 
 from pipelines.odd_scans import DISAGREE, contradict
 from voxray.dataset import CaseSource, Dataset, read_dataset
-from voxray.errors import DataError, ResourceError
+from voxray.errors import ConfigError, DataError, ResourceError
 from voxray.loading import list_cases, load_case
 from voxray.pipelines import ingest as ingest_module
 from voxray.pipelines.ingest import ingest, signature
@@ -262,3 +262,22 @@ def test_real_scans(
             assert store.tiles.num_rows >= num_cases
         else:
             np.testing.assert_array_equal(found.labels, expected.labels)
+
+
+def test_a_store_takes_no_folder_that_is_read_or_somebody_elses(made: Dataset, tmp_path: Path) -> None:
+    root = Path(made.root)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    (tmp_path / "link").symlink_to(root)
+    before = sorted(path for path in tmp_path.rglob("*"))
+    for out, said in (
+        (root, "the dataset's folder"),
+        (tmp_path / "link", "the dataset's folder"),
+        (tmp_path / "other", "no store"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            ingest(made, RECIPE, out)
+    scans = made.model_copy(update={"images": made.images.model_copy(update={"glob": ("*",)})})
+    with pytest.raises(ConfigError, match="would be taken for a scan"):
+        ingest(scans, RECIPE, root / "store")
+    assert sorted(path for path in tmp_path.rglob("*")) == before

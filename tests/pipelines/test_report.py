@@ -260,3 +260,21 @@ def test_scores_of_other_scans_are_not_compared_case_by_case(tmp_path: Path, sph
     again = evaluate(run, output=tmp_path / "again", progress=QUIET)
     with pytest.raises(ConfigError, match="they scored other scans as case s0; score the same scans"):
         compare(find_evaluation(str(run)).evaluation, again)
+
+
+def test_a_report_takes_no_other_files_place(tmp_path: Path, spheres: Path) -> None:
+    run = evaluated(tmp_path / "run", spheres)
+    mine = tmp_path / "mine.html"
+    mine.write_text("<html>somebody's own</html>")
+    quick = ReportOptions(scans=False)
+    with pytest.raises(ConfigError, match=r"mine\.html: is there already.*--overwrite"):
+        report([str(run)], mine, quick, progress=QUIET)
+    assert mine.read_text() == "<html>somebody's own</html>"
+    for path in (run / "state.json", run / "evaluation" / "evaluation.json", spheres, spheres.parent / "boxes.csv"):
+        before = path.read_bytes()
+        with pytest.raises(ConfigError, match="would be written over"):
+            report([str(run)], path, ReportOptions(scans=False, overwrite=True), progress=QUIET)
+        assert path.read_bytes() == before
+    for _ in range(2):
+        assert report([str(run)], None, quick, progress=QUIET).path == run / "report.html"
+    assert report([str(run)], mine, ReportOptions(scans=False, overwrite=True), progress=QUIET).path == mine

@@ -319,3 +319,25 @@ def test_a_study_of_other_truth_is_not_gone_on_with(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("19.0,19.0,19.0", "18.0,18.0,18.0"))
     with pytest.raises(ConfigError, match=r"is of another network, other cases, scans or truth.*sweep into another"):
         swept(tmp_path, str(tmp_path / "run"), text=text, device="cpu", trials=2)
+
+
+def test_a_sweep_wants_a_folder_of_its_own(tmp_path: Path) -> None:
+    run = run_with(tmp_path / "run", range(8))
+    for name in ("best.toml", "study.journal", "tracking.json"):
+        out = tmp_path / "out"
+        out.mkdir()
+        (out / name).write_text("{}")
+        with pytest.raises(ConfigError, match=f"such as {name}, and is no sweep that voxray made"):
+            swept(tmp_path, run, same_cases=True)
+        assert [path.read_text() for path in out.iterdir()] == ["{}"]
+        (out / name).unlink()
+        out.rmdir()
+    with pytest.raises(ConfigError, match="is the run's own folder"):
+        sweep([run], tmp_path / "space.toml", Path(run), SweepOptions(trials=4), progress=SilentProgress())
+    swept(tmp_path, run, same_cases=True)
+    swept(tmp_path, run, same_cases=True)
+    best = tmp_path / "out" / "best.toml"
+    best.write_text(best.read_text() + "# my own changes\n")
+    with pytest.raises(ConfigError, match=r"best\.toml: was changed since"):
+        swept(tmp_path, run, same_cases=True)
+    assert best.read_text().endswith("# my own changes\n")

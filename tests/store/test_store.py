@@ -21,8 +21,10 @@ from voxray.store import (
     Store,
     StoredCase,
     is_disk_full,
+    is_shard,
     read_stored_case,
     remove_case,
+    require_store_folder,
     shards,
     stored_case_ids,
     write_case,
@@ -249,3 +251,22 @@ def test_summaries_can_be_read_without_the_manifest(tmp_path: Path) -> None:
 @pytest.fixture(autouse=True)
 def _clean_memory() -> None:
     fsspec.filesystem("memory").store.clear()
+
+
+def test_a_store_is_made_only_where_there_is_nothing_or_a_store(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    place = Place.of(folder)
+    require_store_folder(place)
+    (folder / "cases").mkdir(parents=True)
+    (folder / ".voxray_can_write").touch()
+    require_store_folder(place)
+    (folder / "manifest.json").write_text('{"name": "of some web page"}')
+    (folder / "cases" / "mine.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ConfigError, match=r"such as manifest\.json, and is no store that voxray made"):
+        require_store_folder(place)
+    (folder / "manifest.json").unlink()
+    case = made_case("a", shape=(20, 61, 16))
+    made = write_case(place, case, SEGMENTATION, original_grid=case.image.grid, signature="x")
+    require_store_folder(place)
+    assert is_shard(place, made.summary.case_id)
+    assert not is_shard(place, "mine")

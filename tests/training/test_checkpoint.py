@@ -199,3 +199,23 @@ def test_training_does_not_start_over_imported_weights(tmp_path: Path, run: Run,
     _write(tmp_path, run, weights, 0)
     with pytest.raises(ConfigError, match="not trained there"):
         claim_folder(tmp_path, run)
+
+
+def test_a_run_wants_a_new_or_empty_folder(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"such as notes\.txt, and is no run that voxray made"):
+        claim_folder(tmp_path / "run", run)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+    (tmp_path / "run" / "notes.txt").unlink()
+    assert claim_folder(tmp_path / "run", run) == run
+
+
+def test_only_what_training_made_is_removed_from_the_checkpoints(
+    tmp_path: Path, run: Run, weights: dict[str, Tensor]
+) -> None:
+    (tmp_path / "checkpoints" / "my_favourite").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "my_favourite" / "weights.safetensors").write_bytes(b"mine")
+    for epoch in (1, 2, 3):
+        write_checkpoint(tmp_path, Checkpoint(run, weights, epochs_done=epoch))
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["epoch_0003", "my_favourite"]

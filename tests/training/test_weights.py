@@ -212,3 +212,12 @@ def test_names_of_outputs_differ(tiny: Any, tmp_path: Path) -> None:
     for names in (["a", "a"], ["a", ""]):
         with pytest.raises(ConfigError, match="must be names that differ, in the order of the outputs"):
             import_weights(tmp_path / "model.pt", recipe, names, tmp_path / "run", dataset="toy", licence="CC0")
+
+
+def test_imported_weights_want_a_new_folder(tmp_path: Path) -> None:
+    weights = tmp_path / "models" / "model.pt"
+    weights.parent.mkdir()
+    torch.save({}, weights)
+    with pytest.raises(ConfigError, match=r"such as model\.pt, and is no run that voxray made"):
+        import_published(weights, "spleen", weights.parent)
+    assert [path.name for path in weights.parent.iterdir()] == ["model.pt"]

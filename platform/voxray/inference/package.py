@@ -283,7 +283,7 @@ def load_module(folder: Path, package: Package, recipe: Recipe, *, weights: str 
 @contextmanager
 def writing(folder: Path) -> Iterator[Path]:
     """A new folder beside the place, which takes its name at the end; after an error nothing is left behind."""
-    if folder.exists():
+    if folder.exists() or folder.is_symlink():
         raise ConfigError(f"{folder}: is there already; give another folder, or remove it.")
     part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.unfinished")
     try:

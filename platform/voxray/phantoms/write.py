@@ -25,10 +25,11 @@ from jaxtyping import Shaped
 from voxray.errors import ConfigError
 from voxray.phantoms.kinds import KINDS, SIZES, Kind, draw_phantom
 from voxray.phantoms.phantom import Phantom
-from voxray.place import whole
+from voxray.place import Place, whole
 from voxray.volume import Grid
+from voxray.written import require_empty
 
-_MARK = "toy.json"
+MARK = "toy.json"
 _MAX_CASES = 1000
 _REVISION = 2
 """Of what is drawn: the same words give the same bytes within one."""
@@ -59,6 +60,7 @@ def write_toy(
     asked = {"kind": kind, "seed": seed, "size": size, "revision": _REVISION}
     _claim(directory, asked)
     _refuse_fewer(directory, num_cases)
+    _refuse_changed(directory, kind)
     case_ids = [f"toy_{index:03d}" for index in range(num_cases)]
     for index, case_id in enumerate(case_ids):
         if not _finished(directory, case_id):
@@ -74,7 +76,7 @@ def write_toy(
 
 def _claim(directory: Path, asked: dict[str, Any]) -> None:
     """Makes the folder ours, or says why it cannot be."""
-    mark = directory / _MARK
+    mark = directory / MARK
     if directory.exists() and not directory.is_dir():
         raise ConfigError(f"{directory}: is a file; give the name of a new or empty folder.")
     if mark.is_file():
@@ -88,8 +90,12 @@ def _claim(directory: Path, asked: dict[str, Any]) -> None:
                 f"{directory}: holds other phantoms ({was}) than asked for ({now}); give another folder."
             )
         return
-    if directory.is_dir() and any(directory.iterdir()):
-        raise ConfigError(f"{directory}: is not empty and was not made by voxray toy; give a new or empty folder.")
+    try:
+        require_empty(Place.of(directory), "toy dataset")
+    except ConfigError:
+        raise ConfigError(
+            f"{directory}: is not empty and was not made by voxray toy; give a new or empty folder."
+        ) from None
     for name in ("images", "labels", ".done"):
         (directory / name).mkdir(parents=True, exist_ok=True)
     _write(mark, _json(asked))
@@ -103,6 +109,18 @@ def _refuse_fewer(directory: Path, num_cases: int) -> None:
     there = len(list((directory / ".done").glob("toy_*.json")))
     if there > num_cases:
         raise ConfigError(f"{directory}: holds {there} cases already, more than {num_cases}; give another folder.")
+
+
+def _refuse_changed(directory: Path, kind: str) -> None:
+    """A description that somebody has changed is theirs: it is not written over."""
+    every = [_descriptions(kind, num_cases) for num_cases in range(2, 6)]  # 5 folds or fewer are all that differs
+    for name in every[0]:
+        path = directory / name
+        if path.exists() and path.read_bytes() not in {texts[name].encode() for texts in every}:
+            raise ConfigError(
+                f"{path}: was changed since voxray wrote it, and would be written over; move it away, or give "
+                f"another folder."
+            )
 
 
 def _finished(directory: Path, case_id: str) -> bool:

@@ -20,6 +20,7 @@ from voxray.inference.card import ensemble_card
 from voxray.inference.package import Ensemble, Member, Provenance, write_manifest, writing
 from voxray.pipelines.answers import weights_digest
 from voxray.pipelines.fold_runs import CROSSVAL, fold_folder, fold_states, is_crossval, read_crossval
+from voxray.pipelines.inputs import keep_out_of_run
 from voxray.pipelines.progress import Progress
 from voxray.pipelines.setting import Setting, read_setting, with_setting
 from voxray.place import Location, Place
@@ -62,6 +63,8 @@ def consolidate(
     `setting` is what a sweep left (`sweep.json`): its choice takes the place of the recipe's own merge.
     """
     locations, left_out = _members(sources)
+    for location in locations:
+        keep_out_of_run(output, location)
     first = _load(locations[0])
     chosen = {} if setting is None else read_setting(setting, first.recipe)
     recipe = with_setting(first.recipe, chosen, where=str(setting))

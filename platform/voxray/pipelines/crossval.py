@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from voxray.addresses import local_path
+from voxray.apart import keep_apart
 from voxray.config import parse, to_json
 from voxray.dataset import CaseSource, Dataset, num_folds, read_dataset
 from voxray.dataset.folds import Folds, KFold, NoFolds, cross_splits, scored_side
@@ -21,8 +22,9 @@ from voxray.errors import ConfigError
 from voxray.evaluation import Evaluation
 from voxray.loading import list_cases
 from voxray.pipelines.cluster import connect
-from voxray.pipelines.fold_runs import STORE, CrossvalFile, claim_crossval, finished_folds, fold_folder
+from voxray.pipelines.fold_runs import STORE, CrossvalFile, claim_crossval, finished_folds, fold_folder, is_crossval
 from voxray.pipelines.ingest import ingest
+from voxray.pipelines.inputs import ELSEWHERE, dataset_inputs, keep_out_of_store, require_no_scan_of
 from voxray.pipelines.out_of_fold import score_out_of_fold
 from voxray.pipelines.placement import trainings_at_once
 from voxray.pipelines.progress import Progress
@@ -88,6 +90,10 @@ def crossval(
     location = Place.of(output).uri
     judged(recipe_findings(recipe), recipe.name)
     data, sources, store = _opened(source, recipe)
+    keep_apart([Path(location)], dataset_inputs(data), instead=ELSEWHERE)
+    require_no_scan_of(data, [Path(location)])
+    if store is not None and not is_crossval(location):
+        keep_out_of_store(location, store.uri)
     rule = chosen_folds(data.folds, options.num_folds)
     chosen = _chosen(rule, options)
     cross_splits(sources, rule, chosen)

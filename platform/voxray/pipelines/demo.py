@@ -23,6 +23,7 @@ from voxray.errors import ConfigError, DataError
 from voxray.evaluation import Evaluation
 from voxray.loading import list_cases, load_case
 from voxray.phantoms import write_toy
+from voxray.phantoms.write import MARK
 from voxray.pictures import draw_detections, draw_labels
 from voxray.pipelines.answers import open_engine, read_answer
 from voxray.pipelines.check import check
@@ -32,9 +33,11 @@ from voxray.pipelines.ingest import ingest
 from voxray.pipelines.memory import Peak, peak_memory
 from voxray.pipelines.progress import Progress
 from voxray.pipelines.train import train
+from voxray.place import Place
 from voxray.recipe import Recipe
 from voxray.recipes import read_recipe
 from voxray.training.checkpoint import Checkpoint, read_run, recipe_of, write_checkpoint
+from voxray.written import require_empty
 
 SEED = 7
 NUM_PICTURES = 3
@@ -177,6 +180,8 @@ def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
 def demo(folder: Path, *, num_cases: int = 24, workers: int = 2, progress: Progress) -> DemoReport:
     """Walks the road for each lesson under `folder`; what an earlier walk finished there is not done again."""
     begin = time.monotonic()
+    if not any((folder / "phantoms").glob(f"*/{MARK}")):
+        require_empty(Place.of(folder), "demo")
     with connect(), peak_memory(every_s=5.0) as peak:
         outcomes = [
             _walk(lesson, folder, num_cases=num_cases, workers=workers, peak=peak, progress=progress)

@@ -176,9 +176,7 @@ class Scorer:
         if asked.standing.is_answered:
             return read_answer(self._output, case=name, grid=case.image.grid, engine=self._engine)
         prediction = self._predictor.predict(case.image)
-        write_answer(
-            prediction, self._output, case=name, engine=self._engine, scan=stamp, overwrite=self._overwrite
-        )
+        write_answer(prediction, self._output, case=name, engine=self._engine, scan=stamp, overwrite=self._overwrite)
         return prediction
 
     def _score(self, source: CaseSource, case: Case | None, answer: Prediction | None, error: str) -> CaseScore:

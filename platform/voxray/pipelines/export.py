@@ -36,6 +36,7 @@ from voxray.inference.runtimes.open_vino_int8 import save_int8
 from voxray.inference.runtimes.tensor_rt_build import EngineKey, build_engine, key_for, require_flavour
 from voxray.inference.speed import Speed, device_name, milliseconds, table
 from voxray.models import MODELS
+from voxray.pipelines.inputs import keep_out_of_run
 from voxray.pipelines.patches import calibration_patches, real_patches
 from voxray.pipelines.progress import Progress
 from voxray.pipelines.trained import Part, Trained, read_trained
@@ -93,6 +94,7 @@ def export(
     form, precision, batches = chosen.checked()
     wanted = "cpu" if chosen.device == "auto" and form != "tensorrt" else chosen.device
     chosen = replace(chosen, device=str(choose_device(wanted)))
+    keep_out_of_run(output, run)
     trained = read_trained(run)
     trained = replace(trained, recipe=_with_window(trained, chosen.window_vox))
     with (
@@ -185,6 +187,7 @@ def export_bundle(run: str | Path, output: Path, options: ExportOptions | None =
     """The run's best weights, or a package's, as a MONAI bundle."""
     chosen = options or ExportOptions()
     chosen.checked()
+    keep_out_of_run(output, run)
     trained = read_trained(run)
     if trained.ensemble is not None:
         raise ConfigError(

@@ -19,6 +19,7 @@ from voxray.dataset.folds import Folds
 from voxray.errors import ConfigError
 from voxray.place import Location, Place
 from voxray.training.checkpoint import RunState, difference, find_state, short
+from voxray.written import require_empty
 
 CROSSVAL = "crossval.json"
 STORE = "store"
@@ -78,6 +79,7 @@ def claim_crossval(location: Location, wanted: CrossvalFile) -> None:
     """Makes the folder this cross-validation's; a ConfigError where it is another's."""
     folder = Place.of(location)
     if not folder.exists(CROSSVAL):
+        require_empty(folder, "cross-validation")
         folder.write(CROSSVAL, wanted.model_dump_json(indent=2, by_alias=True).encode())
         return
     held = read_crossval(location)

@@ -21,10 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from voxray.apart import keep_apart
 from voxray.dataset import CaseSource, Dataset
 from voxray.errors import DataError, ResourceError
 from voxray.loading import CaseContent, case_content, load_case, survey
 from voxray.pipelines.cluster import connect, require_cpus
+from voxray.pipelines.inputs import ELSEWHERE, dataset_inputs, require_no_scan_of
 from voxray.pipelines.progress import Progress, SilentProgress, tell_warnings
 from voxray.place import Place
 from voxray.preprocess import prepare_case
@@ -35,9 +37,11 @@ from voxray.store import (
     StoredCase,
     find_stored_case,
     is_disk_full,
+    is_shard,
     known_entries,
     recipe_digest,
     remove_case,
+    require_store_folder,
     set_manifest_aside,
     stored_case_ids,
     write_case,
@@ -106,6 +110,7 @@ def ingest(
     """
     begin = time.monotonic()
     progress = progress or SilentProgress()
+    _require_free(dataset, Place.of(store_uri))
     every, failed = _sources(dataset)
     sources = [source for source in every if source.case_id not in failed]
     place = _writable(store_uri)
@@ -197,6 +202,15 @@ def _placed(failed: Mapping[str, FailedCase], sources: Sequence[CaseSource]) -> 
     }
 
 
+def _require_free(dataset: Dataset, place: Place) -> None:
+    """A ConfigError, before any work, where the store's folder is one that is read, or holds what others wrote."""
+    if place.is_local:
+        folder = Path(place.uri)
+        keep_apart([folder], dataset_inputs(dataset), instead=ELSEWHERE)
+        require_no_scan_of(dataset, [folder])
+    require_store_folder(place)
+
+
 def _writable(store_uri: str | Path) -> Place:
     place = Place.of(store_uri)
     try:
@@ -245,7 +259,8 @@ def _kept(
 
 def _clear(place: Place, wanted: Sequence[str], stored: Mapping[str, StoredCase]) -> tuple[str, ...]:
     """Removes shards that are not kept, once the manifest is out of the way; which cases have left the dataset."""
-    stale = [case_id for case_id in stored_case_ids(place) if case_id not in stored]
+    there = [case_id for case_id in stored_case_ids(place) if case_id not in stored]
+    stale = [case_id for case_id in there if case_id in wanted or is_shard(place, case_id)]
     if stale or any(case_id not in stored for case_id in wanted):
         set_manifest_aside(place)
     for case_id in stale:

@@ -92,6 +92,12 @@ def keep_out_of_run(folder: Path, run: str | Path) -> None:
     keep_out(folder, [Input(Path(run) / name, "a folder of the run") for name in _RUNS_OWN], instead=ELSEWHERE)
 
 
+def keep_out_of_store(folder: str | Path, store: str | Path) -> None:
+    """A ConfigError where the folder lies in the store that is read: `voxray ingest` makes and removes its files."""
+    if "://" not in f"{folder} {store}":
+        keep_out(Path(folder), [Input(Path(store), "the store")], instead=ELSEWHERE)
+
+
 def _named_files(value: Any, name: str = "") -> Iterator[str]:
     """Every path in the fields of a dataset."""
     if isinstance(value, dict):

@@ -13,7 +13,7 @@ from voxray.inference.predictor import FEW_CLASSES
 from voxray.place import Location, Place
 from voxray.recipe import Recipe
 from voxray.tasks.thresholds import selected
-from voxray.training.checkpoint import read_state
+from voxray.training.checkpoint import EPOCH, read_state
 from voxray.volume import Grid
 
 FOLDER = "candidates"
@@ -114,5 +114,5 @@ def forget_candidates(run: Location, *, but: int) -> None:
     """Removes what was kept of validations but that epoch's and the best checkpoint's."""
     place, wanted = Place.of(run), {f"epoch_{but:04d}", read_state(run).best}
     for name in place.folders(FOLDER):
-        if name not in wanted:
+        if EPOCH.fullmatch(name) and name not in wanted:
             place.remove(f"{FOLDER}/{name}")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from voxray.addresses import local_path
+from voxray.apart import Input, keep_apart, require_folder
 from voxray.config import to_toml
 from voxray.errors import ConfigError, ResourceError
 from voxray.evaluation import EVALUATION, Evaluation, read_evaluation
@@ -17,12 +18,14 @@ from voxray.metrics.bootstrap import Difference
 from voxray.metrics.record import compare
 from voxray.pipelines.answers import weights_digest
 from voxray.pipelines.desk import HISTORY, read_failure, read_news
+from voxray.pipelines.inputs import dataset_inputs, run_inputs
 from voxray.pipelines.progress import Progress
 from voxray.pipelines.report_scans import Reach, look_at_scans, reach
 from voxray.pipelines.tracking import REMEMBERED, open_tracking
 from voxray.place import Place, whole
 from voxray.report import Compared, Entry, Training, compose
 from voxray.training.checkpoint import find_state, load_model, read_run, recipe_of
+from voxray.written import PAGE, mark_of, require_own
 
 REPORT = "report.html"
 
@@ -37,6 +40,8 @@ class ReportOptions:
     scans: bool = True
     """Whether scans are read at all: without them there are no pictures, and no intensities."""
     workers: int = 1
+    overwrite: bool = False
+    """Whether a file in the way that voxray did not write may be written over."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +73,10 @@ def report(
     found = [find_evaluation(run) for run in runs]
     _must_fit(found)
     labels = _labels(found)
-    entries = [_entry(one, label, options, progress) for one, label in zip(found, labels, strict=True)]
     path = output or (found[0].run or found[0].answers)
     path = path / REPORT if path.is_dir() else path
+    _require_free(path, found, options)
+    entries = [_entry(one, label, options, progress) for one, label in zip(found, labels, strict=True)]
     page = compose(entries, _compared(entries)).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as beside:
@@ -79,6 +85,25 @@ def report(
     tracked = [entry.label for one, entry in pairs if _track(one.run, entry.training, path.name, page, progress)]
     remarks = [f"{entry.label}: {text}" for entry in entries for text in entry.remarks]
     return Reported(path, tuple(remarks), tuple(tracked))
+
+
+def _require_free(path: Path, found: Sequence[Given], options: ReportOptions) -> None:
+    """A ConfigError, before any work, where the page would be written over what is read or what is not voxray's."""
+    require_folder(path.parent, "-o")
+    keep_apart([path], _inputs(found, options), instead="give another file with -o")
+    require_own([path], (PAGE,), overwrite=options.overwrite)
+
+
+def _inputs(found: Sequence[Given], options: ReportOptions) -> Iterator[Input]:
+    for one in found:
+        yield from (
+            Input(file, "a file of the evaluation") for file in one.answers.glob("*") if mark_of(file) != PAGE
+        )
+        yield from () if one.run is None else run_inputs(one.run)
+        training = None if one.run is None else read_training(one.run).run
+        place = reach(one.evaluation, training, options.dataset, options.root)
+        if isinstance(place, Reach):
+            yield from dataset_inputs(place.dataset)
 
 
 def find_evaluation(name: str) -> Given:

@@ -31,7 +31,16 @@ from voxray.pipelines.mlflow_server import tracking_uri
 from voxray.pipelines.progress import Progress
 from voxray.pipelines.space import Setting, Space, read_space
 from voxray.pipelines.study import SAMPLERS, Outcome, Plan, Study, key
-from voxray.pipelines.sweep_report import Figure, SweepOptions, SweepReport, digest, importance_of, leave
+from voxray.pipelines.sweep_report import (
+    JOURNAL,
+    Figure,
+    SweepOptions,
+    SweepReport,
+    digest,
+    importance_of,
+    leave,
+    require_sweep_folder,
+)
 from voxray.pipelines.tracking import open_sweep
 from voxray.pipelines.trying import Benches, Trials, Trier, open_trier
 from voxray.recipe import DetectionMerge, parse_recipe
@@ -40,7 +49,6 @@ from voxray.training.checkpoint import read_best_run
 
 Executor = Literal["ask", "tune"]
 EXECUTORS: tuple[Executor, ...] = ("ask", "tune")
-JOURNAL = "study.journal"
 METRICS = {"detection": "mAP", "segmentation": "dice"}
 
 FINALISTS, NUM_REPLICATES, WORST_SHARE = 10, 200, 0.1
@@ -70,6 +78,7 @@ def sweep(
     if options.ious != IOUS and (space.trains or recipe.task != "detection"):
         raise ConfigError("--ious: is for a detection whose merge is swept; leave it out.")
     folder = output or _folder_of(runs[0], space)
+    require_sweep_folder(folder, runs)
     if space.trains:
         from voxray.pipelines.sweep_train import sweep_trainings
 

@@ -8,19 +8,27 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from voxray.config import to_toml
+from voxray.apart import require_folder
+from voxray.config import read_mapping, to_toml
+from voxray.errors import ConfigError
+from voxray.inference.package import MANIFEST
 from voxray.metrics.coco import IOUS
 from voxray.pictures import draw_importance, draw_slices
+from voxray.pipelines.fold_runs import CROSSVAL
+from voxray.pipelines.inputs import keep_out_of_run
 from voxray.pipelines.space import Setting, as_overrides
 from voxray.pipelines.study import BATCH, Study
-from voxray.pipelines.tracking import Tracking
-from voxray.place import whole
+from voxray.pipelines.tracking import REMEMBERED, Tracking
+from voxray.place import Place, whole
+from voxray.written import mark_of, require_empty, sha256_of
 
-REPORT = "sweep.json"
+REPORT, BEST, JOURNAL = "sweep.json", "best.toml", "study.journal"
+SCHEMA = "voxray-sweep/1"
 
 
 @dataclass(frozen=True)
@@ -97,9 +105,14 @@ def leave(report: SweepReport, study: Study, folder: Path, tracking: Tracking) -
     space = study.space
     trials = [(dict(trial.params), float(trial.value)) for trial in study.finished() if trial.value is not None]
     log = [name for name, spread in space.fields.items() if spread.log]
+    best = to_toml(space.recipe_of(report.setting)).encode()
+    # What lies there already, too: a sweep that is killed before the new one takes its place goes on.
+    known = [sha256_of(folder / BEST)] if (folder / BEST).exists() else []
+    digests = [*known, hashlib.sha256(best).hexdigest()]
+    told = {"schema": SCHEMA, **_finite(asdict(report)), "best_sha256": digests}
     files = {
-        REPORT: json.dumps({"schema": "voxray-sweep/1", **_finite(asdict(report))}, indent=2).encode() + b"\n",
-        "best.toml": to_toml(space.recipe_of(report.setting)).encode(),
+        REPORT: json.dumps(told, indent=2).encode() + b"\n",
+        BEST: best,
         "trials.csv": trials_table(trials, report.metric),
         "slices.png": draw_slices(trials, metric=report.metric, best=report.setting, log=log),
     }
@@ -110,6 +123,38 @@ def leave(report: SweepReport, study: Study, folder: Path, tracking: Tracking) -
             path.write_bytes(data)
         tracking.log_file(name, data)
     _log_numbers(report, [score for _, score in trials], tracking)
+
+
+def require_sweep_folder(folder: Path, runs: Sequence[str]) -> None:
+    """A ConfigError where the folder holds files and no sweep, or a setting that somebody has changed since."""
+    require_folder(folder, "-o")
+    for run in runs:
+        keep_out_of_run(folder, run)
+    if not _is_sweep(folder):
+        require_empty(Place.of(folder), "sweep")
+        return
+    best, report = folder / BEST, folder / REPORT
+    if best.exists() and report.exists():
+        known = read_mapping(report).get("best_sha256")
+        if known is not None and sha256_of(best) not in known:
+            raise ConfigError(
+                f"{best}: was changed since voxray wrote it, and would be written over; move it away, or give "
+                f"another folder with -o."
+            )
+
+
+def _is_sweep(folder: Path) -> bool:
+    """Whether a sweep has begun there: its first file says where its MLflow run is, the second is its journal."""
+    if any((folder / name).exists() for name in ("state.json", "run.json", MANIFEST, CROSSVAL)):
+        return False
+    with suppress(OSError, ValueError):
+        if mark_of(folder / REPORT).startswith("voxray-sweep/"):
+            return True
+        if "run_id" in json.loads((folder / REMEMBERED).read_text(encoding="utf-8")):
+            return True
+    with suppress(OSError, ValueError), (folder / JOURNAL).open(encoding="utf-8") as journal:
+        return "op_code" in json.loads(journal.readline())
+    return False
 
 
 def importance_of(study: Study) -> dict[str, float]:

@@ -28,14 +28,14 @@ from voxray.pipelines.mlflow_server import tracking_uri
 from voxray.pipelines.progress import Progress
 from voxray.pipelines.space import Setting, Space
 from voxray.pipelines.study import Plan, Study, distribution, key, quiet
-from voxray.pipelines.sweep_report import Figure, SweepOptions, SweepReport, digest, importance_of, leave
+from voxray.pipelines.sweep_report import JOURNAL, Figure, SweepOptions, SweepReport, digest, importance_of, leave
 from voxray.pipelines.tracking import PARENT, end_unfinished, open_sweep
 from voxray.pipelines.train import TrainOptions, foresee, train
 from voxray.place import Place
 from voxray.run import Run
 from voxray.store import Store
 from voxray.tasks import build_task
-from voxray.training.checkpoint import find_state, load_model, read_run
+from voxray.training.checkpoint import SETTING, find_state, load_model, read_run
 from voxray.training.data import changed_since
 
 TRIALS = "trials"
@@ -85,7 +85,7 @@ def sweep_trainings(
     try:
         plan = Plan(_trials(space, options), seed=options.seed)
         # Before any trial goes on: those that were begun are of the same cases, or the study is refused.
-        study = Study(Journal(folder / "study.journal"), "all cases", space, plan, about=_about(job, store))
+        study = Study(Journal(folder / JOURNAL), "all cases", space, plan, about=_about(job, store))
         with connect():
             _search(job, options, progress)
         best = _take_down(study, job)
@@ -108,7 +108,7 @@ def train_one(config: dict[str, Any], job: TrialJob) -> None:
     tune: Any = importlib.import_module("ray.tune")
     os.environ |= {"MLFLOW_TRACKING_URI": job.tracking, PARENT: job.parent}
     location = f"{job.folder}/{tune.get_context().get_trial_id()}"
-    Place.of(location).write("setting.json", key(config).encode())
+    Place.of(location).write(SETTING, key(config).encode())
     # The run's own cases, not those of the store's fold: a cross-validation may have had other folds.
     sides = job.about.train_cases, job.val_cases
     options = TrainOptions(fold=job.about.fold, seed=job.about.seed, sides=sides, share=job.share)
@@ -197,7 +197,7 @@ def _take_down(study: Study, job: TrialJob) -> str | None:
         state = find_state(folder)
         if state is None or state.best_value is None:
             continue
-        setting = json.loads(Place.of(folder).read("setting.json"))
+        setting = json.loads(Place.of(folder).read(SETTING))
         if key(setting) not in known:
             with quiet():
                 trial = create_trial(params=setting, distributions=study.distributions, value=state.best_value)
@@ -211,7 +211,7 @@ def _take_down(study: Study, job: TrialJob) -> str | None:
 def _report(run: str, job: TrialJob, study: Study, *, best: str | None, unseen: tuple[str, ...]) -> SweepReport:
     """The run's own network and the best trial's, on the cases of the search and on those that it never saw."""
     store = Store.open(job.store)
-    setting: Setting = {} if best is None else json.loads(Place.of(best).read("setting.json"))
+    setting: Setting = {} if best is None else json.loads(Place.of(best).read(SETTING))
     figures = [
         Figure(len(cases), own=_score(run, store, cases), tuned=_score(best or run, store, cases))
         for cases in (job.val_cases, unseen)

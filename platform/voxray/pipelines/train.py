@@ -33,6 +33,7 @@ from voxray.pipelines.cluster import connect
 from voxray.pipelines.commit import git_commit
 from voxray.pipelines.desk import HISTORY, clear_failure, read_failure, read_news
 from voxray.pipelines.follow import Follower, following
+from voxray.pipelines.inputs import keep_out_of_store
 from voxray.pipelines.placement import Placement, place_workers
 from voxray.pipelines.progress import Progress, SilentProgress
 from voxray.pipelines.tracking import REMEMBERED, Tracking, open_tracking
@@ -41,7 +42,7 @@ from voxray.place import Place
 from voxray.recipe import Recipe
 from voxray.run import Run
 from voxray.store import Store, named
-from voxray.training.checkpoint import RunState, find_state, read_state
+from voxray.training.checkpoint import RunState, find_state, read_state, require_run_folder
 from voxray.training.data import Planned, claim_run, plan_run
 from voxray.training.preflight import Sides, data_findings, judged, recipe_findings
 
@@ -125,6 +126,8 @@ def train(source: str | Path, recipe: Recipe, output: str | Path, **options: Unp
     progress = options.get("progress") or SilentProgress()
     location = Place.of(output).uri
     judged(recipe_findings(recipe), recipe.name)  # before the hours that preprocessing may take
+    require_run_folder(location)
+    keep_out_of_store(location, source)
     store = open_store(source, recipe, location, progress)
     planned = plan(store, recipe, location, options)
     for remark in planned.remarks:

@@ -57,7 +57,9 @@ def absolute(config: ServeConfig) -> ServeConfig:
 def check(config: ServeConfig) -> list[ModelInfo]:
     """What is served; a sentence for what cannot work, before anything is started."""
     cards = [card(name, model) for name, model in config.models.items()]
-    Places(config.root).prepared()
+    places = Places(config.root)
+    places.require_own(model.path for model in config.models.values())
+    places.prepared()
     ledger = Ledger(config.database_url)
     known = ledger.tokens()
     ledger.close()

@@ -21,7 +21,7 @@ from voxray.serving.database import UnreachableError
 from voxray.serving.ledger import Ledger, Row, new_id
 from voxray.serving.messages import JobRequest
 from voxray.serving.metrics import Metrics
-from voxray.serving.places import Places
+from voxray.serving.places import IDENTIFIER, Places
 from voxray.serving.problems import Problem, fault, problem_of
 from voxray.serving.workers import Step, WorkerDiedError, Workers
 
@@ -230,7 +230,7 @@ class Desk:
             self._ledger.remove_job(job)
             shutil.rmtree(self._places.job(job), ignore_errors=True)
         for folder, known in ((self._places.studies, self._ledger.study), (self._places.jobs, self._ledger.job)):
-            for path in folder.iterdir():
+            for path in (one for one in folder.iterdir() if IDENTIFIER.fullmatch(one.name)):
                 if time.time() - path.stat().st_mtime > _ORPHAN_S and known(path.name) is None:
                     shutil.rmtree(path, ignore_errors=True)
 

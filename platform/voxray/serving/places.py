@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from voxray.apart import Input, keep_out, require_folder
+from voxray.errors import ConfigError
+from voxray.place import Place
 from voxray.serving.intake.study import SOURCE
+from voxray.written import require_empty
+
+DATABASE = "service.db"
+IDENTIFIER = re.compile(r"[0-9a-f]{32}")
+"""Of studies and jobs, as `ledger.new_id` makes them."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +29,21 @@ class Places:
         for folder in (self.root, self.studies, self.jobs):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return self
+
+    def require_own(self, models: Iterable[str | Path] = ()) -> None:
+        """A ConfigError where the folder is no place for a service, which removes what has expired there."""
+        require_folder(self.root, "--folder")
+        read = [Input(Path(model), "the folder of a model") for model in models if "://" not in str(model)]
+        keep_out(self.root, read, instead="give another with --folder")
+        for folder in (self.studies, self.jobs):
+            foreign = [path for path in _visible(folder) if not IDENTIFIER.fullmatch(path.name)]
+            if foreign:
+                raise ConfigError(
+                    f"{foreign[0]}: was not made by a service, which removes from {folder} what has expired; give "
+                    f"another folder with --folder."
+                )
+        if not (self.root / DATABASE).exists() and not (self.studies.is_dir() and self.jobs.is_dir()):
+            require_empty(Place.of(self.root), "service's folder")
 
     @property
     def studies(self) -> Path:
@@ -54,3 +79,8 @@ class Places:
     def labels(self, job: str, study: str) -> Path:
         """The answer's label map."""
         return self.job(job) / f"{study}.nii.gz"
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What the folder holds; nothing where there is none."""
+    return [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []

@@ -18,12 +18,20 @@ from voxray.store.shards import (
     StoredCase,
     find_stored_case,
     is_disk_full,
+    is_shard,
     read_stored_case,
     remove_case,
     stored_case_ids,
     write_case,
 )
-from voxray.store.tables import known_entries, recipe_digest, recipe_fields, set_manifest_aside, write_manifest
+from voxray.store.tables import (
+    known_entries,
+    recipe_digest,
+    recipe_fields,
+    require_store_folder,
+    set_manifest_aside,
+    write_manifest,
+)
 
 __all__ = [
     "CaseEntry",
@@ -42,6 +50,7 @@ __all__ = [
     "counted",
     "find_stored_case",
     "is_disk_full",
+    "is_shard",
     "known_entries",
     "named",
     "read_batches",
@@ -49,6 +58,7 @@ __all__ = [
     "recipe_digest",
     "recipe_fields",
     "remove_case",
+    "require_store_folder",
     "set_manifest_aside",
     "stored_case_ids",
     "stretches",

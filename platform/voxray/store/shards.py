@@ -128,6 +128,15 @@ def stored_case_ids(place: Place) -> list[str]:
     return [unquote(name) for name in names if not _PART.search(name)]
 
 
+def is_shard(place: Place, case_id: str) -> bool:
+    """Whether the case's first file is one that `write_case` wrote."""
+    try:
+        read_summary(place, case_id)
+    except DataError:
+        return False
+    return True
+
+
 def remove_case(place: Place, case_id: str) -> None:
     """All files of a case go, the one that makes it complete first."""
     place.remove(file_name(case_id, 0))

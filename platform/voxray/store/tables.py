@@ -7,6 +7,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,9 @@ from voxray.place import Place
 from voxray.recipe import Recipe
 from voxray.store import histogram
 from voxray.store.manifest import CaseEntry, FailedCase, Fingerprint, Manifest, ObjectSizes
-from voxray.store.shards import StoredCase
+from voxray.store.shards import StoredCase, is_shard, stored_case_ids
 from voxray.volume import Grid, Shape, Vector
+from voxray.written import require_empty
 
 MANIFEST, TILES, OBJECTS = "manifest.json", "tiles.parquet", "objects.parquet"
 ASIDE = "manifest.aside.json"
@@ -86,6 +88,16 @@ def write_manifest(
     place.write(MANIFEST, to_json(manifest).encode())
     place.remove(ASIDE)
     return manifest
+
+
+def require_store_folder(place: Place) -> None:
+    """A ConfigError where the folder holds files and no store, finished or not."""
+    for name in (MANIFEST, ASIDE):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            if "recipe_digest" in json.loads(place.read(name)):
+                return
+    if not any(is_shard(place, case_id) for case_id in stored_case_ids(place)):
+        require_empty(place, "store")
 
 
 def set_manifest_aside(place: Place) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from voxray.models import MODELS
 from voxray.place import Location, Place
 from voxray.recipe import Recipe, parse_recipe
 from voxray.run import Run
+from voxray.written import require_empty
 
 SCHEMA_VERSION = 1
 """Of `state.json` and `run.json`; a newer one is refused."""
@@ -39,6 +41,11 @@ SCHEMA_VERSION = 1
 Which = Literal["best", "last"]
 
 C = TypeVar("C", bound=Config)
+
+EPOCH = re.compile(r"epoch_[0-9]{4,}")
+"""What training calls the folders that it makes and removes; one of another name is somebody else's."""
+SETTING = "setting.json"
+"""What a sweep leaves in the folder of a trial before it is trained."""
 
 
 class RunState(Config):
@@ -84,7 +91,7 @@ def write_checkpoint(location: Location, checkpoint: Checkpoint) -> RunState:
     state = _next_state(before, checkpoint, name)
     folder.write("state.json", to_json(state).encode())
     for other in folder.folders("checkpoints"):
-        if other not in (state.last, state.best):
+        if EPOCH.fullmatch(other) and other not in (state.last, state.best):
             folder.remove(f"checkpoints/{other}")
     return state
 
@@ -174,6 +181,13 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, where: str)
     model.load_state_dict(dict(weights))
 
 
+def require_run_folder(location: Location) -> None:
+    """A ConfigError where the folder holds files and no run: training writes only to its own."""
+    folder = Place.of(location)
+    if not folder.exists("run.json") and not folder.exists("state.json"):
+        require_empty(folder, "run", but=(SETTING,))
+
+
 def claim_folder(location: Location, run: Run) -> Run:
     """Makes the folder this run's; where it holds a run already, that run, if it is the same one.
 
@@ -185,6 +199,7 @@ def claim_folder(location: Location, run: Run) -> Run:
             raise ConfigError(
                 f"{folder.uri}: holds weights that were not trained there; give another folder for this run."
             )
+        require_run_folder(location)
         folder.write("run.json", to_json(run).encode())
         return run
     held = read_run(location)

@@ -22,10 +22,12 @@ from voxray import __version__
 from voxray.config import to_json
 from voxray.dataset.naming import numbered_names
 from voxray.errors import ConfigError, DataError
+from voxray.place import Place
 from voxray.recipe import Recipe
 from voxray.recipes import published, read_recipe
 from voxray.run import Run
 from voxray.training.checkpoint import Checkpoint, find_state, load_weights, write_checkpoint
+from voxray.written import require_empty
 
 _WRAPPINGS = ("model", "state_dict", "network")
 """Keys under which others keep the network's weights beside an optimizer's."""
@@ -52,6 +54,7 @@ def import_weights(
     """
     if find_state(output) is not None:
         raise ConfigError(f"{output}: holds a run already; give another folder.")
+    require_empty(Place.of(output), "run")
     _check_names(classes, path, recipe)
     network: nn.Module = recipe.network.build(recipe, len(classes))
     load_weights(network, read_weights_file(path), where=str(path))
