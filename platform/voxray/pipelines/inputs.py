@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from voxray.addresses import local_path
 from voxray.apart import Input, keep_apart, keep_out
 from voxray.dataset import Dataset
 from voxray.errors import ConfigError
@@ -43,9 +44,9 @@ def _images(paths: Iterable[Path]) -> Iterator[Input]:
 
 def run_inputs(run: str | Path) -> Iterator[Input]:
     """The files of a run or package on this machine, but not what was reported of it."""
-    if "://" in str(run):
+    folder = local_path(run)
+    if folder is None:
         return
-    folder = Path(run)
     yield Input(folder, "the run's own folder")
     for path in [*folder.glob("*"), *folder.glob("checkpoints/*/*")]:
         if path.is_file() and mark_of(path) != PAGE:
@@ -86,16 +87,18 @@ def require_no_scan_of(data: Dataset, written: Iterable[Path]) -> None:
 
 def keep_out_of_run(folder: Path, run: str | Path) -> None:
     """A ConfigError where the folder is a run's own, or one of those in it that its training writes to."""
-    if "://" in str(run):
+    own = local_path(run)
+    if own is None:
         return
-    keep_apart([folder], [Input(Path(run), "the run's own folder")], instead=ELSEWHERE)
-    keep_out(folder, [Input(Path(run) / name, "a folder of the run") for name in _RUNS_OWN], instead=ELSEWHERE)
+    keep_apart([folder], [Input(own, "the run's own folder")], instead=ELSEWHERE)
+    keep_out(folder, [Input(own / name, "a folder of the run") for name in _RUNS_OWN], instead=ELSEWHERE)
 
 
 def keep_out_of_store(folder: str | Path, store: str | Path) -> None:
     """A ConfigError where the folder lies in the store that is read: `voxray ingest` makes and removes its files."""
-    if "://" not in f"{folder} {store}":
-        keep_out(Path(folder), [Input(Path(store), "the store")], instead=ELSEWHERE)
+    place, read = local_path(folder), local_path(store)
+    if place is not None and read is not None:
+        keep_out(place, [Input(read, "the store")], instead=ELSEWHERE)
 
 
 def _named_files(value: Any, name: str = "") -> Iterator[str]:

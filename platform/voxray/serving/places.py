@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from voxray.addresses import local_path
 from voxray.apart import Input, keep_out, require_folder
 from voxray.errors import ConfigError
 from voxray.place import Place
@@ -33,7 +34,8 @@ class Places:
     def require_own(self, models: Iterable[str | Path] = ()) -> None:
         """A ConfigError where the folder is no place for a service, which removes what has expired there."""
         require_folder(self.root, "--folder")
-        read = [Input(Path(model), "the folder of a model") for model in models if "://" not in str(model)]
+        paths = [path for model in models if (path := local_path(model)) is not None]
+        read = [Input(path, "the folder of a model") for path in paths]
         keep_out(self.root, read, instead="give another with --folder")
         for folder in (self.studies, self.jobs):
             foreign = [path for path in _visible(folder) if not IDENTIFIER.fullmatch(path.name)]
