@@ -99,8 +99,8 @@ def evaluate(
                 scores.append(score)
                 tell_warnings(progress, f"case {score.case_id}", score.warnings)
                 advance(1)
-    about = {"run": engine.run.name, "dataset": data.name, "which": options.which}
-    report = summarise(scores, engine.run.classes, task=engine.recipe.task, ious=options.ious, **about)
+    told = {"run": engine.run.name, "dataset": data.name, "which": options.which}
+    report = summarise(scores, engine.run.classes, task=engine.recipe.task, ious=options.ious, **told)
     weights = (engine.stamp.sha256,)
     report = report.model_copy(
         update={"output": str(output), "weights_sha256": weights, "seconds": time.monotonic() - begin}
