@@ -82,3 +82,13 @@ def test_a_file_that_the_system_refuses_is_named() -> None:
     sentence = attempt(lambda: open("/proc/self/no_such_file"))  # noqa: PTH123, SIM115
     assert sentence == "/proc/self/no_such_file: No such file or directory."
     assert isinstance(refusal_in(PermissionError(13, "Permission denied", "/a")), ResourceError)
+
+
+def test_an_error_that_names_its_case_is_not_taken_for_the_one_below() -> None:
+    def raise_with_case() -> None:
+        try:
+            raise DataError("labels.shape", "it has 3 voxels.", remedy="Mend it.")
+        except DataError as error:
+            raise error.of_case("s0") from error
+
+    assert attempt(raise_with_case) == "case s0: [labels.shape] it has 3 voxels. Mend it."

@@ -62,8 +62,13 @@ def refusal_in(error: BaseException) -> VoxrayError | None:
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The innermost first: Ray's own subclass of a worker's error has a traceback for a text."""
-    if error is not None:
+    """The innermost first: Ray's own subclass of a worker's error has a traceback for a text.
+
+    Below one of our own there is nothing to look for: it was raised to say more, such as the name of the case.
+    """
+    if isinstance(error, VoxrayError) and type(error).__module__ == VoxrayError.__module__:
+        yield error
+    elif error is not None:
         cause = getattr(error, "cause", None)
         yield from causes(cause if isinstance(cause, BaseException) else error.__cause__)
         for inner in getattr(error, "worker_failures", {}).values():

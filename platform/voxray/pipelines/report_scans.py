@@ -121,8 +121,9 @@ class Examiner:
         )
 
     def _measured(self, source: CaseSource, case: CaseFindings | None) -> dict[str, Any]:
+        found = _objects(source, case) if case is not None else _structures(self._dataset, source)
         require_scored(self._evaluation, self._dataset, source)
-        return _objects(source, case) if case is not None else _structures(self._dataset, source)
+        return found
 
 
 def require_scored(evaluation: Evaluation, dataset: Dataset, source: CaseSource) -> None:
@@ -155,8 +156,8 @@ class Camera:
 
     def _closeups(self, request: Request) -> list[Shown]:
         assert request.case is not None
-        require_scored(self._evaluation, self._dataset, request.source)
         image = read_volume(Path(request.source.image))
+        require_scored(self._evaluation, self._dataset, request.source)
         truth = _in_voxels(request.case.truth_boxes, request.case, image)
         case = Case(request.source.case_id, "", image, truth, np.array(request.case.truth_classes, np.int64))
         found = Detections(
@@ -180,8 +181,8 @@ class Camera:
 
     def _whole(self, request: Request) -> list[Shown]:
         assert request.kind is not None
-        require_scored(self._evaluation, self._dataset, request.source)
         case = load_case(self._dataset, request.source)
+        require_scored(self._evaluation, self._dataset, request.source)
         labels = self._labels(case)
         caption = request.caption
         if labels is None:
