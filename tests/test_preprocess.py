@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,45 @@ def test_one_of_two_objects_that_vanishes_is_refused() -> None:
     )
     with pytest.raises(DataError, match="no labelled voxel is left of object 0"):
         prepare_case(both, GridConfig(spacing_mm=(1.9, 1.9, 1.9)))
+
+
+def with_speck(place: tuple[int, int, int], value: int) -> Case:
+    """A block of label 1 and its box; beside it a voxel of a label, of which its object is one voxel large."""
+    case = block_case((5, 5, 5), (12, 12, 12))
+    assert case.labels is not None
+    case.labels[place] = value
+    low = np.array(place, float)
+    boxes, classes = np.concatenate([case.boxes, [[*low, *(low + 1)]]]), np.array([0, value - 1])
+    return replace(case, boxes=boxes, classes=classes, warnings=("read with care.",))
+
+
+@pytest.mark.parametrize("value", [1, 2])
+def test_a_speck_loses_a_case_only_where_objects_matter(value: int) -> None:
+    grid = GridConfig(spacing_mm=(2.5, 2.5, 2.5))
+    case = with_speck((2, 2, 16), value)
+    made = prepare_case(case, grid, task="segmentation", classes=("liver", "lesion"))
+    assert made.labels is not None
+    assert set(np.unique(made.labels)) == {0, 1}
+    what = "1 separate part of liver" if value == 1 else "all of lesion"
+    assert made.warnings == (
+        "read with care.",
+        f"{what} (1 voxel, 1 mm3) has no voxel left at 2.5 x 2.5 x 2.5 mm, and is background there.",
+    )
+    with pytest.raises(DataError, match=r"no labelled voxel is left of object 1|object 1 .* voxels large"):
+        prepare_case(case, grid, task="detection")
+
+
+def test_a_class_of_which_there_was_more_than_a_speck_is_refused() -> None:
+    case = block_case((5, 5, 5), (6, 15, 15))
+    with pytest.raises(DataError, match=r"no voxel is left of label 1 \(100 mm3\)"):
+        prepare_case(case, GridConfig(spacing_mm=(2.0, 1.0, 1.0)), task="segmentation")
+
+
+def test_a_label_without_an_object_loses_no_case_of_a_detection() -> None:
+    case = block_case((5, 5, 5), (12, 12, 12))
+    assert case.labels is not None
+    case.labels[0, 0, 0] = 7
+    assert len(prepare_case(case, GridConfig(spacing_mm=(3.0, 3.0, 3.0)), task="detection").boxes) == 1
 
 
 def test_window_intensity_is_monais(rng: np.random.Generator) -> None:

@@ -118,17 +118,27 @@ def info(
 def check(
     dataset: Annotated[Path, typer.Argument(help="A dataset's file.")],
     root: Root = None,
+    recipe_name: Annotated[
+        str | None,
+        typer.Option("--recipe", help="Check for it: what its grid loses; objects only where it detects."),
+    ] = None,
+    set_: Set = None,
 ) -> None:
     """Read every scan and annotation of a dataset, and list every problem with what to do."""
     from voxray.dataset import read_dataset
     from voxray.pipelines.check import check as run_check
+    from voxray.recipes import read_recipe
 
-    report = run_check(read_dataset(dataset, root=root), progress=_progress())
+    if set_ and recipe_name is None:
+        raise ConfigError(f"--set {set_[0]}: changes a field of a recipe; say which with --recipe.")
+    recipe = None if recipe_name is None else read_recipe(recipe_name, set_ or ())
+    report = run_check(read_dataset(dataset, root=root), recipe=recipe, progress=_progress())
     for problem in report.problems:
         where = f"case {problem.case_id}: " if problem.case_id else ""
         terminal.complain(f"{where}[{problem.code}] {problem.message} {problem.remedy}")
     for warning in report.warnings:
-        terminal.warn(f"case {warning.case_id}: {warning.message}")
+        where = f"case {warning.case_id}: " if warning.case_id else ""
+        terminal.warn(f"{where}{warning.message}")
     objects, cases = report.objects_of_class, report.cases_of_class
     rows = [(name, str(cases[name]), str(objects[name])) for name in report.classes]
     terminal.show(terminal.table(("class", "cases", "objects"), rows))
@@ -211,7 +221,7 @@ def train(  # noqa: PLR0913
     recipe = read_recipe(recipe_name, set_ or ())
     if Path(data).suffix in (".toml", ".json"):
         # Said now, not after the hours that preprocessing may take.
-        dataset = read_dataset(data)
+        dataset = read_dataset(data).for_task(recipe.task)
         split(list_cases(dataset), dataset.folds, chosen)
     report = run_train(
         data,

@@ -8,12 +8,13 @@ by less than one voxel, and there the border's value goes on. (MONAI's `Spacing`
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int16, UInt8
+from jaxtyping import Float, Float64, Int16, Int64, UInt8
 from torch import Tensor
 
 from voxray.alignment import Arrangement
@@ -26,6 +27,10 @@ _SAME_SPACING = 1e-5
 _WHOLE_VOXEL = 1e-3
 _MIN_SIDE_VOX = 0.5
 _ROWS = 16
+_SPECK_VOX = 8
+"""A class of which a scan shows no more than so many voxels, two along each axis, is a speck in it."""
+
+Task = Literal["detection", "segmentation"]
 
 _OPPOSITE = {"R": "L", "L": "R", "A": "P", "P": "A", "S": "I", "I": "S"}
 
@@ -69,21 +74,31 @@ def resampled_grid(grid: Grid, spacing_mm: Vector) -> Grid:
     return Grid((x, y, z), spacing_mm, (ox, oy, oz), grid.direction)
 
 
-def prepare_case(case: Case, config: GridConfig) -> Case:
-    """The case on the recipe's grid: image linear, labels nearest, boxes by scale; a lost object is a DataError."""
+def prepare_case(case: Case, config: GridConfig, *, task: Task | None = None, classes: Sequence[str] = ()) -> Case:
+    """The case on the recipe's grid: image linear, labels nearest, boxes by scale.
+
+    What has no voxel left there is a DataError where it matters: to a detection its objects, to a segmentation a
+    class (None: to either). A segmentation is warned of the specks that it loses, by the names of `classes`.
+    """
     turned = _turned(case.image, config.orientation)
     boxes = _turn(case.image.grid.orientation, config.orientation).boxes(case.boxes, case.image.grid.shape)
     image = resample(turned, config.spacing_mm)
     ratio = np.divide(turned.grid.spacing_mm, image.grid.spacing_mm)
     scaled = boxes * np.tile(ratio, 2)
-    _refuse_thin_boxes(case, scaled, config)
-    labels = None
+    if task != "segmentation":
+        _refuse_thin_boxes(case, scaled, config)
+    labels, warnings = None, case.warnings
     if case.labels is not None:
         before = _turned(Volume(case.labels, case.image.grid), config.orientation)
         after = resample_labels(before, config.spacing_mm)
         labels = np.ascontiguousarray(after.voxels)
-        _refuse_lost_labels(case, (before.voxels, boxes), (labels, scaled), config)
-    return replace(case, image=image, boxes=scaled, labels=labels)
+        lost = _lost_pieces((before.voxels, boxes), (labels, scaled), case.classes)
+        if task == "segmentation":
+            _refuse_lost_classes(case, lost, turned.grid, config)
+            warnings += tuple(_lost_specks(lost, turned.grid, config, classes))
+        else:
+            _refuse_lost_pieces(case, lost, config, objects_only=task == "detection")
+    return replace(case, image=image, boxes=scaled, labels=labels, warnings=warnings)
 
 
 def normalise(
@@ -158,19 +173,65 @@ def _refuse_thin_boxes(case: Case, scaled: Float64[np.ndarray, "n 6"], config: G
         raise _lost(case, f"object {index} (class {case.classes[index]}) is only {size} voxels large", config)
 
 
-def _refuse_lost_labels(
-    case: Case,
+@dataclass(frozen=True)
+class _Piece:
+    """What had voxels before resampling and has none after it: an object, or all that there was of a label."""
+
+    label: int
+    num_voxels: int
+    """Before."""
+    index: int | None
+    """Of the object; None for a whole label."""
+
+
+def _lost_pieces(
     before: tuple[UInt8[np.ndarray, "x y z"], Float64[np.ndarray, "n 6"]],
     after: tuple[UInt8[np.ndarray, "u v w"], Float64[np.ndarray, "n 6"]],
-    config: GridConfig,
-) -> None:
-    gone = np.flatnonzero((label_counts(before[0]) > 0) & (label_counts(after[0]) == 0))
-    if gone.size:
-        raise _lost(case, f"no voxel is left of label {', '.join(map(str, gone))}", config)
-    for index, label in enumerate(case.classes + 1):
-        had, has = (bool((_inside(labels, boxes[index]) == label).any()) for labels, boxes in (before, after))
+    classes: Int64[np.ndarray, " n"],
+) -> list[_Piece]:
+    """Whole labels first, then objects of labels that have voxels left."""
+    counts = label_counts(before[0])
+    gone = np.flatnonzero((counts > 0) & (label_counts(after[0]) == 0)).tolist()
+    found = [_Piece(label, int(counts[label]), None) for label in gone]
+    for index, label in enumerate((classes + 1).tolist()):
+        had, has = (int((_inside(labels, boxes[index]) == label).sum()) for labels, boxes in (before, after))
         if had and not has:
-            raise _lost(case, f"no labelled voxel is left of object {index} (class {label - 1})", config)
+            found.append(_Piece(label, had, index))
+    return found
+
+
+def _refuse_lost_pieces(case: Case, lost: Sequence[_Piece], config: GridConfig, *, objects_only: bool) -> None:
+    labels = [str(piece.label) for piece in lost if piece.index is None]
+    if labels and not objects_only:
+        raise _lost(case, f"no voxel is left of label {', '.join(labels)}", config)
+    for piece in lost:
+        if piece.index is not None:
+            raise _lost(case, f"no labelled voxel is left of object {piece.index} (class {piece.label - 1})", config)
+
+
+def _refuse_lost_classes(case: Case, lost: Sequence[_Piece], before: Grid, config: GridConfig) -> None:
+    """A class may go with a speck, but not where there was more of it: then the grid is too coarse for it."""
+    voxel_mm3 = math.prod(before.spacing_mm)
+    most_mm3 = _SPECK_VOX * max(voxel_mm3, math.prod(config.spacing_mm))
+    for piece in lost:
+        if piece.index is None and piece.num_voxels * voxel_mm3 > most_mm3:
+            what = f"no voxel is left of label {piece.label} ({piece.num_voxels * voxel_mm3:.3g} mm3)"
+            raise _lost(case, what, config)
+
+
+def _lost_specks(lost: Sequence[_Piece], before: Grid, config: GridConfig, classes: Sequence[str]) -> Iterator[str]:
+    """For each class, how much of it becomes background."""
+    for label in sorted({piece.label for piece in lost}):
+        whole = [piece for piece in lost if piece.label == label and piece.index is None]
+        pieces = whole or [piece for piece in lost if piece.label == label]
+        voxels = sum(piece.num_voxels for piece in pieces)
+        name = classes[label - 1] if label <= len(classes) else f"label {label}"
+        what = f"all of {name}" if whole else f"{len(pieces)} separate part{'s' * (len(pieces) != 1)} of {name}"
+        yield (
+            f"{what} ({voxels} voxel{'s' * (voxels != 1)}, {voxels * math.prod(before.spacing_mm):.3g} mm3) "
+            f"{'has' if whole or len(pieces) == 1 else 'have'} no voxel left at {_spacing(config)} mm, and "
+            f"{'is' if whole or len(pieces) == 1 else 'are'} background there."
+        )
 
 
 def _inside(labels: UInt8[np.ndarray, "x y z"], box: Float64[np.ndarray, " 6"]) -> UInt8[np.ndarray, "u v w"]:
@@ -179,10 +240,13 @@ def _inside(labels: UInt8[np.ndarray, "x y z"], box: Float64[np.ndarray, " 6"]) 
 
 
 def _lost(case: Case, what: str, config: GridConfig) -> DataError:
-    spacing = " x ".join(f"{value:g}" for value in config.spacing_mm)
     return DataError(
         "resample.object_lost",
-        f"at {spacing} mm {what}.",
+        f"at {_spacing(config)} mm {what}.",
         remedy="Use a finer grid.spacing_mm, or leave the object out of the annotations.",
         case_id=case.case_id,
     )
+
+
+def _spacing(config: GridConfig) -> str:
+    return " x ".join(f"{value:g}" for value in config.spacing_mm)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from voxray.dataset import Dataset, read_dataset
 from voxray.errors import DataError
-from voxray.loading import examine, list_cases, load_case
+from voxray.loading import examine, list_cases, load_case, survey
 
 Write = Callable[..., Path]
 Describe = Callable[..., Dataset]
@@ -298,3 +298,36 @@ def test_tumours_and_the_spleen(shared_data: Path, monkeypatch: pytest.MonkeyPat
     case = load_case(dataset, list_cases(dataset)[0])
     assert case.labels is not None
     assert np.bincount(case.labels.ravel())[1:].tolist() == [9668]
+
+
+def test_objects_do_not_matter_to_a_segmentation(
+    tmp_path: Path, write: Write, describe: Describe, block: Block
+) -> None:
+    """One dataset, both tasks: a box that lies outside, and an instance that its map does not show."""
+    write("images/a.nii.gz")
+    write("labels/a.nii.gz", block((1, FIRST)))
+    maps = {"kind": "labels", "file": "labels/{case}.nii.gz"}
+    table = {"kind": "boxes_csv", "file": "boxes.csv", "frame": "voxel"}
+    both = describe([table, maps])
+    for row in ("a,liver,50,50,50,60,60,60", "a,liver,1,1,1,1,1,1", "a,kidney,1,1,1,2,2,2"):
+        (tmp_path / "boxes.csv").write_text(f"case,class,x1,y1,z1,x2,y2,z2\n{row}\n")
+        assert survey(both).problems or codes(both) == ["boxes.outside"]
+        assert only(both.for_task("segmentation"))[2] is not None
+    assert describe(table).for_task("segmentation") == describe(table)
+    (tmp_path / "labels/a.json").write_text(json.dumps({"instances": {"1": 1, "3": 1}}))
+    instances = describe({"kind": "instances", "file": maps["file"], "classes_file": "labels/{case}.json"})
+    assert codes(instances) == codes(instances.for_task("detection")) == ["instances.absent"]
+    case = load_case(instances.for_task("segmentation"), list_cases(instances)[0])
+    assert case.warnings == ("a.nii.gz: instance 3 of the JSON has no voxel.",)
+
+
+def test_components_that_are_too_small_are_said(write: Write, describe: Describe, block: Block) -> None:
+    write("images/a.nii.gz")
+    write("labels/a.nii.gz", block((1, FIRST), (1, (slice(10, 11), slice(0, 1), slice(0, 1)))))
+    dataset = describe({"kind": "labels", "file": "labels/{case}.nii.gz", "min_object_mm3": 5})
+    (source,) = list_cases(dataset)
+    case = load_case(dataset, source)
+    assert len(case.boxes) == 1
+    assert case.warnings == ("1 component (2 mm3 in all) below min_object_mm3 5: no object for a detection.",)
+    seen = load_case(dataset.for_task("segmentation"), source)
+    assert (len(seen.boxes), seen.warnings) == (2, ())

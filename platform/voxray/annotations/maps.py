@@ -17,6 +17,9 @@ LabelMap = UInt8[np.ndarray, "x y z"]
 Boxes = Float64[np.ndarray, "n 6"]
 Classes = Int64[np.ndarray, " n"]
 
+NO_VOXEL = "instances.absent"
+"""The problem of an instance that its map does not show."""
+
 _FULL_NEIGHBOURHOOD = np.ones((3, 3, 3), dtype=bool)
 
 
@@ -79,10 +82,17 @@ def labels_of_masks(
 
 
 def component_boxes(labels: LabelMap, *, spacing_mm: Vector, min_object_mm3: float = 0.0) -> tuple[Boxes, Classes]:
-    """The boxes of the connected components (26 neighbours) of each class, first voxel to one past the last."""
+    """The boxes of the components of each class that have at least that volume."""
+    boxes, classes, volumes_mm3 = components(labels, spacing_mm=spacing_mm)
+    kept = volumes_mm3 >= min_object_mm3
+    return boxes[kept], classes[kept]
+
+
+def components(labels: LabelMap, *, spacing_mm: Vector) -> tuple[Boxes, Classes, Float64[np.ndarray, " n"]]:
+    """The connected components (26 neighbours) of each class: boxes, first voxel to one past the last, and mm3."""
     boxes: list[list[float]] = []
     classes: list[int] = []
-    min_voxels = min_object_mm3 / float(np.prod(spacing_mm))
+    voxels: list[int] = []
     for class_index, region in enumerate(ndimage.find_objects(labels)):
         if region is None:
             continue
@@ -90,10 +100,10 @@ def component_boxes(labels: LabelMap, *, spacing_mm: Vector, min_object_mm3: flo
         sizes = np.bincount(parts.ravel(), minlength=num_parts + 1)
         offset = [side.start for side in region]
         for number, part in enumerate(ndimage.find_objects(parts), start=1):
-            if sizes[number] >= min_voxels:
-                boxes.append(_box(part, offset))
-                classes.append(class_index)
-    return _arrays(boxes, classes)
+            boxes.append(_box(part, offset))
+            classes.append(class_index)
+            voxels.append(int(sizes[number]))
+    return *_arrays(boxes, classes), np.asarray(voxels, np.float64) * float(np.prod(spacing_mm))
 
 
 def instance_boxes(
@@ -110,7 +120,7 @@ def instance_boxes(
     ]
     problems += [
         DataError(
-            "instances.absent",
+            NO_VOXEL,
             f"{where}: instance {number} of the JSON has no voxel.",
             remedy="Delete it from the JSON, or mend the map; small ones vanish when a map is resampled.",
         )

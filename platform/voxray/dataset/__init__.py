@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, field_validator, model_validator
 
@@ -144,6 +144,16 @@ class Dataset(Config):
                 field = "classes_file" if isinstance(annotation, Instances) else "class_column"
                 raise ValueError(f"annotations.{field} is needed where there are {len(self.classes)} classes")
         return self
+
+    def for_task(self, task: Literal["detection", "segmentation"]) -> Dataset:
+        """What matters of it to a task: objects do not to a segmentation, where there are label maps."""
+        maps = tuple(one for one in self.annotations if not isinstance(one, BoxTable))
+        if task == "detection" or not maps:
+            return self
+        no_matter = {"min_object_mm3": 0.0, "without_voxels": "ignore"}
+        fields = ({k: v for k, v in no_matter.items() if k in type(one).model_fields} for one in maps)
+        seen = tuple(one.model_copy(update=changed) for one, changed in zip(maps, fields, strict=True))
+        return self.model_copy(update={"annotations": seen})
 
 
 def read_dataset(path: str | Path, *, root: str | Path | None = None) -> Dataset:

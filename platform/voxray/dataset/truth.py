@@ -150,6 +150,8 @@ class Instances(Config):
     """Of a binary mask: smaller components are no objects."""
     absent: Literal["refuse", "empty"] = "refuse"
     """What a case without a file is: a problem, or a scan without an object."""
+    without_voxels: Literal["refuse", "ignore"] = "refuse"
+    """What an instance of the JSON is of which the map has no voxel: a problem, or no object."""
 
 
 Annotation = Annotated[

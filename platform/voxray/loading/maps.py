@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float64, Int64, UInt8
 
 from voxray.alignment import put_on
 from voxray.annotations.maps import (
-    component_boxes,
+    NO_VOXEL,
+    components,
     instance_boxes,
     instance_classes,
     labels_by_name,
@@ -121,7 +122,11 @@ def _read_instances(dataset: Dataset, config: Instances, source: CaseSource, gri
     class_of = attempt(truth.problems, _read_classes, source.maps.classes_file, dataset.classes, config.values)
     if class_of is not None:
         truth.labels, truth.boxes, truth.classes, found = instance_boxes(volume.voxels, class_of, where=name)
-        truth.problems += found
+        for problem in found:
+            if problem.code == NO_VOXEL and config.without_voxels == "ignore":
+                truth.warnings.append(problem.message)
+            else:
+                truth.problems.append(problem)
 
 
 def _read_masks(dataset: Dataset, config: MaskFolder, source: CaseSource, grid: Grid | None, truth: Truth) -> None:
@@ -204,9 +209,12 @@ def _binary(volume: Volume, name: str, problems: list[DataError]) -> Bool[np.nda
 
 def _add_components(truth: Truth, grid: Grid | None, min_object_mm3: float) -> None:
     if truth.labels is not None and grid is not None:
-        truth.boxes, truth.classes = component_boxes(
-            truth.labels, spacing_mm=grid.spacing_mm, min_object_mm3=min_object_mm3
-        )
+        boxes, classes, volumes_mm3 = components(truth.labels, spacing_mm=grid.spacing_mm)
+        kept = volumes_mm3 >= min_object_mm3
+        truth.boxes, truth.classes = boxes[kept], classes[kept]
+        if number := int((~kept).sum()):
+            what = f"{number} component{'s' * (number != 1)} ({volumes_mm3[~kept].sum():.3g} mm3 in all)"
+            truth.warnings.append(f"{what} below min_object_mm3 {min_object_mm3:g}: no object for a detection.")
 
 
 def _read_classes(file: str, classes: tuple[str, ...], names: Mapping[int, str] | None) -> dict[int, int]:

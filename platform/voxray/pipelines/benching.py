@@ -224,7 +224,7 @@ def _sources(wanted: Wanted, engine: Engine) -> tuple[Dataset, list[CaseSource]]
         raise ConfigError(
             f"run {engine.run.name}: its dataset file {file or ''} is not there; give one with --dataset FILE."
         )
-    data = read_dataset(file, root=wanted.root)
+    data = read_dataset(file, root=wanted.root).for_task(engine.recipe.task)
     if data.classes != engine.run.classes:
         raise ConfigError(
             f"{file}: classes are {', '.join(data.classes)}; run {engine.run.name} answers "

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,8 @@ from voxray.errors import ConfigError, DataError
 from voxray.loading import examine, survey
 from voxray.pipelines.cluster import cluster_total, connect
 from voxray.pipelines.progress import Progress
+from voxray.preprocess import Task, prepare_case
+from voxray.recipe import GridConfig, Recipe
 from voxray.volume import Shape, Vector
 
 ATTEMPTS = 2
@@ -110,19 +113,27 @@ class CheckReport:
         return sum(not any(case.objects) and not any(case.voxels) for case in self.cases)
 
 
-def check(dataset: Dataset, *, progress: Progress) -> CheckReport:
-    """Reads every case once on Ray; a ConfigError only where there is nothing to read."""
+def check(dataset: Dataset, *, recipe: Recipe | None = None, progress: Progress) -> CheckReport:
+    """Reads every case once on Ray; a ConfigError only where there is nothing to read.
+
+    With a recipe every case is put on its grid, too, and what does not matter to its task is no problem.
+    """
     begin = time.monotonic()
+    work: Work = check_case
+    if recipe is not None:
+        dataset = dataset.for_task(recipe.task)
+        work = partial(check_case, grid=recipe.grid, task=recipe.task)
     found = survey(dataset)
     notes: list[Problem | CaseWarning] = [_problem(error) for error in found.problems]
     cases: list[CheckedCase] = []
     with connect(), progress.track("check", total=len(found.cases), unit="cases") as advance:
-        for checked, noted in answers(check_case, dataset, found.cases):
+        for checked, noted in answers(work, dataset, found.cases):
             cases += [] if checked is None else [checked]
             notes += noted
             advance(1)
     if found.cases:
         notes += _fold_problems(dataset, found.cases)
+    notes += _absent_classes(dataset.classes, cases)
     problems = [note for note in notes if isinstance(note, Problem)]
     return CheckReport(
         dataset=dataset.name,
@@ -136,8 +147,13 @@ def check(dataset: Dataset, *, progress: Progress) -> CheckReport:
     )
 
 
-def check_case(dataset: Dataset, source: CaseSource) -> Answer:
-    """One case read and summed up, or what is wrong with it; and in either case what its readers warn of."""
+def check_case(
+    dataset: Dataset, source: CaseSource, *, grid: GridConfig | None = None, task: Task | None = None
+) -> Answer:
+    """One case read and summed up, or what is wrong with it; and in either case what its readers warn of.
+
+    On a recipe's grid also what its objects and labels come to there.
+    """
     begin = time.monotonic()
     result = examine(dataset, source)
     warnings = [CaseWarning(source.case_id, text) for text in result.warnings]
@@ -148,7 +164,19 @@ def check_case(dataset: Dataset, source: CaseSource) -> Answer:
         text = f"every voxel of the image is {checked.low_hu} HU."
         remedy = "Replace the scan, or exclude the case."
         return checked, [Problem(source.case_id, "image.constant", text, remedy), *warnings]
-    return checked, [*warnings]
+    return checked, [*warnings, *(_on_grid(result.case, grid, task, dataset.classes) if grid else ())]
+
+
+def _on_grid(
+    case: Case, grid: GridConfig, task: Task | None, classes: Sequence[str]
+) -> Iterator[Problem | CaseWarning]:
+    """What is lost of the case on a recipe's grid."""
+    try:
+        prepared = prepare_case(case, grid, task=task, classes=classes)
+    except DataError as error:
+        yield _problem(error if error.case_id else error.of_case(case.case_id))
+    else:
+        yield from (CaseWarning(case.case_id, text) for text in prepared.warnings[len(case.warnings) :])
 
 
 Answer = tuple[CheckedCase | None, list[Problem | CaseWarning]]
@@ -214,6 +242,13 @@ def _sum_up(case: Case, num_classes: int, begin: float) -> CheckedCase:
         voxels=tuple(int(n) for n in counts[1:]),
         seconds=time.monotonic() - begin,
     )
+
+
+def _absent_classes(classes: Sequence[str], cases: Sequence[CheckedCase]) -> Iterator[CaseWarning]:
+    """Classes of which no case that can be used holds anything: nothing can be learnt of them."""
+    for k, name in enumerate(classes if cases else ()):
+        if not any(case.objects[k] or case.voxels[k] for case in cases):
+            yield CaseWarning("", f"none of the {len(cases)} cases that can be used holds anything of class {name}.")
 
 
 def _fold_problems(dataset: Dataset, cases: Sequence[CaseSource]) -> list[Problem]:

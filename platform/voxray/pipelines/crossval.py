@@ -149,7 +149,7 @@ def _opened(source: str | Path, recipe: Recipe) -> tuple[Dataset, list[CaseSourc
     """The dataset, its cases as far as folds go, and its store where there is one already."""
     if Path(str(source)).suffix in (".toml", ".json"):
         data = read_dataset(source)
-        return data, list_cases(data), None
+        return data, list_cases(data.for_task(recipe.task)), None
     store = Store.open(source)
     store.require(recipe)
     data = parse(Dataset, store.manifest.dataset, where=f"{source}: dataset")

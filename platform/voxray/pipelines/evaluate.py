@@ -82,12 +82,13 @@ def evaluate(
     begin = time.monotonic()
     options = options or EvaluateOptions()
     about, given, output = about_of(run), output, output or _required(default_folder(run), run)
-    data = _dataset(about, dataset, root)
+    every = _dataset(about, dataset, root)
+    data = every.for_task(recipe_of(about).task)
     sources = choose_cases(about, data, options.which)
-    _require_free(run, about, data, [source.case_id for source in sources], output, options=options)
+    _require_free(run, about, every, [source.case_id for source in sources], output, options=options)
     if options.official and given is not None:
         official = ResultFiles(given, options.json_file, about.name, options.overwrite)
-        official.require_free(dataset_inputs(data))
+        official.require_free(dataset_inputs(every))
     with hire(options.workers, device="auto") as crew:
         engine = open_engine(run, device=crew.device)
         is_own = output == default_folder(run) or (output / EVALUATION).exists()

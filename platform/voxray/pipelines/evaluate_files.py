@@ -122,7 +122,8 @@ def evaluate_anything(answers: str, truth: Path | None, options: FileOptions, *,
         raise ConfigError(f"--rules iou: the marks of {answers} have no size; only the rules luna16 judge them.")
     values = None if options.values is None else parse_values(options.values)
     names_truth = found.form in ("findings", *MAP_FORMS)
-    known = read_truth(truth, root=options.root, values=values if names_truth else None)
+    task: Literal["detection", "segmentation"] = "segmentation" if found.is_segmentation else "detection"
+    known = read_truth(truth, root=options.root, values=values if names_truth else None, task=task)
     return _told(evaluate_files(found, known, options, progress=progress), options)
 
 

@@ -44,6 +44,12 @@ class CrossvalFile(Config):
     seed: NonNegativeInt = 0
 
     @property
+    def task(self) -> Literal["detection", "segmentation"]:
+        """What the recipe answers."""
+        kind: Literal["detection", "segmentation"] = self.recipe["loss"]["kind"]
+        return kind
+
+    @property
     def rule(self) -> Folds:
         """The folds as a dataset has them."""
         rule: Folds = TypeAdapter(Folds).validate_python(self.folds)

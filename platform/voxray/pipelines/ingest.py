@@ -111,16 +111,17 @@ def ingest(
     begin = time.monotonic()
     progress = progress or SilentProgress()
     _require_free(dataset, Place.of(store_uri))
-    every, failed = _sources(dataset)
+    seen = dataset.for_task(recipe.task)
+    every, failed = _sources(seen)
     sources = [source for source in every if source.case_id not in failed]
     place = _writable(store_uri)
-    stored = dict(_kept(place, dataset, sources, recipe, verify=verify, progress=progress))
+    stored = dict(_kept(place, seen, sources, recipe, verify=verify, progress=progress))
     kept = tuple(sorted(stored))
     for case_id in kept:
         tell_warnings(progress, f"case {case_id}", stored[case_id].summary.warnings)
     removed = _clear(place, [source.case_id for source in sources], stored)
     todo = [source for source in sources if source.case_id not in stored]
-    job = _Job(place, dataset, _without_network(recipe))
+    job = _Job(place, seen, _without_network(recipe))
     with progress.track("ingest", total=len(todo), unit="cases") as advance:
         for case_id, result in _on_ray(job, todo, cpus_per_case) if todo else ():
             if isinstance(result, FailedCase):
@@ -316,7 +317,7 @@ def _ingest_case(source: CaseSource, job: _Job) -> StoredCase | FailedCase:
         # Before the files are read: what changes in between is made anew by the next run.
         origin = signature(job.dataset, source, job.recipe)
         case = load_case(job.dataset, source)
-        prepared = prepare_case(case, job.recipe.grid)
+        prepared = prepare_case(case, job.recipe.grid, task=job.recipe.task, classes=job.dataset.classes)
         return write_case(
             job.place,
             prepared,

@@ -40,6 +40,7 @@ def score_out_of_fold(
     progress: Progress,
 ) -> Pooled:
     """Answers what is not answered yet, and scores all cases of the finished folds at once."""
+    data = data.for_task(record.task)
     sources = list_cases(data)
     scores: list[CaseScore] = []
     folds: dict[int, Evaluation] = {}

@@ -20,6 +20,7 @@ from voxray.preprocess import normalise, orient, resample
 from voxray.readers import read_volume
 from voxray.recipe import Recipe
 from voxray.run import Run
+from voxray.training.checkpoint import recipe_of
 from voxray.volume import Shape, Volume
 from voxray.windows import place
 
@@ -93,7 +94,7 @@ def _scan(run: Run, scan: Path | None) -> tuple[Volume, str]:
         return read_volume(scan), f"the scan {scan.name}"
     if run.dataset_file is not None and Path(run.dataset_file).exists():
         try:
-            dataset = read_dataset(run.dataset_file)
+            dataset = read_dataset(run.dataset_file).for_task(recipe_of(run).task)
             sources = list_cases(dataset)
             chosen = next((source for source in sources if source.case_id in run.val_cases), sources[0])
             return load_case(dataset, chosen).image, f"case {chosen.case_id} of {run.dataset}"
@@ -110,7 +111,7 @@ def _training_scans(run: Run) -> Iterator[tuple[str, Volume]]:
     if run.dataset_file is None or not Path(run.dataset_file).exists():
         return
     try:
-        dataset = read_dataset(run.dataset_file)
+        dataset = read_dataset(run.dataset_file).for_task(recipe_of(run).task)
         sources = [source for source in list_cases(dataset) if source.case_id in run.train_cases]
         for source in sources[:NUM_CALIBRATED]:
             yield f"case {source.case_id}", load_case(dataset, source).image

@@ -208,7 +208,7 @@ class Camera:
 
 
 def _reach(evaluation: Evaluation, file: Path, root: Path | None) -> Reach:
-    dataset = read_dataset(file, root=root)
+    dataset = read_dataset(file, root=root).for_task(evaluation.task)
     if (dataset.name, dataset.classes) != (evaluation.dataset, evaluation.classes):
         raise ConfigError(
             f"{file}: is {dataset.name} with {some(dataset.classes)}; {evaluation.run} was scored on "

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
@@ -79,7 +79,13 @@ class CaseTruth:
     """What is worth knowing of the files that it was read from."""
 
 
-def read_truth(path: Path, *, root: Path | None = None, values: Mapping[int, str] | None = None) -> Truth:
+def read_truth(
+    path: Path,
+    *,
+    root: Path | None = None,
+    values: Mapping[int, str] | None = None,
+    task: Literal["detection", "segmentation"] = "detection",
+) -> Truth:
     """The truth at `path`, told apart by what it is; `values` names the numbers of label maps in a folder."""
     path = on_disk(path)
     if not path.exists():
@@ -92,7 +98,7 @@ def read_truth(path: Path, *, root: Path | None = None, values: Mapping[int, str
         raise ConfigError(
             f"{path}: is no truth; give a dataset's .toml file, a folder of label maps, or a .json of boxes."
         )
-    dataset = read_dataset(path, root=root)
+    dataset = read_dataset(path, root=root).for_task(task)
     sources = {source.case_id: source for source in list_cases(dataset)}
     patients = {case_id: source.patient_id for case_id, source in sources.items()}
     truth = Truth(dataset.name, dataset.classes, patients, dataset=dataset, sources=sources)
