@@ -243,7 +243,7 @@ def _lost(case: Case, what: str, config: GridConfig) -> DataError:
     return DataError(
         "resample.object_lost",
         f"at {_spacing(config)} mm {what}.",
-        remedy="Use a finer grid.spacing_mm, or leave the object out of the annotations.",
+        remedy="Use a finer grid.spacing_mm, or leave the object out of the annotations (min_object_mm3).",
         case_id=case.case_id,
     )
 

@@ -281,3 +281,36 @@ def test_a_store_takes_no_folder_that_is_read_or_somebody_elses(made: Dataset, t
     with pytest.raises(ConfigError, match="would be taken for a scan"):
         ingest(scans, RECIPE, root / "store")
     assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+def test_one_dataset_for_both_tasks_loses_a_case_with_a_speck_only_where_it_detects(
+    made: Dataset, tmp_path: Path
+) -> None:
+    """A component of one voxel, of which none is left on either recipe's grid."""
+    path = Path(made.root) / "a_labels.nii.gz"
+    image = SimpleITK.ReadImage(str(path))
+    image[3, 2, 1] = 1
+    SimpleITK.WriteImage(image, str(path))
+    detecting = read_recipe("lung_nodule", ["patch.size_vox=[32,32,32]", "grid.spacing_mm=[4,4,4]"])
+    segmenting = read_recipe("spleen", ["patch.size_vox=[32,32,32]", "grid.spacing_mm=[4,4,4]"])
+    source = list_cases(made)[0]
+    place = Place.of(tmp_path / "store")
+    refused = ingest_module._ingest_case(source, ingest_module._Job(place, made, detecting))
+    assert isinstance(refused, FailedCase)
+    assert refused.code == "resample.object_lost"
+    kept = ingest_module._ingest_case(source, ingest_module._Job(place, made, segmenting))
+    assert isinstance(kept, StoredCase)
+    assert kept.summary.warnings == (
+        "1 separate part of block (1 voxel, 6.75 mm3) has no voxel left at 4 x 4 x 4 mm, and is background there.",
+    )
+
+
+def test_the_recipes_prospects_are_a_warning_of_ingest(made: Dataset, tmp_path: Path) -> None:
+    recipe = read_recipe("spleen", ["patch.size_vox=[32,32,32]", "loss.dice_weight=0", "loss.ce_weight=0"])
+    job = ingest_module._Job(Place.of(tmp_path / "store"), made, recipe)
+    stored = ingest_module._ingest_case(list_cases(made)[0], job)
+    assert isinstance(stored, StoredCase)
+    two = made.model_copy(update={"classes": ("block", "cyst")})
+    texts = ingest_module._foreseen(two, recipe, {"a": stored})
+    assert texts[0].startswith("warning: with this recipe nothing can be learnt: loss.dice_weight")
+    assert texts[1].startswith("warning: 1 of 2 classes (cyst) has no labelled voxel in any of the 1 cases")
