@@ -90,3 +90,19 @@ def test_series_are_listed_with_words_that_tell_them_apart(study: Path, tmp_path
     assert found[SECOND].startswith(f"{SECOND} (")
     assert found[SECOND].endswith("“Series b”)")
     assert series_in(tmp_path / "run") == {}
+
+
+def test_a_folder_of_dose_reports_beside_a_series_is_no_scan(study: Path, tmp_path: Path) -> None:
+    root = tmp_path / "patient"
+    root.mkdir()
+    (tmp_path / "a").rename(root / "ct")
+    report = root / "dose" / "1"
+    report.parent.mkdir()
+    dataset: Any = pydicom.dcmread(study / next(path.name for path in study.iterdir()))
+    dataset.Modality = "SR"
+    dataset.save_as(report)
+    (root / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    said: list[str] = []
+    assert [scan.name for scan in find_scans([root], say=said.append)] == ["ct"]
+    assert said == [f"{root / 'dose'}: holds no CT (SR), and is left out"]
+    assert [scan.name for scan in find_scans([root / "dose"])] == ["dose"]

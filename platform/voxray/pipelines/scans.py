@@ -12,6 +12,7 @@ from voxray.dicom_file import is_dicom
 from voxray.errors import ConfigError
 from voxray.readers import READERS, series_in
 from voxray.readers.dicom import read_dicom
+from voxray.readers.dicom_series import other_modalities
 from voxray.user_text import TextError, on_disk, read_text
 from voxray.written import LABEL_MAP, OBJECT, mark_of
 
@@ -54,6 +55,7 @@ def find_scans(
         paths = sorted(_scans_under(given, answers)) if given.is_dir() else [given]
         if answers:
             say(f"{given}: {len(answers)} files are answers that voxray wrote, and are left out: {_some(answers)}")
+        paths = _with_ct(given, paths, say)
         if not paths:
             raise ConfigError(
                 f"{given}: holds no scan; expected files ending in {', '.join(SUFFIXES)}, or folders of DICOM slices."
@@ -80,6 +82,17 @@ def _of_series(scans: Sequence[Scan], wanted: Sequence[str], say: Callable[[str]
     if rest:
         say(f"{len(rest)} scans are left out, as --series names none of theirs: {_some(rest)}")
     return list(chosen.values())
+
+
+def _with_ct(given: Path, paths: Sequence[Path], say: Callable[[str], object]) -> list[Path]:
+    """The scans without folders within `given` of other modalities alone, such as dose reports; these are told."""
+    others = {path: other_modalities(path) for path in paths if path.is_dir() and path != given}
+    left_out = {path: found for path, found in others.items() if found}
+    if not left_out or len(left_out) == len(paths):
+        return list(paths)
+    for path, found in left_out.items():
+        say(f"{path}: holds no CT ({', '.join(found)}), and is left out")
+    return [path for path in paths if path not in left_out]
 
 
 def _unlisted(inputs: Sequence[Path]) -> Iterator[tuple[Path, Path, str]]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from voxray.dicom_file import is_dicom, read_header
+from voxray.errors import DataError
 from voxray.readers.dicom_frames import TAGS, Instance, has_place, is_localizer
 from voxray.readers.dicom_pixels import DEFLATED
 from voxray.readers.refusals import refusal
@@ -52,6 +53,22 @@ def find_series(path: Path) -> Found:
     for image in placed or images:
         series[image.series_uid].append(image)
     return Found(series, ignored)
+
+
+def other_modalities(folder: Path) -> tuple[str, ...]:
+    """The modalities of a folder of DICOM files that are all of others than CT; empty where one is CT or unknown."""
+    found: set[str] = set()
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not path.is_file() or not is_dicom(path):
+            continue
+        try:
+            modality = _instance(path).modality
+        except DataError:
+            return ()
+        if modality in ("CT", ""):
+            return ()
+        found.add(modality)
+    return tuple(sorted(found))
 
 
 def one_series(path: Path, series_uid: str | None) -> tuple[Sequence[Instance], list[str]]:

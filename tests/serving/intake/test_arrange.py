@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import io
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 
 from serving.intake.conftest import PLANTED, code_of, series_files, taken, zip_of
@@ -158,3 +160,20 @@ def test_of_two_alike_the_one_that_the_header_spells_is_read(tmp_path: Path) -> 
         }
         taken(files, tmp_path / form)
         assert (np.load(tmp_path / form / "volume.npy").ravel(order="F") == VOXELS).all()
+
+
+@pytest.mark.parametrize("series", ["its own", "1.2.999"])
+def test_screen_saves_and_slices_without_a_preamble_are_told_apart(tmp_path: Path, series: str) -> None:
+    files = series_files()
+    name = min(files)
+    save: Any = pydicom.dcmread(io.BytesIO(files[name]))
+    for place in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
+        delattr(save, place)
+    save.SeriesInstanceUID = save.SeriesInstanceUID if series == "its own" else series
+    buffer = io.BytesIO()
+    save.save_as(buffer)
+    files["save"] = buffer.getvalue()
+    files[f"{name}x"] = files.pop(name)[132:]
+    info = taken(files, tmp_path / "study")
+    assert info.shape[2] == info.num_files == len(files) - 1
+    assert [text for text in info.warnings if "nothing says where they lie" in text]
