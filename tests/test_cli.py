@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from inference.bright import sphere_scan
 from pipelines.bright_runs import register, write_run, write_spheres
 from voxray import cli, terminal
 from voxray.errors import ConfigError, DataError, ResourceError
-from voxray.readers import write_nifti
+from voxray.readers import read_label_map, write_nifti
 from writers.dicom_series import write_volume
 
 VERBS = (
@@ -279,3 +280,24 @@ def test_info_reads_the_series_that_is_named(tmp_path: Path) -> None:
     refused = voxray("info", tmp_path / "series", "--series", "1.2.3.31")
     assert refused.exit_code == 1
     assert "holds no CT series 1.2.3.31; it holds 1.2.3.30 (26 files" in " ".join(refused.output.split())
+
+
+def test_what_cannot_be_judged_ends_with_1_and_without_a_table(tmp_path: Path) -> None:
+    dataset = write_spheres(tmp_path / "data", 2)
+    labels, answers = dataset.parent / "labels", tmp_path / "answers"
+    answers.mkdir()
+    for name in ("s0.nii.gz", "s1.nii.gz"):
+        volume = read_label_map(labels / name)
+        x, y, z = volume.grid.origin_mm
+        write_nifti(replace(volume, grid=replace(volume.grid, origin_mm=(x, y, z + 5.0))), answers / name)
+    result = voxray("evaluate", answers, dataset, "--json", tmp_path / "out.json")
+    refused(result, 1, "s0: ", "s1: ", "corners are up to 5 mm apart")
+    assert "answers on 0 of 2 cases" in result.stdout
+    assert "dice" not in result.stdout
+    told = json.loads((tmp_path / "out.json").read_text())
+    assert (told["metrics"], told["cases"], sorted(told["not_judged"])) == ({}, {}, ["s0", "s1"])
+    (answers / "s0.nii.gz").write_bytes((labels / "s0.nii.gz").read_bytes())
+    result = voxray("evaluate", answers, dataset)
+    refused(result, 1, "s1: ")
+    assert "answers on 1 of 2 cases" in result.stdout
+    assert re.search(r"dice +\S+ 1\.000", result.stdout)

@@ -66,6 +66,10 @@ class Fit:
     shift_mm: float
     """How far a corner lies from its counterpart, at most."""
 
+    def is_exact(self, wanted: Grid) -> bool:
+        """Whether voxels fall on voxels."""
+        return self.grid.shape == wanted.shape and self.shift_mm <= SHIFT_VOX * min(wanted.spacing_mm)
+
 
 def arrangements() -> Iterator[Arrangement]:
     """All 48, the identity first."""
@@ -81,6 +85,8 @@ def fit(found: Grid, wanted: Grid) -> Fit:
     for one in arrangements():
         grid = one.grid(found)
         fits.append(Fit(one, grid, float(np.linalg.norm(_corners(grid) - target, axis=1).max())))
+        if fits[-1].is_exact(wanted):  # the others are a voxel away or more
+            return fits[-1]
     return min(fits, key=lambda one: (one.grid.shape != wanted.shape, one.shift_mm))
 
 
@@ -94,7 +100,7 @@ def put_on(volume: Volume, grid: Grid, *, name: str, of: str = "its image", code
         sides = [" x ".join(str(side) for side in one.shape) for one in (best.grid, grid)]
         text = f"{name} has {sides[0]} voxels, {of} {sides[1]}; their corners are up to {best.shift_mm:.4g} mm apart."
         raise _refusal(f"{code}.shape", text, of)
-    if best.shift_mm > SHIFT_VOX * min(grid.spacing_mm):
+    if not best.is_exact(grid):
         text = f"{name} does not lie where {of} lies: corners are up to {best.shift_mm:.4g} mm apart"
         raise _refusal(f"{code}.geometry", f"{text}{_differing(best.grid, grid, of)}.", of)
     if best.arrangement.is_identity:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,14 @@ import pytest
 
 from pipelines.bright_runs import Heard, register, write_run, write_spheres
 from pipelines.odd_scans import DISAGREE, Lines, contradict
+from voxray.alignment import arrangements
 from voxray.dataset import read_dataset
 from voxray.errors import ConfigError
 from voxray.evaluation import Evaluation, read_evaluation
 from voxray.loading import list_cases
 from voxray.pipelines.evaluate import EvaluateOptions, choose_cases, evaluate
 from voxray.pipelines.mlflow_server import tracking_uri
+from voxray.pipelines.naming import read_labels
 from voxray.pipelines.predict import AnswerOptions, predict
 from voxray.pipelines.progress import SilentProgress
 from voxray.pipelines.tracking import open_tracking
@@ -106,6 +109,40 @@ def test_a_case_that_fails_is_listed_and_counts_as_missed(tmp_path: Path, sphere
     else:
         assert report.cases["s2"]["bright"] == 0.0
         assert report.metrics["dice"] < 0.7 * whole["dice"]
+
+
+def test_a_truth_that_does_not_fit_its_scan_is_not_judged_and_not_zero(tmp_path: Path, spheres: Path) -> None:
+    write_run(tmp_path / "run", "segmentation", val_cases=CASES)
+    file = spheres.parent / "labels" / "s2.nii.gz"
+    truth = read_label_map(file)
+    x, y, z = truth.grid.origin_mm
+    write_nifti(replace(truth, grid=replace(truth.grid, origin_mm=(x, y + 5.0, z))), file)
+    report = score(tmp_path, spheres)
+    assert (sorted(report.cases), report.failed) == (["s0", "s1"], {})
+    assert "s2.nii.gz does not lie where its image lies: corners are up to 5 mm apart" in report.not_judged["s2"]
+    assert report.metrics["dice"] == np.mean([report.cases[case]["bright"] for case in ("s0", "s1")])
+    assert not (tmp_path / "out" / "s2.json").exists()
+    for case in ("s0", "s1"):
+        (spheres.parent / "labels" / f"{case}.nii.gz").write_bytes(b"")
+    nothing = score(tmp_path, spheres)
+    assert (nothing.cases, nothing.metrics, nothing.intervals, sorted(nothing.not_judged)) == ({}, {}, {}, [*CASES])
+    assert read_evaluation(tmp_path / "out").not_judged == nothing.not_judged
+
+
+def test_a_kept_map_is_read_by_the_names_of_its_index(tmp_path: Path, spheres: Path) -> None:
+    write_run(tmp_path / "run", "segmentation", val_cases=CASES)
+    first = score(tmp_path, spheres)
+    file = tmp_path / "out" / "s0.nii.gz"
+    labels = read_label_map(file)
+    turned = list(arrangements())[21]
+    write_nifti(Volume(np.ascontiguousarray(turned.voxels(labels.voxels)) * 7, turned.grid(labels.grid)), file)
+    index = json.loads((tmp_path / "out" / "s0.json").read_text())
+    index["labels"][0]["value"] = 7
+    (tmp_path / "out" / "s0.json").write_text(json.dumps(index))
+    grid = read_label_map(spheres.parent / "labels" / "s0.nii.gz").grid
+    back = read_labels(tmp_path / "out" / "s0.json", ["other", "bright"], grid)
+    np.testing.assert_array_equal(back.voxels, labels.voxels * 2)
+    assert first.metrics["dice"] > 0.9
 
 
 def test_thresholds_of_iou_are_an_option(tmp_path: Path, spheres: Path) -> None:

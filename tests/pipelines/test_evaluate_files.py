@@ -355,6 +355,11 @@ def test_class_numbers_of_boxes_are_those_that_are_declared(tmp_path: Path) -> N
     assert "class 0 of 1 findings is none of the 2 (liver, kidney)" in lost
     declared = _boxes(tmp_path, {"kidney": 3, "liver": 7}, labels={"3": "kidney", "7": "liver"})
     assert _evaluation(declared, dataset).metrics["mAP"] == 1.0
+    kind = 'kind = "instances"\nfile = "labels/{case}.nii.gz"\nclasses_file = "labels/{case}.json"'
+    (tmp_path / "labels" / "a.json").write_text(json.dumps({"instances": {"1": 5, "2": 2}}))
+    nndetection = _two_classes(tmp_path, kind + '\nvalues = { 5 = "kidney", 2 = "liver" }')
+    assert _evaluation(_boxes(tmp_path, {"kidney": 5, "liver": 2}), nndetection).metrics["mAP"] == 1.0
+    dataset = _two_classes(tmp_path, NAMED)
     other = _boxes(tmp_path, {"kidney": 3, "liver": 0}, labels={"3": "kidney", "0": "background"})
     assert "class 0 is 'background', which is none of the 2" in _evaluation(other, dataset).not_judged["a"]
 
@@ -369,6 +374,9 @@ def test_a_json_of_boxes_declares_numbers_by_its_classes(tmp_path: Path) -> None
     truth.write_text(json.dumps({"frame": "LPS", "boxes": boxes}))
     answers = _boxes(tmp_path, {"kidney": 1, "liver": 0})
     with pytest.raises(ConfigError, match="neither it nor truth declares"):
+        _score(answers, truth)
+    truth.write_text(json.dumps({"frame": "LPS", "boxes": boxes, "classes": ["liver", "liver"]}))
+    with pytest.raises(ConfigError, match="classes must be names that differ, got liver, liver"):
         _score(answers, truth)
     truth.write_text(json.dumps({"frame": "LPS", "boxes": boxes, "classes": ["liver", "kidney"]}))
     assert _evaluation(answers, truth).metrics["mAP"] == 1.0

@@ -45,7 +45,9 @@ def training(**fields: object) -> Training:
 
 
 def test_a_detection_has_all_its_parts() -> None:
-    evaluation = detection_evaluation(failed={"case 03": "[nifti.truncated] cut short"}, notices=("2 unknown",))
+    lost = {"case 77": "[comparison.geometry] elsewhere"}
+    failed = {"case 03": "[nifti.truncated] cut short"}
+    evaluation = detection_evaluation(failed=failed, not_judged=lost, notices=("2 unknown",))
     shown = (Shown("false", "case 01: nodule, 5.0 mm", "a false finding", PNG),)
     data = Data("d", "CC0-1.0", "phantoms", "kfold, 5 folds", 24, 20)
     page = read_page(compose([Entry("r", evaluation, training(), data, ScanFacts(pictures=shown))], {}))
@@ -55,6 +57,8 @@ def test_a_detection_has_all_its_parts() -> None:
     assert page.row("mAP")[1:3] == [f"{evaluation.metrics['mAP']:.3f}", f"{low:.3f} to {high:.3f}"]
     assert page.row("case 03")[1] == "[nifti.truncated] cut short"
     assert "1 of 12 cases" in page.text
+    assert page.row("case 77")[1] == "[comparison.geometry] elsewhere"
+    assert "1 of 13 cases" in page.text
     assert "2 unknown" in page.text
     assert "3 steps of the training were skipped" in page.text
     assert "lung_nodule" in page.text

@@ -221,7 +221,7 @@ def _box_file(path: Path) -> Truth:
     data = json.loads(text)
     named = [str(item.get("class")) for item in data["boxes"] if isinstance(item, dict)] if data["boxes"] else []
     declared = isinstance(data.get("classes"), list)
-    classes = tuple(data["classes"]) if declared else tuple(sorted(set(named)))
+    classes = _declared_classes(data["classes"], path) if declared else tuple(sorted(set(named)))
     table = read_boxes_json(text, classes, where=str(path))
     if table.problems:
         raise table.problems[0]
@@ -231,6 +231,12 @@ def _box_file(path: Path) -> Truth:
     boxes = {case_id: table.boxes.get(case_id, BoxTruth.empty(data["frame"])) for case_id in every}
     indices = dict(enumerate(classes)) if declared or len(classes) == 1 else None
     return Truth(path.stem, classes, {case_id: case_id for case_id in every}, boxes=boxes, indices=indices)
+
+
+def _declared_classes(names: Sequence[Any], path: Path) -> tuple[str, ...]:
+    if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise ConfigError(f"{path}: classes must be names that differ, got {', '.join(map(str, names[:5]))}.")
+    return tuple(names)
 
 
 def _of_map(file: Path, truth: Truth) -> CaseTruth:
