@@ -181,6 +181,10 @@ def test_stored_bits_may_lie_at_the_top(tmp_path: Path, rng: np.random.Generator
     file = write(tmp_path / "a.dcm", (values & 0xFFF) << 4, syntax, bits=12, signed=True, high_bit=15)
     assert (decode(file, syntax)[0] == values).all()
     file = write(tmp_path / "b.dcm", values & 0xFFF, syntax, bits=12, signed=True, high_bit=15)
+    volume = read_volume(file)
+    assert np.array_equal(volume.voxels[:, :, 0].T, values)
+    assert any(text.startswith("High Bit does not say where values lie in 1 files") for text in volume.warnings)
+    file = write(tmp_path / "c.dcm", (values & 0xFFF) | 0x5000, syntax, bits=12, signed=True, high_bit=15)
     with pytest.raises(DataError, match="High Bit is 15"):
         decode(file, syntax)
 

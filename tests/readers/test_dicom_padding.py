@@ -33,6 +33,7 @@ def warned(folder: Any) -> str:
         (np.int16, -2000, 0, {"PixelPaddingValue": -2000}),
         (np.int16, -2000, -1024, {"PixelPaddingValue": -2000, "PixelPaddingRangeLimit": -1990}),
         (np.uint16, 63536, -1024, {"PixelPaddingValue": 63536, "BitsStored": 12, "HighBit": 11}),
+        (np.int16, -2000, -1024, {"PixelPaddingValue": 2096, "BitsStored": 12, "HighBit": 11}),
         (np.int16, -2000, -1024, {"PixelPaddingValue": -2000, "BitsStored": 12, "HighBit": 11}),
         (np.uint16, 60005, -1024, {"PixelPaddingValue": 60000, "PixelPaddingRangeLimit": 60010}),
         (np.uint16, 60005, -1024, {"PixelPaddingValue": 60010, "PixelPaddingRangeLimit": 60000}),

@@ -24,6 +24,7 @@ _NO_PADDING = "{} pixels within the image have the Pixel Padding Value, that of 
 _CUT = (
     "{} pixels have bits above those that are stored (overlays), which are no part of their values and were cut off"
 )
+_MISPLACED = "High Bit does not say where values lie in {} files; they were read from the bottom of their cells"
 _EXCESS = "{} bytes follow the pixels within their files, and were ignored"
 
 
@@ -56,7 +57,7 @@ def _slices(frames: Sequence[Frame], syntaxes: dict[Path, str]) -> Iterator[Slic
         noted: dict[str, int] = {}
         if pixels is None or frame.path != held:
             held, pixels = frame.path, decode_pixels(frame.path, syntaxes[frame.path])
-            noted = {_CUT: pixels.num_cut, _EXCESS: pixels.num_excess}
+            noted = {_CUT: pixels.num_cut, _EXCESS: pixels.num_excess, _MISPLACED: int(pixels.is_misplaced)}
         count, rows, columns = pixels.values.shape
         if (rows, columns) != (frame.rows, frame.columns) or frame.index >= count:
             raise refusal(

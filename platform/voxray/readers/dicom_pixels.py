@@ -67,6 +67,8 @@ class Pixels:
     """How many cells had bits beyond those that are stored, such as overlays."""
     num_excess: int
     """How many bytes followed native pixels within their element."""
+    is_misplaced: bool
+    """Whether the stored bits do not lie where High Bit says, but at the bottom of their cells."""
 
 
 def decode(path: Path, transfer_syntax: str) -> Integer[np.ndarray, "frames y x"]:
@@ -123,24 +125,24 @@ def _decode(path: Path, transfer_syntax: str) -> Pixels:
     # A decoder takes the narrowest type that its samples fit into, and may leave the file's order of bytes.
     num_bytes = max(cells.dtype.itemsize, layout.bits_allocated // 8)
     cells = np.ascontiguousarray(cells, f"={cells.dtype.kind}{num_bytes}").reshape(-1, *cells.shape[-2:])
-    _check_place_of_bits(cells, layout, transfer_syntax)
+    high_bit = _place_of_bits(cells, layout)
     values = stored_values(
         cells,
         bits_stored=layout.bits_stored,
-        high_bit=layout.high_bit,
+        high_bit=high_bit,
         is_signed=layout.is_signed,
         codestream=codestream,
     )
     bits = cells.view(f"u{cells.dtype.itemsize}")
     is_padding = _padding(values, bits, layout)
-    return Pixels(values, is_padding, _num_cut(bits, layout, is_padding), excess)
+    return Pixels(values, is_padding, _num_cut(bits, layout, is_padding), excess, high_bit != layout.high_bit)
 
 
 def _layout(dataset: pydicom.Dataset) -> Layout:
     allocated = _integer(dataset, "BitsAllocated") or 16
     stored = _integer(dataset, "BitsStored") or allocated
     high = _integer(dataset, "HighBit")
-    padding, limit = _integer(dataset, "PixelPaddingValue"), _integer(dataset, "PixelPaddingRangeLimit")
+    padding, limit = (_padding_value(dataset, f"PixelPadding{name}") for name in ("Value", "RangeLimit"))
     layout = Layout(
         rows=_integer(dataset, "Rows") or 0,
         columns=_integer(dataset, "Columns") or 0,
@@ -162,6 +164,14 @@ def _layout(dataset: pydicom.Dataset) -> Layout:
 def _integer(dataset: pydicom.Dataset, name: str) -> int | None:
     value = value_of(dataset, name)
     return None if value is None else int(float(parts_of(value)[0]))
+
+
+def _padding_value(dataset: pydicom.Dataset, name: str) -> int | None:
+    """As `_integer`; what is no number names no padding."""
+    try:
+        return _integer(dataset, name)
+    except ValueError:
+        return None
 
 
 def _bare(dataset: pydicom.Dataset, layout: Layout) -> pydicom.Dataset:
@@ -235,13 +245,18 @@ def _by_gdcm(bare: pydicom.Dataset) -> Cells:
         return np.asarray(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(file))))
 
 
-def _check_place_of_bits(cells: Cells, layout: Layout, transfer_syntax: str) -> None:
-    """Refuses a High Bit that puts the stored bits where they cannot be."""
+def _place_of_bits(cells: Cells, layout: Layout) -> int:
+    """The highest of the stored bits: High Bit, unless the values show that they lie at the bottom of their cells."""
     low = layout.high_bit + 1 - layout.bits_stored
-    if low and (transfer_syntax not in NATIVE | _RLE or (cells & ((1 << low) - 1)).any()):
-        raise ValueError(
-            f"High Bit is {layout.high_bit} for {layout.bits_stored} bits stored, but values are not so placed"
-        )
+    bits = cells.view(f"u{cells.dtype.itemsize}")
+    if low == 0 or not (bits & ((1 << low) - 1)).any():
+        return layout.high_bit
+    top = bits >> layout.bits_stored
+    if ((top == 0) | (top == (1 << np.iinfo(bits.dtype).bits - layout.bits_stored) - 1)).all():
+        return layout.bits_stored - 1
+    raise ValueError(
+        f"High Bit is {layout.high_bit} for {layout.bits_stored} bits stored, but values are not so placed"
+    )
 
 
 def _padding(values: Cells, bits: Cells, layout: Layout) -> Bool[np.ndarray, "frames y x"] | None:
@@ -255,7 +270,7 @@ def _padding(values: Cells, bits: Cells, layout: Layout) -> Bool[np.ndarray, "fr
     ends = stored_values(
         cells, bits_stored=layout.bits_stored, high_bit=layout.bits_stored - 1, is_signed=layout.is_signed
     )
-    if (ends.view(bits.dtype) != cells).any():
+    if ((ends.view(bits.dtype) != cells) & (cells >> layout.bits_stored != 0)).any():
         return np.asarray((bits >= cells.min()) & (bits <= cells.max()))
     return np.asarray((values >= ends.min()) & (values <= ends.max()))
 
