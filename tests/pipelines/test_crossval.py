@@ -15,7 +15,7 @@ from pipelines.balls import RECIPE, Teller, store_of, told, weights_of, write_ba
 from pipelines.tiny_training import segmentation_recipe
 from voxray.dataset.folds import Folds, Holdout, KFold, Lists, Luna16Subsets, NoFolds
 from voxray.errors import ConfigError
-from voxray.evaluation import read_evaluation
+from voxray.evaluation import read_evaluation, write_evaluation
 from voxray.inference.findings import LabelsFile, read_file
 from voxray.pipelines.answers import open_engine
 from voxray.pipelines.consolidate import consolidate
@@ -134,6 +134,19 @@ def test_the_folds_make_one_package_whose_card_says_what_they_scored(
     card = (tmp_path / "model" / "README.md").read_text()
     assert f"| dice | {report.evaluation.metrics['dice']:.3f} |" in card
     assert "cv fold 1" in card
+
+
+def test_a_score_of_other_networks_is_not_on_the_card(
+    done: tuple[Path, CrossvalReport, Teller], tmp_path: Path
+) -> None:
+    output = Path(shutil.copytree(done[0], tmp_path / "cv"))
+    score = read_evaluation(output)
+    assert len(set(score.weights_sha256)) == 2
+    write_evaluation(score.model_copy(update={"weights_sha256": ("0", "1")}), output / "evaluation.json")
+    teller = Teller()
+    consolidate([output], tmp_path / "model", progress=teller)
+    assert told(teller.lines, f"{output}/evaluation.json: is no score of these networks")
+    assert "| dice |" not in (tmp_path / "model" / "README.md").read_text()
 
 
 def test_folds_of_other_data_are_refused_before_any_trains(data: Path, half: Path, tmp_path: Path) -> None:

@@ -206,6 +206,6 @@ def _score(sources: Sequence[Location], ensemble: Ensemble, progress: Progress) 
         return None
     score = read_evaluation(file)
     if sorted(score.weights_sha256) != sorted(member.provenance.weights_sha256 for member in ensemble.members):
-        progress.say(f"{file}: scores other networks than these, so the card has no score; run crossval again first.")
+        progress.say(f"{file}: is no score of these networks, so the card has none; run crossval again first.")
         return None
     return score
