@@ -20,7 +20,7 @@ from pydicom.uid import RLELossless
 
 from voxray.errors import DataError
 from voxray.readers import describe, read_volume
-from voxray.readers.dicom_pixels import decode
+from voxray.readers.dicom_pixels import decode, decode_pixels
 
 NATIVE = ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"]
 JPEG_LOSSLESS, JPEG_LS, JPEG_2000 = (f"1.2.840.10008.1.2.4.{last}" for last in (70, 80, 90))
@@ -181,9 +181,9 @@ def test_stored_bits_may_lie_at_the_top(tmp_path: Path, rng: np.random.Generator
     file = write(tmp_path / "a.dcm", (values & 0xFFF) << 4, syntax, bits=12, signed=True, high_bit=15)
     assert (decode(file, syntax)[0] == values).all()
     file = write(tmp_path / "b.dcm", values & 0xFFF, syntax, bits=12, signed=True, high_bit=15)
-    volume = read_volume(file)
-    assert np.array_equal(volume.voxels[:, :, 0].T, values)
-    assert any(text.startswith("High Bit does not say where values lie in 1 files") for text in volume.warnings)
+    pixels = decode_pixels(file, syntax)
+    assert np.array_equal(pixels.values[0], values)
+    assert pixels.is_misplaced
     file = write(tmp_path / "c.dcm", (values & 0xFFF) | 0x5000, syntax, bits=12, signed=True, high_bit=15)
     with pytest.raises(DataError, match="High Bit is 15"):
         decode(file, syntax)
@@ -210,3 +210,11 @@ def test_real_jpeg_lossless_may_have_overlays_too(shared_data: Path, tmp_path: P
         cells[100:200] |= 0x9000
         again = write(tmp_path / "a.dcm", cells, syntax, bits=12, signed=True)
         assert (decode(again, syntax)[0] == np.where(pixels >= 2048, pixels - 4096, pixels)).all()
+
+
+def test_a_high_bit_that_values_contradict_is_told(tmp_path: Path, rng: np.random.Generator) -> None:
+    values = rng.integers(-1000, 1000, SHAPE[::-1])
+    file = write(tmp_path / "a.dcm", values & 0xFFF, NATIVE[1], bits=12, signed=True, high_bit=15)
+    info = describe(file, pixels=True)
+    assert info.range_hu == (values.min(), values.max())
+    assert any(text.startswith("High Bit does not say where values lie in 1 files") for text in info.warnings)

@@ -91,7 +91,7 @@ def one_series(path: Path, series_uid: str | None) -> tuple[Sequence[Instance], 
         "dicom.several_series",
         path,
         f"holds {len(series)} CT series: {_listed(series)}.",
-        remedy="Name the one to read (--series UID; in Python, series_uid), or give each a folder of its own.",
+        remedy="Name the one to read (info and predict: --series UID), or give each series a folder of its own.",
     )
 
 
