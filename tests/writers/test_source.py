@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 
 from voxray.errors import DataError
@@ -140,3 +141,18 @@ def test_a_class_of_images_that_nobody_knows_is_refused(tmp_path: Path, uid: str
 def test_files_that_share_a_uid_are_refused(tmp_path: Path) -> None:
     folder = write_series(tmp_path / "ct", SOPInstanceUID="1.2.3.4")
     refused("source.same_instance", lambda: read_source(files_of(folder), read_volume(folder).grid))
+
+
+def test_slices_without_preamble_and_of_other_representations_are_found_again(tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "ct")
+    as_written = read_source(files_of(folder), read_volume(folder).grid)
+    for number, file in enumerate(files_of(folder)):
+        dataset = pydicom.dcmread(file)
+        spacing = "\\".join(str(side) for side in dataset.PixelSpacing)
+        dataset["PixelSpacing"] = pydicom.DataElement(0x00280030, "UT", spacing)
+        dataset.save_as(file)
+        if number % 2:
+            file.write_bytes(file.read_bytes()[132:])
+    source = read_source(files_of(folder), read_volume(folder).grid)
+    assert [one.sop_instance for one in source.slices] == [one.sop_instance for one in as_written.slices]
+    assert [float(side) for side in source.pixel_spacing] == [float(side) for side in as_written.pixel_spacing]
