@@ -19,6 +19,7 @@ from voxray.inference.predictor import Prediction, Predictor, Prepared, prepare_
 from voxray.pipelines.answers import open_engine, write_answer
 from voxray.place import sync_all
 from voxray.recipe import Recipe
+from voxray.serving.answered_by import keep_model
 from voxray.serving.cards import card
 from voxray.serving.config import ServedModel
 from voxray.serving.places import Places
@@ -78,6 +79,7 @@ class Answering:
         prediction, seconds = self._threads.submit(self._timed, scan, watch).result()
         folder = self._places.job(job)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        keep_model(folder, self.info)
         write_answer(prediction, folder, case=study, engine=self._engine)
         sync_all(folder)
         return Step("answering", 1.0, prepare_s, seconds)

@@ -102,9 +102,9 @@ class ReaderReplica:
         """See `workers.Readers`."""
         return await self._reading.scan(study)
 
-    async def make(self, job: str, study: str, model: str, form: Form) -> Path:
+    async def make(self, job: str, study: str, form: Form) -> Path:
         """See `workers.Readers`."""
-        return await self._reading.make(job, study, model, form)
+        return await self._reading.make(job, study, form)
 
     async def viewer_labels(self, job: str, study: str, wish: LabelWish) -> Path:
         """See `workers.Readers`."""
@@ -114,9 +114,9 @@ class ReaderReplica:
         """See `workers.Readers`."""
         return await self._reading.centroids(job, study)
 
-    async def store(self, job: str, study: str, model: str, url: str) -> None:
+    async def store(self, job: str, study: str, url: str) -> None:
         """See `workers.Readers`."""
-        await self._reading.store(job, study, model, url)
+        await self._reading.store(job, study, url)
 
 
 class RayWorkers:
@@ -151,10 +151,10 @@ class RayWorkers:
             path: Path = await self._readers.scan.remote(study)
         return path
 
-    async def make(self, job: str, study: str, model: str, form: Form) -> Path:
+    async def make(self, job: str, study: str, form: Form) -> Path:
         """See `workers.Readers`."""
         with _deaths():
-            path: Path = await self._readers.make.remote(job, study, model, form)
+            path: Path = await self._readers.make.remote(job, study, form)
         return path
 
     async def viewer_labels(self, job: str, study: str, wish: LabelWish) -> Path:
@@ -169,10 +169,10 @@ class RayWorkers:
             found: Centroids = await self._readers.centroids.remote(job, study)
         return found
 
-    async def store(self, job: str, study: str, model: str, url: str) -> None:
+    async def store(self, job: str, study: str, url: str) -> None:
         """See `workers.Readers`."""
         with _deaths():
-            await self._readers.store.remote(job, study, model, url)
+            await self._readers.store.remote(job, study, url)
 
     async def answer(self, job: str, study: str, model: str) -> AsyncGenerator[Step, None]:
         """See `workers.Workers`; a large scan goes, prepared, from its reader to the model by reference."""

@@ -173,9 +173,9 @@ class Desk:
             await self._report(job, Step("writing", 1.0))
         for form in request.outputs:
             with contextlib.suppress(VoxrayError):  # said when the form is asked for
-                await self._workers.make(job, row["study"], row["model"], form)
+                await self._workers.make(job, row["study"], form)
         if request.store is not None:
-            await self._workers.store(job, row["study"], row["model"], request.store.dicomweb)
+            await self._workers.store(job, row["study"], request.store.dicomweb)
         return last
 
     @contextlib.asynccontextmanager

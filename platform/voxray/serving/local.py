@@ -40,9 +40,9 @@ class LocalWorkers:
         """See `workers.Readers`."""
         return await self._reading.scan(study)
 
-    async def make(self, job: str, study: str, model: str, form: Form) -> Path:
+    async def make(self, job: str, study: str, form: Form) -> Path:
         """See `workers.Readers`."""
-        return await self._reading.make(job, study, model, form)
+        return await self._reading.make(job, study, form)
 
     async def viewer_labels(self, job: str, study: str, wish: LabelWish) -> Path:
         """See `workers.Readers`."""
@@ -52,9 +52,9 @@ class LocalWorkers:
         """See `workers.Readers`."""
         return await self._reading.centroids(job, study)
 
-    async def store(self, job: str, study: str, model: str, url: str) -> None:
+    async def store(self, job: str, study: str, url: str) -> None:
         """See `workers.Readers`."""
-        await self._reading.store(job, study, model, url)
+        await self._reading.store(job, study, url)
 
     async def answer(self, job: str, study: str, model: str) -> AsyncGenerator[Step, None]:
         """See `workers.Workers`."""

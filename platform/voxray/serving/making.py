@@ -11,8 +11,9 @@ from voxray.pipelines.forms import CaseAnswer, write_form
 from voxray.pipelines.naming import classes_in
 from voxray.place import sync
 from voxray.readers import read_label_map
+from voxray.serving.answered_by import AnsweredBy
 from voxray.serving.intake.study import series_uid_of
-from voxray.serving.messages import Form, ModelInfo
+from voxray.serving.messages import Form
 from voxray.serving.places import Places
 from voxray.serving.scans import scan_of
 
@@ -24,7 +25,7 @@ class Answered:
     places: Places
     job: str
     study: str
-    model: ModelInfo
+    model: AnsweredBy
 
     def make(self, form: Form, path: Path) -> None:
         """Writes the result in a form."""

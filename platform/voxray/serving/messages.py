@@ -76,6 +76,8 @@ class Job(Config):
     job_id: Identifier
     study_id: Identifier
     model: str
+    is_served: bool
+    """Whether the service still has a model of that name; results stay where it has not, and open jobs wait."""
     state: State
     stage: Stage
     progress: Annotated[float, Field(ge=0, le=1)]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from voxray.errors import DataError
 from voxray.inference.predictor import Prepared
+from voxray.serving.answered_by import answered_by
 from voxray.serving.config import ServeConfig
 from voxray.serving.forms import FILES, STORED, forms_of
 from voxray.serving.intake import dicomweb
@@ -61,9 +62,9 @@ class Reading:
         """A study on a model's grid."""
         return await asyncio.to_thread(prepare_study, self._places, study, self._cards[model].grid)
 
-    async def make(self, job: str, study: str, model: str, form: Form) -> Path:
+    async def make(self, job: str, study: str, form: Form) -> Path:
         """See `workers.Readers`."""
-        return await asyncio.to_thread(self._make, job, study, model, form)
+        return await asyncio.to_thread(self._make, job, study, form)
 
     async def viewer_labels(self, job: str, study: str, wish: LabelWish) -> Path:
         """See `workers.Readers`."""
@@ -73,17 +74,18 @@ class Reading:
         """See `workers.Readers`."""
         return await asyncio.to_thread(centroids_of, self._places.labels(job, study))
 
-    async def store(self, job: str, study: str, model: str, url: str) -> None:
+    async def store(self, job: str, study: str, url: str) -> None:
         """See `workers.Readers`."""
         files = []
-        for form in forms_of(self._cards[model].task, is_dicom=True):
+        model = await asyncio.to_thread(answered_by, self._places, job, study)
+        for form in forms_of(model.task, is_dicom=True):
             if form in STORED:
                 with contextlib.suppress(DataError):  # a Segmentation of nothing cannot be; the report says so
-                    files.append(await self.make(job, study, model, form))
+                    files.append(await self.make(job, study, form))
         await dicomweb.store(url, files, limits=self._config.limits, access=self._config.dicomweb)
 
-    def _make(self, job: str, study: str, model: str, form: Form) -> Path:
+    def _make(self, job: str, study: str, form: Form) -> Path:
         path = FILES[form](self._places, job, study)
         if not path.exists():
-            Answered(self._places, job, study, self._cards[model]).make(form, path)
+            Answered(self._places, job, study, answered_by(self._places, job, study)).make(form, path)
         return path

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import json
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -13,9 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from voxray.config import parse
 from voxray.errors import ConfigError
 from voxray.inference.findings import FindingsFile, LabelsFile
+from voxray.serving.answered_by import answered_by, read_answer
 from voxray.serving.config import ServeConfig
 from voxray.serving.desk import timing_of
 from voxray.serving.endings import Endings
@@ -56,6 +55,7 @@ class Service:
         self.config, self.ledger, self.workers, self.places = config, ledger, workers, places
         self._models = {card.name: card for card in cards}
         self._refreshed = -_REFRESH_S
+        self._tasks: dict[str, str] = {}  # by job
         self._are_dicom: dict[str, bool] = {}  # by study; what a study is never changes
         self._endings = Endings(ledger, workers.news)
 
@@ -180,15 +180,19 @@ class Service:
         if row["state"] != "done":
             raise Problem(409, "job.not_done", f"The job is {row['state']}.", remedy="Ask again when it is done.")
         allowed = await self._forms(row)
+        if not allowed:
+            raise Problem(
+                404, "result.gone", "The job's answer is not there any more.", remedy="Ask the model again."
+            )
         if form not in allowed:
             raise Problem(
                 404, "result.not_this_form", "The result has no such form.", remedy=f"It has: {', '.join(allowed)}."
             )
-        job, study, model = row["id"], row["study"], row["model"]
+        job, study = row["id"], row["study"]
         path = FILES[form](self.places, job, study)
         if await asyncio.to_thread(path.exists):
             return path
-        return await self._made(owner, job, lambda: self.workers.make(job, study, model, form))
+        return await self._made(owner, job, lambda: self.workers.make(job, study, form))
 
     async def viewer_labels(self, owner: str, job_id: str, wish: LabelWish) -> Path:
         """The label map of a segmentation as a viewer wants it."""
@@ -205,12 +209,9 @@ class Service:
     def findings(self, row: Row) -> FindingsFile | LabelsFile | None:
         """The answer itself."""
         try:
-            data = json.loads(self.places.answer(row["id"], row["study"]).read_text(encoding="utf-8"))
+            return read_answer(self.places, row["id"], row["study"])
         except OSError:
             return None  # deleted at this moment
-        if self.model(row["model"]).task == "detection":
-            return parse(FindingsFile, data, where="answer")
-        return parse(LabelsFile, data, where="answer")
 
     # Within
 
@@ -339,7 +340,22 @@ class Service:
         study = row["study"]
         if study not in self._are_dicom and (found := await asyncio.to_thread(self.ledger.study, study)):
             self._info(found)
-        return forms_of(self.model(row["model"]).task, is_dicom=self._are_dicom.get(study, False))
+        task = await asyncio.to_thread(self._task, row)
+        return () if task is None else forms_of(task, is_dicom=self._are_dicom.get(study, False))
+
+    def _task(self, row: Row) -> str | None:
+        """What the result is; None where the answer is not there yet, or not any more."""
+        job, model = row["id"], self._models.get(row["model"])
+        if row["state"] != "done":  # while the model is served it is known what it will be
+            return None if model is None else model.task
+        if job not in self._tasks:
+            if len(self._tasks) >= _REMEMBERED:
+                self._tasks.clear()
+            try:
+                self._tasks[job] = answered_by(self.places, job, row["study"]).task
+            except (ConfigError, OSError):
+                return None
+        return self._tasks[job]
 
     async def _job_of(self, row: Row, *, with_result: bool = False) -> Job:
         place = await asyncio.to_thread(self.ledger.place, row) if row["state"] == "queued" else None
@@ -356,7 +372,8 @@ class Service:
             progress=row["progress"],
             place=place,
             error=None if row["error"] is None else ProblemDetails.model_validate_json(row["error"]),
-            outputs=await self._forms(row) if row["model"] in self._models else (),
+            is_served=row["model"] in self._models,
+            outputs=await self._forms(row),
             created=_date(row["created"]),
             started=None if row["started"] is None else _date(row["started"]),
             finished=None if row["finished"] is None else _date(row["finished"]),

@@ -59,7 +59,7 @@ class Readers(Protocol):
         """The study's scan as NIfTI; made once."""
         ...
 
-    async def make(self, job: str, study: str, model: str, form: Form) -> Path:
+    async def make(self, job: str, study: str, form: Form) -> Path:
         """The file of a job's result in one form; made once."""
         ...
 
@@ -71,7 +71,7 @@ class Readers(Protocol):
         """The middles of the labels of a segmentation."""
         ...
 
-    async def store(self, job: str, study: str, model: str, url: str) -> None:
+    async def store(self, job: str, study: str, url: str) -> None:
         """Sends SEG and SR of a job's result to a DICOMweb server."""
         ...
 
