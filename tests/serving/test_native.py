@@ -413,3 +413,21 @@ def test_series_of_an_upload_are_told_to_programs(tmp_path: Path) -> None:
             assert "series" not in problem(await client.get("/v1/jobs/" + "0" * 32), 404, "job.unknown")
 
     asyncio.run(served())
+
+
+def test_a_refusal_names_files_to_their_sender_and_nothing_else_keeps_their_names(tmp_path: Path) -> None:
+    files = {f"DOE^JANE/IM{z}.dcm": data for z, data in enumerate(series_files(6).values())}
+    files["DOE^JANE/again.dcm"] = files["DOE^JANE/IM2.dcm"]
+
+    async def served() -> None:
+        async with in_process(tmp_path) as client:
+            reply = await client.post("/v1/studies", files=[("file", pair) for pair in files.items()])
+            detail = problem(reply, 422, "dicom.doubled_position")["detail"]
+            assert "“DOE^JANE/IM2.dcm” and “DOE^JANE/again.dcm” lie at the same one" in detail
+            raw = await client.post("/v1/studies?name=Jane.nii", content=b"x" * 2000)
+            assert "“Jane.nii” is named .nii" in problem(raw, 422, "nifti.not_nifti")["detail"]
+
+    asyncio.run(served())
+    kept = [path for path in (tmp_path / "service").rglob("*") if path.is_file()]
+    assert kept
+    assert not [path for path in kept if b"JANE" in path.read_bytes().upper()]

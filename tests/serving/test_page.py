@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 import pytest
 from matplotlib.image import imread
-from playwright.sync_api import Browser, FloatRect, Page, expect
+from playwright.sync_api import Browser, FloatRect, Page, Route, expect
 
 from serving.browsers import Watched, browser, watched
 from serving.firing_runs import detector, segmentation
@@ -377,6 +377,115 @@ class TestSegmentation:
                 x, y, z = look.js("(value) => window.voxray.viewer.placeOf(value)", label["value"])
                 voxel = np.floor(mask.grid.to_voxel(np.asarray([[-x, -y, z]]))[0]).astype(int)
                 assert mask.voxels[tuple(voxel)] == label["value"]
+
+
+class TestEarlierScans:
+    """Answers that are opened again: on a phone, after their model, and when something fails."""
+
+    pytestmark = in_a_browser
+
+    def test_on_a_phone_the_picture_stays_in_sight(
+        self, seen: Browser, service: Listening, nodules: str, organs: str, tmp_path: Path
+    ) -> None:
+        with watched(seen, service.url, width=390, height=844) as look:
+            page = look.page
+            for job in (nodules, organs, nodules):
+                row = page.locator(f"#jobs [data-job='{job}'] .job")
+                row.scroll_into_view_if_needed()
+                row.tap()
+                look.until(f"location.hash === '#{job}'")
+                look.drawn()
+                page.wait_for_timeout(1500)  # the list is drawn again while jobs are followed
+                views = page.locator("#views").bounding_box()
+                assert views is not None
+                assert 0 <= views["y"] < 844 - views["height"] + 1, (job, views)
+                assert look.js("document.documentElement.scrollWidth") <= 390
+                page.screenshot(path=tmp_path / f"phone-{job}.png")
+            page.locator(".findings [role=option]").nth(2).tap()
+            chosen = page.locator(".findings [role=option]").nth(2).bounding_box()
+            assert chosen is not None
+            assert 0 <= chosen["y"] < 844  # where it was touched
+            look.must_be_clean(but="WebGL")
+
+    def test_an_answer_outlives_its_model(
+        self, seen: Browser, service: Listening, nodules: str, organs: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        left = {name: card for name, card in service.service.models().items() if name == "organs"}
+        monkeypatch.setattr(service.service, "_models", left)
+        with watched(seen, service.url, path=f"/#{nodules}") as look:
+            look.drawn()
+            expect(look.page.locator("#answer .warning").first).to_contain_text("no longer served")
+            found = len([one for one in result(service, nodules, "json").json()["findings"] if one["score"] >= 0.5])
+            expect(look.page.locator(".findings [role=option]")).to_have_count(found)
+            expect(look.page.locator(".downloads a")).to_have_count(4)
+            expect(look.page.locator("#answer")).not_to_contain_text("Loading")
+            look.must_be_clean(but="WebGL")
+        with watched(seen, service.url, path=f"/#{organs}") as look:
+            look.drawn()
+            expect(look.page.locator("#answer .warning")).to_have_count(0)
+
+    @pytest.mark.parametrize("fault", [404, 409, 410, 500, 502, "away", "half"])
+    def test_an_answer_that_does_not_come_is_said_and_can_be_asked_for_again(
+        self, fault: int | str, seen: Browser, service: Listening, nodules: str
+    ) -> None:
+        detail = {"detail": "It is not there.", "remedy": "Do this.", "code": "x.y"}
+
+        def answer(route: Route) -> None:
+            if fault == "away":
+                route.abort("connectionrefused")
+            elif fault == "half":
+                route.fulfill(status=200, content_type="application/json", body='{"findings": [')
+            elif fault == 502:
+                route.fulfill(status=502, content_type="text/html", body="<html>Bad gateway</html>")
+            else:
+                route.fulfill(status=int(fault), content_type="application/problem+json", body=json.dumps(detail))
+
+        said = {"away": "did not answer", "half": "cannot be read", 502: "status 502"}.get(fault, "It is not there.")
+        with watched(seen, service.url) as look:
+            look.page.route("**/results/json", answer)
+            look.page.goto(f"{service.url}/#{nodules}")
+            look.page.reload()
+            expect(look.page.locator("#answer .problem-detail")).to_contain_text(said)
+            expect(look.page.locator("#answer .problem-remedy")).not_to_be_empty()
+            expect(look.page.locator("#answer")).not_to_contain_text("Loading")
+            look.until("!document.querySelector('#views-note').textContent")
+            look.page.unroute("**/results/json")
+            look.page.locator("#answer .problem button").click()
+            look.drawn()
+            expect(look.page.locator("#answer .problem")).to_have_count(0)
+
+    def test_masks_that_do_not_come_cost_the_masks_alone(
+        self, seen: Browser, service: Listening, organs: str
+    ) -> None:
+        with watched(seen, service.url) as look:
+            look.page.route("**/results/nifti", lambda route: route.fulfill(status=500, body=""))
+            look.page.goto(f"{service.url}/#{organs}")
+            look.page.reload()
+            expect(look.page.locator("#views-note")).to_contain_text("status 500")
+            expect(look.page.locator(".classes li").first).to_be_visible()
+            expect(look.page.locator("#answer .problem")).to_have_count(0)
+
+    def test_a_job_that_is_deleted_elsewhere_while_it_waits_is_said_to_be_gone(
+        self, seen: Browser, service: Listening, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(service.service.workers, "poke", lambda: None)
+        with watched(seen, service.url) as look:
+            waiting = {"state": "queued", "stage": "queued", "progress": 0.0, "result": None, "place": 0}
+            job = answered(service, "nodules", chest(shared_data), chest(shared_data).with_suffix(".raw"))
+
+            def queued(route: Route) -> None:
+                told = route.fetch().json()
+                told = {**told, **waiting} if "job_id" in told else {"jobs": []}
+                route.fulfill(json=told)
+
+            look.page.route("**/v1/jobs", queued)
+            look.page.route(f"**/v1/jobs/{job}", queued)
+            look.page.goto(f"{service.url}/#{job}")
+            look.page.reload()
+            expect(look.page.locator("#answer [role=progressbar]")).to_be_visible()
+            look.page.unroute(f"**/v1/jobs/{job}")
+            httpx.delete(f"{service.url}/v1/jobs/{job}", timeout=60)
+            expect(look.page.locator("#give-problem")).to_contain_text("no such job")
 
 
 class TestEverydayUse:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from voxray.errors import ConfigError
+from voxray.errors import ConfigError, DataError
 from voxray.inference.findings import FindingsFile, LabelsFile
 from voxray.serving.answered_by import answered_by, read_answer
 from voxray.serving.config import ServeConfig
@@ -20,6 +20,7 @@ from voxray.serving.desk import timing_of
 from voxray.serving.endings import Endings
 from voxray.serving.forms import FILES, forms_of
 from voxray.serving.intake.dicomweb import peer
+from voxray.serving.intake.naming import as_sent, noting
 from voxray.serving.intake.receive import Part, receive
 from voxray.serving.intake.study import ScanFacts, StudyInfo
 from voxray.serving.ledger import Ledger, Row, TooManyError, new_id
@@ -88,16 +89,28 @@ class Service:
     async def new_study(self, owner: str, parts: AsyncIterator[Part], *, series_uid: str | None = None) -> Study:
         """A study of what is uploaded; nothing is left of one that is refused."""
 
+        names: list[str] = []  # in memory alone: they may hold a patient's
+
         async def read(study: str) -> StudyInfo:
-            await receive(parts, self.places.study(study), self.config.limits)
-            return await self._tried(lambda: self.workers.read(study, series_uid=series_uid))
+            try:
+                await receive(noting(parts, names), self.places.study(study), self.config.limits)
+                return await self._tried(lambda: self.workers.read(study, series_uid=series_uid))
+            except DataError as error:
+                raise as_sent(error, names) from None
 
         return await self._study_of(owner, read)
 
     async def fetch_study(self, owner: str, source: DicomwebSource) -> Study:
         """A study of a series on a DICOMweb server."""
         peer(source.url, self.config.dicomweb)
-        return await self._study_of(owner, lambda study: self.workers.fetch(study, source))
+
+        async def read(study: str) -> StudyInfo:
+            try:
+                return await self.workers.fetch(study, source)
+            except DataError as error:
+                raise as_sent(error, ()) from None
+
+        return await self._study_of(owner, read)
 
     async def study(self, owner: str, study_id: str) -> Study:
         """What is known of a study."""

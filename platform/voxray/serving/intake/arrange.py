@@ -21,6 +21,7 @@ from voxray.user_text import same
 _MAX_HEADER = 1 << 20
 _VOLUMES = (".seg.nrrd", ".nii.gz", ".nii", ".mhd", ".mha", ".nrrd", ".nhdr")
 _DATA_FILE = "scan.raw"
+_LISTED = 3
 
 
 class Arranged(NamedTuple):
@@ -29,6 +30,8 @@ class Arranged(NamedTuple):
     path: Path
     is_dicom: bool
     num_left_out: int
+    names: Mapping[str, Item]
+    """What was placed, by the names that the readers know it by."""
 
 
 def arrange(items: Sequence[Item], places: Sequence[Path], source: Path) -> Arranged:
@@ -44,16 +47,18 @@ def arrange(items: Sequence[Item], places: Sequence[Path], source: Path) -> Arra
     if not slices and not volumes:
         raise _unknown(len(items))
     if len(volumes) > 1 or (slices and volumes):
-        raise _several(len(slices), len(volumes))
+        raise _several(len(slices), volumes)
     if slices:
         for item in slices:
             _place(paths[item], source / f"{item.file}.dcm")
-        return Arranged(source, True, len(items) - len(slices))
+        names = {f"{item.file}.dcm": item for item in slices}
+        return Arranged(source, True, len(items) - len(slices), names)
     (volume,) = volumes
     path = source / f"scan{_volume_suffix(volume, starts[volume]) or '.nii.gz'}"
     _place(paths[volume], path)
     data = _with_its_data(volume, path, {item: paths[item] for item in items if item != volume})
-    return Arranged(path, False, len(items) - 1 - int(data))
+    names = {path.name: volume} | ({} if data is None else {_DATA_FILE: data})
+    return Arranged(path, False, len(items) - sum(item.part > 0 for item in names.values()), names)
 
 
 def _volume_suffix(item: Item, start: bytes) -> str:
@@ -75,14 +80,17 @@ def _place(path: Path, target: Path) -> None:
         shutil.copyfile(path, target)
 
 
-def _with_its_data(volume: Item, header: Path, others: Mapping[Item, Path]) -> bool:
-    """Puts the data file that a header names beside it, and names it there; whether there is one."""
+def _with_its_data(volume: Item, header: Path, others: Mapping[Item, Path]) -> Item | None:
+    """Puts the data file that a header names beside it, and names it there; which it is, None where it names none.
+
+    One that was not sent is an item of no part.
+    """
     named = _named(header)
     if named is None:
-        return False
-    beside = {item: path for item, path in others.items() if item.group == volume.group}
-    found = [path for item, path in beside.items() if item.digest == digest_of(named.name)]
-    found = found or [path for item, path in beside.items() if item.alike == digest_of(same(named.name))]
+        return None
+    beside = [item for item in others if item.group == volume.group]
+    found = [item for item in beside if item.digest == digest_of(named.name)]
+    found = found or [item for item in beside if item.alike == digest_of(same(named.name))]
     if len(found) > 1:
         raise DataError(
             "upload.several_scans",
@@ -90,12 +98,12 @@ def _with_its_data(volume: Item, header: Path, others: Mapping[Item, Path]) -> b
             remedy="Send the header and its data file alone.",
         )
     if not found:
-        return False
+        return Item(_DATA_FILE, "", "", member=named.name)
     # A new file: on the disk the old one may be the very one that was received.
     header.unlink()
     header.write_bytes(named.before + f"{_DATA_FILE}\n".encode() + named.after)
-    _place(found[0], header.with_name(_DATA_FILE))
-    return True
+    _place(others[found[0]], header.with_name(_DATA_FILE))
+    return found[0]
 
 
 class _Named(NamedTuple):
@@ -126,11 +134,12 @@ def _named(header: Path) -> _Named | None:
     return None
 
 
-def _several(num_slices: int, num_volumes: int) -> DataError:
+def _several(num_slices: int, volumes: Sequence[Item]) -> DataError:
     dicom = f"{num_slices} DICOM files and " if num_slices else ""
+    named = ", ".join([*(item.file for item in volumes[:_LISTED]), *(["..."] if len(volumes) > _LISTED else [])])
     return DataError(
         "upload.several_scans",
-        f"The upload holds {dicom}{num_volumes} volume files; one scan is read at a time.",
+        f"The upload holds {dicom}{len(volumes)} volume files ({named}); one scan is read at a time.",
         remedy="Send one volume file (with its data file, if it has one), or the DICOM files of one series.",
     )
 

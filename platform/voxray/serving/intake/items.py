@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,8 @@ from voxray.place import whole
 from voxray.user_text import same
 
 _LIST = "list.json"
+SENT = "sent"
+"""The fact of a refusal that says which of the files that were sent it names."""
 
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _FOREIGN_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".7z", ".rar")
@@ -38,6 +40,10 @@ class Item(NamedTuple):
     """Tells files of one folder in one archive from others."""
     alike: str = ""
     """Of its name as names are compared: accents may be encoded otherwise than a header has them."""
+    part: int = 0
+    """Which part of the upload it is, or lies in, from 1."""
+    member: str = ""
+    """Its full name in an archive; in memory alone, and empty on the disk."""
 
 
 def own_name(number: int) -> str:
@@ -45,12 +51,21 @@ def own_name(number: int) -> str:
     return f"{number:06d}"
 
 
-def item_of(number: int, name: str, *, group: str = "") -> Item:
-    """The item of a file that was sent under some name; folders in the name count for nothing."""
+def item_of(number: int, name: str) -> Item:
+    """The item of the number-th part, which was sent under some name; folders in the name count for nothing."""
+    return _item(number, name, group="", part=number, member="")
+
+
+def member_of(archive: Item, number: int, name: str, *, group: str) -> Item:
+    """The item of a file that was unpacked, as the number-th of all."""
+    return _item(number, name, group=group, part=archive.part, member=name)
+
+
+def _item(number: int, name: str, *, group: str, part: int, member: str) -> Item:
     bare = re.split(r"[\\/]", name)[-1]
     lower = bare.lower()
     suffix = next((end for end in SUFFIXES if lower.endswith(end)), "")
-    return Item(own_name(number), suffix, digest_of(bare), group, digest_of(same(bare)))
+    return Item(own_name(number), suffix, digest_of(bare), group, digest_of(same(bare)), part, member)
 
 
 def digest_of(name: str) -> str:
@@ -58,8 +73,14 @@ def digest_of(name: str) -> str:
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
 
 
+def facts_of(items: Mapping[str, Item]) -> dict[str, object]:
+    """What a refusal says beside its sentence of the files in it, by the names that they have there; see `naming`."""
+    return {SENT: {name: [item.part, item.member] for name, item in items.items()}}
+
+
 def write_list(folder: Path, items: Sequence[Item]) -> None:
     """Writes down beside the files what they are."""
+    assert not any(item.member for item in items), "members' names are for memory alone"
     with whole(folder / _LIST) as path:
         path.write_text(json.dumps([list(item) for item in items]))
 
@@ -105,16 +126,19 @@ def is_no_nifti(start: bytes, suffix: str) -> bool:
     return not (sizes & {348, 540} or start.startswith((b"\x1f\x8b", b"NRRD0")))
 
 
-def not_nifti() -> DataError:
+def not_nifti(item: Item) -> DataError:
     """The refusal of a file that is named NIfTI, before all of it has come."""
-    text = "A file that is named .nii or .nii.gz does not start with a NIfTI header."
-    return DataError("nifti.not_nifti", text, remedy="Copy or download the file again.")
+    text = f"{item.file} is named .nii or .nii.gz, and does not start with a NIfTI header."
+    return DataError(
+        "nifti.not_nifti", text, remedy="Copy or download the file again.", facts=facts_of({item.file: item})
+    )
 
 
-def not_zip() -> DataError:
+def not_zip(item: Item) -> DataError:
     """The refusal of an archive that is not unpacked."""
     return DataError(
         "upload.not_zip",
-        "The upload is an archive of a kind that is not unpacked (tar, 7z, rar, xz or zstd).",
+        f"{item.file} is an archive of a kind that is not unpacked (tar, 7z, rar, xz or zstd).",
         remedy="Send the files as they are, or in one zip.",
+        facts=facts_of({item.file: item}),
     )

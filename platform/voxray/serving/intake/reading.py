@@ -19,8 +19,9 @@ from voxray.place import sync_all, whole
 from voxray.readers import Stored, hounsfield, open_scan, write_nifti
 from voxray.serving.intake.arrange import Arranged, arrange
 from voxray.serving.intake.identity import series_of
-from voxray.serving.intake.items import item_of, read_list, write_list
+from voxray.serving.intake.items import Item, item_of, read_list, write_list
 from voxray.serving.intake.limits import Limits
+from voxray.serving.intake.naming import about
 from voxray.serving.intake.study import (
     RECEIVED,
     SOURCE,
@@ -71,10 +72,11 @@ def take(folder: Path, limits: Limits, series: str | None) -> StudyInfo:
         (work / new).mkdir(parents=True, mode=0o700)
     # What decoders put down for a moment must go with the folder, also when they are killed.
     tempfile.tempdir = str(work / "temporary")
+    items: dict[str, Item] = {}
     try:
-        stored, volume, info = _read(folder, limits, series)
+        stored, volume, info = _read(folder, limits, series, items)
     except DataError as error:
-        raise for_sender(error, work / SOURCE) from None
+        raise about(for_sender(error, work / SOURCE), items) from None
     with whole(folder / VOLUME) as path, path.open("wb") as file:
         np.save(file, volume.hounsfield)
     (work / SOURCE).rename(folder / SOURCE)
@@ -85,10 +87,16 @@ def take(folder: Path, limits: Limits, series: str | None) -> StudyInfo:
     return info
 
 
-def _read(folder: Path, limits: Limits, series: str | None) -> tuple[Stored, Volume, StudyInfo]:
+def _read(
+    folder: Path, limits: Limits, series: str | None, items: dict[str, Item]
+) -> tuple[Stored, Volume, StudyInfo]:
+    """Reads; `items` takes up what is known of the files, by the names that they have here."""
     received, work = folder / RECEIVED, folder / WORK
-    items = unpack(read_list(received), received, work / "unpacked", limits)
-    arranged = arrange(items, (work / "unpacked", received), work / SOURCE)
+    sent = read_list(received)
+    items |= {item.file: item for item in sent}
+    found = unpack(sent, received, work / "unpacked", limits, items)
+    arranged = arrange(found, (work / "unpacked", received), work / SOURCE)
+    items |= arranged.names
     uid = series_of(sorted((work / SOURCE).iterdir()), series) if arranged.is_dicom else None
     stored = open_scan(arranged.path, series_uid=uid)
     _check_size(stored, work / SOURCE, limits)

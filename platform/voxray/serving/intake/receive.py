@@ -126,9 +126,9 @@ async def _lively(chunks: AsyncIterator[bytes], idle_s: float) -> AsyncIterator[
 
 def _check_start(start: bytes, item: Item) -> None:
     if is_foreign_archive(start, item.suffix):
-        raise not_zip()
+        raise not_zip(item)
     if len(start) == START_BYTES and is_no_nifti(start, item.suffix):
-        raise not_nifti()
+        raise not_nifti(item)
 
 
 def _append(path: Path, pieces: Sequence[bytes]) -> None:

@@ -13,10 +13,10 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from voxray.errors import DataError
-from voxray.serving.intake.items import Item, is_foreign_archive, is_zip, item_of, start_of
+from voxray.serving.intake.items import Item, is_foreign_archive, is_zip, member_of, start_of
 from voxray.serving.intake.limits import Limits
 from voxray.serving.intake.receive import too_many_files
 from voxray.user_text import same
@@ -29,8 +29,11 @@ _AGAIN = "Make the zip again, or send the files as they are."
 _BAD = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OverflowError)
 
 
-def unpack(items: Sequence[Item], received: Path, into: Path, limits: Limits) -> list[Item]:
-    """The items with each zip archive among them unpacked into a folder; what is no archive stays where it is."""
+def unpack(items: Sequence[Item], received: Path, into: Path, limits: Limits, known: dict[str, Item]) -> list[Item]:
+    """The items with each zip archive among them unpacked into a folder; what is no archive stays where it is.
+
+    Each is `known` by its name on our disk as soon as it is there.
+    """
     found: list[Item] = []
     budget = _Budget(limits, packed=sum((received / item.file).stat().st_size for item in items))
     number = len(items)
@@ -38,7 +41,7 @@ def unpack(items: Sequence[Item], received: Path, into: Path, limits: Limits) ->
         if not is_zip(start_of(received / item.file)):
             found.append(item)
             continue
-        for entry in _unpacked(received / item.file, f"{index}/", number, into, budget):
+        for entry in _unpacked(_Archive(item, received / item.file, f"{index}/", known), number, into, budget):
             found.append(entry)
             number += 1
             if len(found) > limits.entries:
@@ -74,19 +77,30 @@ def check_expansion(packed: int, unpacked: int, limits: Limits) -> None:
         )
 
 
-def _unpacked(archive: Path, prefix: str, number: int, into: Path, budget: _Budget) -> Iterator[Item]:
+class _Archive(NamedTuple):
+    """A zip archive that was sent."""
+
+    item: Item
+    path: Path
+    prefix: str
+    """Of the groups of its files."""
+    known: dict[str, Item]
+
+
+def _unpacked(archive: _Archive, number: int, into: Path, budget: _Budget) -> Iterator[Item]:
     try:
-        with zipfile.ZipFile(archive) as opened:
+        with zipfile.ZipFile(archive.path) as opened:
             entries = opened.infolist()
             if len(entries) > budget.limits.entries:
                 raise too_many_files(budget.limits)
             for entry in entries:
-                _check(entry)
+                _check(entry, archive.item)
             for entry in filter(_is_wanted, entries):
                 number += 1
                 name = _name_of(entry)
                 group, _, _ = name.rpartition("/")
-                item = item_of(number, name, group=same(prefix + group))
+                item = member_of(archive.item, number, name, group=same(archive.prefix + group))
+                archive.known[item.file] = item
                 with opened.open(entry) as stream:
                     _write(stream, into / item.file, budget)
                 _check_not_archive(into / item.file, item)
@@ -95,13 +109,13 @@ def _unpacked(archive: Path, prefix: str, number: int, into: Path, budget: _Budg
         # What a directory's wrong offsets make of reading; whatever else ails the disk is not the archive's fault.
         if error.errno != errno.EINVAL:
             raise
-        raise _damaged(error) from None
+        raise _damaged(error, archive.item) from None
     except _BAD as error:
-        raise _damaged(error) from None
+        raise _damaged(error, archive.item) from None
 
 
-def _damaged(error: Exception) -> DataError:
-    text = f"The zip archive is damaged or cannot be read ({type(error).__name__})."
+def _damaged(error: Exception, archive: Item) -> DataError:
+    text = f"The zip archive {archive.file} is damaged or cannot be read ({type(error).__name__})."
     return DataError("upload.bad_zip", text, remedy=_AGAIN)
 
 
@@ -112,15 +126,16 @@ def _write(stream: IO[bytes], path: Path, budget: _Budget) -> None:
             file.write(piece)
 
 
-def _check(entry: zipfile.ZipInfo) -> None:
+def _check(entry: zipfile.ZipInfo, archive: Item) -> None:
     """Refuses an entry that no scan needs, from what the archive's directory says."""
+    which = f"The zip archive {archive.file}"
     if entry.flag_bits & 0x1:
-        raise DataError("upload.encrypted", "The zip archive is encrypted.", remedy="Send it without a password.")
+        raise DataError("upload.encrypted", f"{which} is encrypted.", remedy="Send it without a password.")
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise DataError(
             "upload.unsafe_entry",
-            "The zip archive holds a link or a device, which is never followed.",
+            f"{which} holds a link or a device, which is never followed.",
             remedy="Make the zip of plain files and folders.",
         )
     name = entry.filename
@@ -132,13 +147,13 @@ def _check(entry: zipfile.ZipInfo) -> None:
     ):
         raise DataError(
             "upload.unsafe_entry",
-            "The zip archive holds a name that leads out of it (an absolute path, or one with '..').",
+            f"{which} holds a name that leads out of it (an absolute path, or one with '..').",
             remedy="Make the zip again from within the scan's folder.",
         )
     if entry.compress_type not in _METHODS:
         raise DataError(
             "upload.bad_zip",
-            f"The zip archive is compressed by method {entry.compress_type}; stored and deflated are read.",
+            f"{which} is compressed by method {entry.compress_type}; stored and deflated are read.",
             remedy="Make the zip with the usual compression (deflate).",
         )
 
@@ -164,6 +179,6 @@ def _check_not_archive(path: Path, item: Item) -> None:
     if is_zip(start) or is_foreign_archive(start, item.suffix):
         raise DataError(
             "upload.nested_archive",
-            "The zip archive holds another archive.",
+            f"The zip archive holds another archive, {item.file}.",
             remedy="Send the files in one zip, without archives within.",
         )

@@ -1,4 +1,4 @@
-"""What the readers say, as a sender may hear it and a log may keep it: no paths, no names of files sent, no UIDs."""
+"""What the readers say, as a log may keep it: no paths, no names of files sent, no UIDs. See also `naming`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _UID = re.compile(r"(?<![\w.])(?!1\.2\.840\.10008\.)\d+(?:\.\d+){5,}(?![\w.]*\w)
 """UIDs but those that the standard itself gives, which name no one's objects."""
 _LONGEST = 600
 _SEND_BOTH = "Send the header and the data file that it names, or one file (.mha, .nrrd, .nii.gz)."
-_OUTSIDE = "scan: the header names its data file by a path, a list or a pattern; only a bare file name is allowed."
-_MISSING = "scan: the header names a data file that was not sent."
+_OUTSIDE = "{header} names its data file by a path, a list or a pattern; only a bare file name is allowed."
+_MISSING = "{header} names the data file scan.raw, which was not sent."
 _OURS: Mapping[str, tuple[str, str]] = {
     "metaimage.outside_folder": (_OUTSIDE, _SEND_BOTH),
     "nrrd.outside_folder": (_OUTSIDE, _SEND_BOTH),
@@ -32,7 +32,8 @@ def for_sender(error: DataError, source: Path) -> DataError:
     """The refusal as its sender may see it; `source` is the folder that was read."""
     if error.code in _OURS:
         message, remedy = _OURS[error.code]
-        return DataError(error.code, message, remedy=remedy)
+        header = next((path.name for path in sorted(source.iterdir())), "scan")
+        return DataError(error.code, message.format(header=header), remedy=remedy)
     message = error.message
     if error.code in _QUOTES_FILE:
         # In brackets is what a library said, which may hold any value of the file.

@@ -7,6 +7,17 @@ export class ServiceError extends Error {
   }
 }
 
+const ANSWER_MS = 120_000; // for a reply to begin, and for its next bytes
+const FIRST_BYTES_MS = 900_000; // what is made when it is first asked for, such as a large scan as NIfTI
+
+const unreadable = (status) =>
+  new ServiceError({
+    status,
+    code: "service.unreadable",
+    detail: "The service's answer cannot be read.",
+    remedy: "Check what lies between here and the service, such as a proxy; then try again.",
+  });
+
 const unreachable = () =>
   new ServiceError({
     code: "service.unreachable",
@@ -30,15 +41,26 @@ function problem(status, text) {
   });
 }
 
+function parsed(status, text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    throw unreadable(status); // such as a proxy's page
+  }
+}
+
 async function ask(path, { method = "GET", body = null, headers = {} } = {}) {
   let reply;
+  let text;
   try {
-    reply = await fetch(path, { method, body, headers: { Accept: "application/json", ...headers } });
+    const signal = AbortSignal.timeout(ANSWER_MS);
+    reply = await fetch(path, { method, body, signal, headers: { Accept: "application/json", ...headers } });
+    text = await reply.text();
   } catch {
     throw unreachable();
   }
-  if (!reply.ok) throw problem(reply.status, await reply.text());
-  return reply.status === 204 ? null : reply.json();
+  if (!reply.ok) throw problem(reply.status, text);
+  return reply.status === 204 ? null : parsed(reply.status, text);
 }
 
 const post = (path, value, headers = {}) =>
@@ -72,8 +94,12 @@ export function newStudy(files, { onProgress, signal, series = null }) {
     request.setRequestHeader("Accept", "application/json");
     request.upload.addEventListener("progress", (event) => event.lengthComputable && onProgress(event.loaded, event.total));
     request.addEventListener("load", () => {
-      if (request.status === 201) resolve(JSON.parse(request.responseText));
-      else reject(problem(request.status, request.responseText));
+      if (request.status !== 201) return reject(problem(request.status, request.responseText));
+      try {
+        return resolve(parsed(request.status, request.responseText));
+      } catch (error) {
+        return reject(error);
+      }
     });
     request.addEventListener("error", () => reject(unreachable()));
     request.addEventListener("abort", () => reject(new DOMException("stopped", "AbortError")));
@@ -83,15 +109,19 @@ export function newStudy(files, { onProgress, signal, series = null }) {
 }
 
 // The bytes of a file of the service; onProgress(share, bytes), where share is null if the length is unknown.
-export async function bytes(path, onProgress, signal) {
+export async function bytes(path, onProgress) {
   let reply;
+  const stalled = new AbortController();
+  let watch = setTimeout(() => stalled.abort(), FIRST_BYTES_MS);
   try {
-    reply = await fetch(path, { signal });
+    reply = await fetch(path, { signal: stalled.signal });
     if (!reply.ok) throw problem(reply.status, await reply.text());
     const total = Number(reply.headers.get("Content-Length")) || 0;
     const parts = [];
     let loaded = 0;
     for (const reader = reply.body.getReader(); ; ) {
+      clearTimeout(watch);
+      watch = setTimeout(() => stalled.abort(), ANSWER_MS);
       const { done, value } = await reader.read();
       if (done) break;
       parts.push(value);
@@ -100,7 +130,8 @@ export async function bytes(path, onProgress, signal) {
     }
     return await new Blob(parts).arrayBuffer();
   } catch (error) {
-    if (error instanceof ServiceError || error.name === "AbortError") throw error;
-    throw unreachable();
+    throw error instanceof ServiceError ? error : unreachable();
+  } finally {
+    clearTimeout(watch);
   }
 }

@@ -22,6 +22,16 @@ export function announce(text) {
   if (place && place.textContent !== text) place.textContent = text;
 }
 
+// Brings a row into sight within its own list. Element.scrollIntoView would scroll the whole page, too: on a phone, where
+// the list lies below the picture, that takes the picture away.
+export function showRow(row) {
+  const pane = row?.closest("#answer");
+  if (!pane || pane.scrollHeight <= pane.clientHeight || !/auto|scroll/.test(getComputedStyle(pane).overflowY)) return;
+  const [inner, outer] = [row.getBoundingClientRect(), pane.getBoundingClientRect()];
+  if (inner.top < outer.top) pane.scrollTop -= outer.top - inner.top;
+  else if (inner.bottom > outer.bottom) pane.scrollTop += inner.bottom - outer.bottom;
+}
+
 // The server's sentence and its remedy.
 export function problemCard(error, ...actions) {
   return el(

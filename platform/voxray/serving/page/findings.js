@@ -1,5 +1,5 @@
 // The answer of a detection: a list of findings, a slider of the least score; and of a segmentation: a list of classes.
-import { el, round, spoken, volume } from "./dom.js";
+import { el, round, showRow, spoken, volume } from "./dom.js";
 
 // Told apart by eye, also by those who confuse red and green.
 const BOX_COLOURS = ["#ffb454", "#5cc8ff", "#ff7eb6", "#8ce99a", "#c3a6ff", "#ffe066"];
@@ -37,7 +37,7 @@ export function findingsList(file, classes, { show, choose }) {
     [...list.children].forEach((row, k) => row.setAttribute("aria-selected", k === index));
     const row = list.children[index];
     list.setAttribute("aria-activedescendant", row?.id ?? "");
-    row?.scrollIntoView({ block: "nearest" });
+    showRow(row);
   };
   const pick = (index) => {
     if (!shown.length) return;
@@ -132,7 +132,7 @@ export function classesList(file, { change, go }) {
     for (const item of list.children) {
       const is = Number(item.dataset.value) === value;
       item.querySelector("button").toggleAttribute("aria-current", is);
-      if (is) item.scrollIntoView({ block: "nearest" });
+      if (is) showRow(item);
     }
   };
   const pick = (value) => {

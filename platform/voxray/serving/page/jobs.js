@@ -12,6 +12,7 @@ export function stateText(job) {
   if (job.state === "failed") return "Failed";
   if (job.state === "cancelled") return "Cancelled";
   if (job.state !== "queued") return STAGES[job.stage] ?? "Under way";
+  if (!job.is_served) return "Waiting for its model, which is not served now";
   if (!job.place) return "Next in the queue";
   return job.place === 1 ? "Waiting: one scan before it" : `Waiting: ${job.place} scans before it`;
 }
@@ -35,7 +36,7 @@ export function showJobs(jobs, { open, remove, current }) {
   });
   byId("earlier").hidden = !jobs.length;
   byId("jobs").replaceChildren(...rows);
-  if (focused) byId("jobs").querySelector(`[data-job="${focused}"] ${focusedRemove ? ".remove" : ".job"}`)?.focus();
+  if (focused) byId("jobs").querySelector(`[data-job="${focused}"] ${focusedRemove ? ".remove" : ".job"}`)?.focus({ preventScroll: true });
 }
 
 function cross() {

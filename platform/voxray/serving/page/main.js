@@ -88,20 +88,37 @@ async function follow() {
   try {
     page.jobs = await api.jobs();
     drawJobs();
-    const job = page.job && page.jobs.find((one) => one.job_id === page.job.job_id);
-    if (job && !isOver(page.job)) await progressed(job);
-    if (page.models.some((model) => !model.ready)) await loadModels();
+    if (page.job && !isOver(page.job)) await progressed(await newsOf(page.job.job_id));
+    if (!page.models.length || page.models.some((model) => !model.ready)) await loadModels();
   } catch (error) {
     byId("headline").textContent = error.detail ?? "";
     page.poll = setTimeout(follow, POLL_HIDDEN_MS);
     return;
   }
   byId("headline").textContent = "";
-  const waits = page.jobs.some((job) => !isOver(job)) || page.models.some((model) => !model.ready);
+  const waits = page.jobs.some((job) => !isOver(job)) || !page.models.length || page.models.some((model) => !model.ready);
   if (waits) page.poll = setTimeout(follow, document.hidden ? POLL_HIDDEN_MS : POLL_MS);
 }
 
+// A job that is not in the list may be older than those of the list, or deleted: by itself it is asked for.
+async function newsOf(jobId) {
+  const listed = page.jobs.find((one) => one.job_id === jobId);
+  if (listed) return listed;
+  try {
+    return await api.job(jobId);
+  } catch (error) {
+    if (error.status !== 404) throw error;
+    return { gone: error, job_id: jobId };
+  }
+}
+
 async function progressed(job) {
+  if (job.job_id !== page.job?.job_id) return; // another was opened meanwhile
+  if (job.gone) {
+    showStart();
+    byId("give-problem").replaceChildren(problemCard(job.gone));
+    return;
+  }
   const before = stateText(page.job);
   page.job = job;
   if (!isOver(job)) {
@@ -173,6 +190,7 @@ async function open(jobId) {
   document.title = `${spoken(job.model)} - voxray`;
   drawAnswer(job, null);
   drawJobs();
+  window.scrollTo(0, 0); // on a phone the list of earlier scans lies below the picture
   if (!isOver(job)) follow();
   const shown = await showScan(job.study_id, turn);
   if (shown && turn === page.turn && isOver(page.job)) await showAnswer(page.job, turn);
@@ -233,17 +251,30 @@ function chosenWindow() {
 
 // ---- The answer's panel
 
-function drawAnswer(job, result) {
+// Answers stay when their model is taken away, or another one gets its name.
+function modelNote(job, sha256) {
+  const model = modelOf(job.model);
+  if (!model && page.models.length && !job.is_served) {
+    return isOver(job) ? "This model is no longer served; its answers stay until they expire." : "This model is not served now: the job waits until it is served again.";
+  }
+  return model?.sha256 && sha256 && model.sha256 !== sha256 ? "The model of this name has been replaced since; it might answer otherwise today." : "";
+}
+
+// With `result` the answer, with `error` why it cannot be shown; with neither it is being loaded.
+function drawAnswer(job, result, error = null) {
   const model = modelOf(job.model);
   const parts = [
     el("header", {},
       el("h2", { id: "answer-title", text: result?.title ?? spoken(job.model) }),
       el("p", { class: "about", text: result ? spoken(job.model) : model?.description ?? "" })),
   ];
+  const changed = modelNote(job, result?.sha256);
+  if (changed) parts.push(el("p", { class: "warning", text: changed }));
   page.progress = null;
   if (job.state === "failed") parts.push(problemCard(job.error ?? { detail: "The job failed." }, again(job)));
   else if (job.state === "cancelled") parts.push(el("div", { class: "problem calm" }, el("p", { text: "This job was cancelled." }), el("p", { class: "buttons" }, again(job))));
   else if (job.state === "done" && result) parts.push(result.element, downloads(job));
+  else if (job.state === "done" && error) parts.push(problemCard(error, el("button", { type: "button", class: "main", onclick: () => showAnswer(job, page.turn), text: "Load again" })));
   else if (job.state === "done") parts.push(el("p", { class: "about", text: "Loading the answer" }));
   else {
     page.progress = progressCard({ cancel: () => cancel(job) });
@@ -255,7 +286,7 @@ function drawAnswer(job, result) {
   byId("answer").setAttribute("aria-label", `Answer of ${spoken(job.model)}`);
 }
 
-const again = (job) => el("button", { type: "button", class: "main", onclick: () => ask(job.study_id, job.model), text: "Try again" });
+const again = (job) => (job.is_served ? el("button", { type: "button", class: "main", onclick: () => ask(job.study_id, job.model), text: "Try again" }) : "");
 
 async function cancel(job) {
   try {
@@ -287,20 +318,22 @@ async function showAnswer(job, turn) {
   drawJobs();
   announce(stateText(job));
   page.list = null;
-  if (job.state !== "done") return drawAnswer(job, null);
+  drawAnswer(job, null);
+  if (job.state !== "done") return;
   try {
     const file = await api.answer(job.job_id);
-    if (turn !== page.turn) return undefined;
+    if (turn !== page.turn) return;
     await (file.findings ? showFindings(job, file) : showLabels(job, file, turn));
   } catch (error) {
-    drawAnswer(job, null);
-    byId("answer").prepend(problemCard(error));
+    console.warn(error);
+    if (turn === page.turn) drawAnswer(job, null, error);
   }
-  return undefined;
 }
 
 async function showFindings(job, file) {
-  const classes = modelOf(job.model)?.classes ?? [];
+  const found = [...new Set(file.findings.map((finding) => finding.class))];
+  const known = modelOf(job.model)?.classes ?? [];
+  const classes = found.every((name) => known.includes(name)) ? known : found.sort(); // another model may have its name
   let shown = [];
   const list = findingsList(file, classes, {
     show: (findings) => {
@@ -315,7 +348,7 @@ async function showFindings(job, file) {
       if (!stay) page.viewer.moveTo([-x, -y, z]); // the answer is in LPS, niivue in RAS
     },
   });
-  drawAnswer(job, { title: list.title(0), element: withWarnings(list.element, file) });
+  drawAnswer(job, { title: list.title(0), element: withWarnings(list.element, file), sha256: file.model.sha256 });
   page.list = list;
   list.start();
   announce(byId("answer-title").textContent);
@@ -335,17 +368,26 @@ async function showLabels(job, file, turn) {
       if (place) page.viewer.moveTo(place);
     },
   });
-  drawAnswer(job, { title: list.labels.length === 1 ? "1 class found" : `${list.labels.length} classes found`, element: withWarnings(list.element, file) });
+  drawAnswer(job, { title: list.labels.length === 1 ? "1 class found" : `${list.labels.length} classes found`, element: withWarnings(list.element, file), sha256: file.model.sha256 });
   page.list = list;
-  if (ready && list.labels.length) {
-    note("Loading the masks");
+  if (ready && list.labels.length) await showMasks(job, list, turn);
+  if (turn !== page.turn) return;
+  announce(byId("answer-title").textContent);
+}
+
+// Volumes are shown without their masks, where these do not come.
+async function showMasks(job, list, turn) {
+  note("Loading the masks");
+  try {
     const bytes = await api.bytes(api.resultPath(job.job_id, "nifti"), () => {});
     if (turn !== page.turn) return;
     await page.viewer.showMasks(bytes, list.labels);
     note("");
     list.start();
+  } catch (error) {
+    console.warn(error);
+    if (turn === page.turn) note(error.detail ? `${error.detail} ${error.remedy}` : `The masks cannot be shown: ${error.message}.`);
   }
-  announce(byId("answer-title").textContent);
 }
 
 const withWarnings = (element, file) =>

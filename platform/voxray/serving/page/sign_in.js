@@ -24,6 +24,7 @@ async function signIn(token) {
   try {
     reply = await fetch("/v1/session", {
       method: "POST",
+      signal: AbortSignal.timeout(120_000),
       headers: { "Content-Type": "application/json", Accept: "application/json" },
       body: JSON.stringify({ token }),
     });
