@@ -19,12 +19,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from voxray import __version__
 from voxray.errors import VoxrayError
+from voxray.serving.document import LINKED_JOB, LINKED_STUDY, PROBLEMS, RESULT, UPLOAD, describe, files, operation_of
 from voxray.serving.file_reply import file_reply
 from voxray.serving.forms import MEDIA_TYPES
 from voxray.serving.gate import COOKIE, Gate, refusal_body
 from voxray.serving.intake.receive import Part
 from voxray.serving.messages import (
-    DicomwebSource,
     Form,
     Job,
     JobRequest,
@@ -37,7 +37,7 @@ from voxray.serving.messages import (
 )
 from voxray.serving.metrics import Metrics
 from voxray.serving.multipart import FormPart, is_multipart, parts_of, whole_body
-from voxray.serving.problems import TITLES, Problem, ProblemDetails, problem_of
+from voxray.serving.problems import TITLES, Problem, problem_of
 from voxray.serving.service import Service
 from voxray.serving.tokens import Tokens
 from voxray.serving.waiting import answer, forget
@@ -54,33 +54,6 @@ Wait = Annotated[float, Query(ge=0, le=WAIT_MOST_S, description="Seconds to wait
 Name = Annotated[str, Query(max_length=255, description="Of a raw body: its file name.")]
 Series = Annotated[str | None, Query(pattern=r"^[0-9a-f.]{1,64}$", description="Of several: the one.")]
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)]
-
-PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ProblemDetails, "description": title, "content": {"application/problem+json": {}}}
-    for status, title in TITLES.items()
-    if status in (400, 401, 403, 404, 409, 413, 415, 422, 429, 502, 503, 504)
-}
-
-
-def _links(field: str, *operations: str) -> dict[str, Any]:
-    """OpenAPI's links from an answer to the operations on what it names."""
-    value = f"$response.body#/{field}"
-    return {name: {"operationId": name, "parameters": {field: value}} for name in operations}
-
-
-LINKED_STUDY: dict[int | str, dict[str, Any]] = {
-    201: {
-        "description": "Read and found sound",
-        "links": {
-            **_links("study_id", "study", "volume", "delete_study"),
-            "new_job": {"operationId": "new_job", "requestBody": {"study_id": "$response.body#/study_id"}},
-        },
-    }
-}
-LINKED_JOB: dict[int | str, dict[str, Any]] = {
-    200: {"model": Job, "description": "Ended in time"},
-    202: {"description": "Accepted", "links": _links("job_id", "job", "cancel", "result", "delete_job")},
-}
 
 
 def owner_of(request: Request) -> str:
@@ -123,7 +96,7 @@ def studies_router(service: Get, owner: Owner) -> APIRouter:
         """What is known of a study."""
         return await service().study(owner(request), study_id)
 
-    @api.get("/studies/{study_id}/volume", response_class=StreamingResponse)
+    @api.get("/studies/{study_id}/volume", response_class=StreamingResponse, responses=files("application/gzip"))
     async def volume(request: Request, study_id: Id) -> StreamingResponse:
         """The scan as NIfTI in HU."""
         path = await service().volume(owner(request), study_id)
@@ -179,7 +152,7 @@ def results_router(service: Get, owner: Owner) -> APIRouter:
         """Ends and removes a job."""
         await service().delete_job(owner(request), job_id)
 
-    @api.get("/jobs/{job_id}/results/{form}", response_class=StreamingResponse)
+    @api.get("/jobs/{job_id}/results/{form}", response_class=StreamingResponse, responses=RESULT)
     async def result(request: Request, job_id: Id, form: Form) -> StreamingResponse:
         """A job's result in a form."""
         return _download(await service().result(owner(request), job_id, form), form, job_id)
@@ -191,7 +164,7 @@ def answers_router(service: Get, owner: Owner) -> APIRouter:
     """A scan in and its answer out, in one request."""
     api = APIRouter(prefix="/v1", responses=PROBLEMS)
 
-    @api.post("/answers", openapi_extra=UPLOAD, response_class=StreamingResponse)
+    @api.post("/answers", openapi_extra=UPLOAD, response_class=StreamingResponse, responses=RESULT)
     async def new_answer(
         request: Request,
         model: Annotated[str, Query(max_length=64)],
@@ -232,7 +205,7 @@ def operating(service: Get, metrics: Metrics) -> APIRouter:
         """Whether the door is there."""
         return {"live": True}
 
-    @api.get("/readyz")
+    @api.get("/readyz", responses={503: {"description": "Some model does not answer yet"}})
     async def readyz(response: Response) -> dict[str, Any]:
         """Whether every model answers."""
         ready = await service().refresh()
@@ -292,7 +265,7 @@ def make_door(
 
     app = FastAPI(
         title="voxray",
-        generate_unique_id_function=lambda route: route.name,
+        generate_unique_id_function=operation_of,
         version=__version__,
         description="CT scans in, findings out.",
         docs_url=None,
@@ -303,6 +276,7 @@ def make_door(
     app.include_router(session(lambda: service))
     for router in (*NATIVE, *routers):
         app.include_router(router(lambda: service, owner_of))
+    describe(app)
     app.add_exception_handler(Problem, _refuse_problem)
     app.add_exception_handler(VoxrayError, _refuse_error)
     app.add_exception_handler(RequestValidationError, _refuse_request)
@@ -412,27 +386,3 @@ def _unfit(errors: Sequence[Any]) -> Problem:
 def _no_json() -> Problem:
     text = "The body is not JSON, or nested too deeply."
     return Problem(400, "request.malformed", text, remedy="Send a JSON object in UTF-8; see /openapi.json.")
-
-
-FETCH: dict[str, Any] = {
-    "type": "object",
-    "properties": {"dicomweb": DicomwebSource.model_json_schema()},
-    "required": ["dicomweb"],
-    "additionalProperties": False,
-}
-UPLOAD: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "properties": {"file": {"type": "array", "items": {"type": "string", "format": "binary"}}},
-                    "required": ["file"],
-                }
-            },
-            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-            "application/json": {"schema": FETCH},
-        },
-    }
-}

@@ -20,6 +20,7 @@ from voxray import __version__
 from voxray.errors import ConfigError, VoxrayError
 from voxray.inference.findings import FindingsFile
 from voxray.readers import read_label_map
+from voxray.serving.document import BINARY, EVERY_METHOD, Replies
 from voxray.serving.kserve_tensors import Output, Wanted, datatype_of, read_request, write_response
 from voxray.serving.kserve_volume import NAME, parts_of, volume_of
 from voxray.serving.messages import Job, JobRequest, ModelInfo
@@ -31,25 +32,53 @@ from voxray.serving.waiting import answer, forget
 VERSION = "1"
 _JSON_LENGTH = "Inference-Header-Content-Length"
 
+_ERRORS: Replies = {
+    status: {
+        "description": "Refused",
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "properties": {"error": {"type": "string"}, "code": {"type": "string"}},
+                    "required": ["error"],
+                }
+            }
+        },
+    }
+    for status in (400, 401, 404, 413, 422, 429, 503)
+}
+_ANSWER: Replies = {
+    200: {
+        "description": "JSON, with binary tensors behind it where they were asked for",
+        "content": {"application/json": {}, "application/octet-stream": BINARY},
+    }
+}
+_ASKED: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {"application/json": {}, "application/octet-stream": BINARY}}
+}
+
 P = ParamSpec("P")
 T = TypeVar("T", bound=Response)
 
 
 def router(service: Callable[[], Service], owner: Callable[[Request], str]) -> APIRouter:
     """``/v2``: health, what is served, and answers."""
-    api = APIRouter(prefix="/v2", include_in_schema=False)
+    api = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=_ERRORS)
 
     @api.get("")
-    @api.get("/", include_in_schema=False)
+    @api.get("/")
     async def server() -> dict[str, Any]:
+        """What serves."""
         return {"name": "voxray", "version": __version__, "extensions": ["binary_tensor_data"]}
 
     @api.get("/health/live")
     async def live() -> dict[str, bool]:
+        """Whether the door is there."""
         return {"live": True}
 
     @api.get("/health/ready")
     async def ready() -> Response:
+        """Whether every model answers."""
         is_ready = await service().refresh()
         return JSONResponse({"ready": is_ready, "live": True}, 200 if is_ready else 503)
 
@@ -57,30 +86,36 @@ def router(service: Callable[[], Service], owner: Callable[[Request], str]) -> A
     @api.get("/models/{name}/versions/{version}")
     @_said
     async def metadata(name: str, version: str = VERSION) -> Response:
+        """What a model takes and answers."""
         return JSONResponse(metadata_of(_model(service(), name, version)))
 
     @api.get("/models/{name}/ready")
     @api.get("/models/{name}/versions/{version}/ready")
     @_said
     async def model_ready(name: str, version: str = VERSION) -> Response:
+        """Whether a model answers."""
         await service().refresh()
         is_ready = _model(service(), name, version).ready
         return JSONResponse({"name": name, "ready": is_ready}, 200 if is_ready else 503)
 
-    @api.post("/models/{name}/infer")
-    @api.post("/models/{name}/versions/{version}/infer")
+    @api.post("/models/{name}/infer", responses=_ANSWER, openapi_extra=_ASKED)
+    @api.post("/models/{name}/versions/{version}/infer", responses=_ANSWER, openapi_extra=_ASKED)
     @_said
     async def infer(request: Request, name: str, version: str = VERSION) -> Response:
+        """A model's answer to the scan in the request."""
         return await _infer(service(), owner(request), _model(service(), name, version), request)
 
-    @api.api_route("/{rest:path}", methods=["GET", "POST", "PUT", "DELETE"])
     @_said
-    async def other() -> Response:
+    async def other(rest: str) -> Response:
+        """What the protocol has besides is not offered."""
+        del rest
         raise Problem(
             404, "route.unknown", "That part of the protocol is not offered.",
             remedy="Offered are health, metadata, ready and infer.",
         )  # fmt: skip
 
+    for method in EVERY_METHOD:
+        api.add_api_route("/{rest:path}", other, methods=[method], status_code=404)
     return api
 
 

@@ -22,6 +22,7 @@ from starlette.responses import Response
 
 from voxray import __version__
 from voxray.serving.aliases import Aliases
+from voxray.serving.document import EVERY_METHOD, PROBLEMS, files, form, refused
 from voxray.serving.file_reply import file_reply
 from voxray.serving.form_reply import form_reply
 from voxray.serving.gate import needs_token
@@ -54,7 +55,7 @@ _ALSO_NOT = ("/logs/{rest:path}", "/proxy/{rest:path}")
 
 def router(service: Get, owner: Owner) -> APIRouter:
     """All routes, which lie at the root, as the plugins want them."""
-    api = APIRouter(include_in_schema=False)
+    api = APIRouter(tags=["MONAI Label"], responses=PROBLEMS)
 
     @cache
     def images() -> Images:
@@ -124,8 +125,8 @@ def _signing_in(api: APIRouter, service: Get) -> None:
 
 
 def _sessions(api: APIRouter, service: Get, owner: Owner) -> None:
-    @api.put("/session")
-    @api.put("/session/")
+    @api.put("/session", openapi_extra=form(files="binary"))
+    @api.put("/session/", openapi_extra=form(files="binary"))
     async def new_session(request: Request) -> dict[str, Any]:
         async with aclosing(_form(request)) as parts:
             study = await service().new_study(owner(request), _files(parts, "files"))
@@ -157,9 +158,9 @@ def _datastore(api: APIRouter, owner: Owner, images: Callable[[], Images]) -> No
             return JSONResponse([{"image": study, "label": study} for study in drawn])
         return JSONResponse(stats_of(known))
 
-    @api.put("/datastore")
-    @api.put("/datastore/")
-    @api.put("/datastore/image")
+    @api.put("/datastore", openapi_extra=form(file="binary"))
+    @api.put("/datastore/", openapi_extra=form(file="binary"))
+    @api.put("/datastore/image", openapi_extra=form(file="binary"))
     async def put_image(request: Request, image: Annotated[str, Query(max_length=512)] = "") -> dict[str, Any]:
         async with aclosing(_form(request)) as parts:
             study = await images().service.new_study(owner(request), _files(parts, "file"))
@@ -167,7 +168,8 @@ def _datastore(api: APIRouter, owner: Owner, images: Callable[[], Images]) -> No
             await images().name(owner(request), image, study)
         return {"image": image or study.study_id}
 
-    @api.api_route("/datastore/image", methods=["GET", "HEAD"])
+    @api.get("/datastore/image", response_class=Response, responses=files("application/gzip"))
+    @api.head("/datastore/image", response_class=Response, responses=files("application/gzip"))
     async def get_image(request: Request, image: str) -> Response:
         study = await images().find(owner(request), image)
         return _download(await images().service.volume(owner(request), study.study_id), study)
@@ -184,7 +186,7 @@ def _datastore(api: APIRouter, owner: Owner, images: Callable[[], Images]) -> No
 
 
 def _labels(api: APIRouter, owner: Owner, images: Callable[[], Images]) -> None:
-    @api.put("/datastore/label")
+    @api.put("/datastore/label", openapi_extra=form(label="binary", params="text"))
     async def put_label(request: Request, image: str, tag: str = "") -> dict[str, Any]:
         study, params, kept = await images().find(owner(request), image), "{}", False
         tag = tag or FINAL
@@ -200,7 +202,8 @@ def _labels(api: APIRouter, owner: Owner, images: Callable[[], Images]) -> None:
         await images().describe(study, tag, _object(params))
         return {"image": image, "label": image}
 
-    @api.api_route("/datastore/label", methods=["GET", "HEAD"])
+    @api.get("/datastore/label", response_class=Response, responses=files("application/octet-stream"))
+    @api.head("/datastore/label", response_class=Response, responses=files("application/octet-stream"))
     async def get_label(request: Request, label: str, tag: str = "") -> Response:
         study = await images().find(owner(request), label)
         path = await images().label(study, tag or FINAL)
@@ -209,7 +212,12 @@ def _labels(api: APIRouter, owner: Owner, images: Callable[[], Images]) -> None:
 
 
 def _inference(api: APIRouter, service: Get, owner: Owner, images: Callable[[], Images]) -> None:
-    @api.post("/infer/{model}")
+    @api.post(
+        "/infer/{model}",
+        response_class=Response,
+        openapi_extra=form(params="text", file="binary"),
+        responses=files("multipart/form-data", "application/json", "application/dicom", "application/octet-stream"),
+    )
     async def infer(
         request: Request, model: str, image: str = "", session_id: str = "", output: Output = "all"
     ) -> Response:
@@ -254,19 +262,23 @@ def _inference(api: APIRouter, service: Get, owner: Owner, images: Callable[[], 
 
 
 def _not_offered(api: APIRouter) -> None:
-    @api.get("/train")
-    @api.get("/train/")
+    @api.get("/train", status_code=404)
+    @api.get("/train/", status_code=404)
     async def train() -> None:
+        """Nothing is trained here."""
         raise Problem(404, "train.none", "No training is under way.", remedy="Train with voxray train.")
 
-    async def other() -> None:
+    async def other(rest: str) -> None:
+        """A part of MONAI Label that is not offered."""
+        del rest
         raise Problem(
             501, "route.not_offered", "That part of MONAI Label is not offered.",
             remedy="Offered are info, session, datastore, infer and activelearning.",
         )  # fmt: skip
 
     for path in (*_NOT_OFFERED, *_ALSO_NOT):
-        api.add_api_route(path, other, methods=["GET", "POST", "PUT", "DELETE"])
+        for method in EVERY_METHOD:
+            api.add_api_route(path, other, methods=[method], status_code=501, responses=refused(501))
 
 
 async def _asked(service: Service, owner: str, request: Request, *, wants_file: bool) -> tuple[Wishes, Study | None]:

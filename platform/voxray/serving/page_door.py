@@ -9,11 +9,12 @@ from __future__ import annotations
 import gzip
 import hashlib
 from functools import cache
-from importlib.resources import files
+from importlib import resources
 from typing import NamedTuple
 
 from fastapi import APIRouter, Request, Response
 
+from voxray.serving.document import files, refused
 from voxray.serving.door import Get, Owner
 from voxray.serving.gate import NOBODY, PAGE, PAGE_FILES
 from voxray.serving.problems import Problem
@@ -67,10 +68,14 @@ class PageFile(NamedTuple):
 def router(service: Get, owner: Owner) -> APIRouter:
     """The routes of the page, which asks the native API as any other client."""
     del service
-    routes = APIRouter(include_in_schema=False)
+    routes = APIRouter()
 
-    @routes.api_route(PAGE, methods=["GET", "HEAD"])
+    shown = {**files("text/html", description="The page"), 401: {"description": "A page to sign in"}}
+
+    @routes.get(PAGE, response_class=Response, responses=shown)
+    @routes.head(PAGE, response_class=Response, responses=shown)
     def page(request: Request) -> Response:
+        """The page for people."""
         known = owner(request)
         if not known:
             headers = {"WWW-Authenticate": "Bearer", "Cache-Control": "no-store"}
@@ -78,8 +83,12 @@ def router(service: Get, owner: Owner) -> APIRouter:
         name = INDEX if known == NOBODY else SIGNED_IN
         return _reply(request, page_files()[name], headers={"Cache-Control": "no-cache"})
 
-    @routes.api_route(PAGE_FILES + "{name}", methods=["GET", "HEAD"])
+    one = {**files(*_TYPES.values(), description="A file of the page"), **refused(404)}
+
+    @routes.get(PAGE_FILES + "{name}", response_class=Response, responses=one)
+    @routes.head(PAGE_FILES + "{name}", response_class=Response, responses=one)
     def file(request: Request, name: str) -> Response:
+        """A file of the page."""
         found = page_files().get(name)
         if found is None or name in (INDEX, SIGNED_IN, SIGN_IN):
             raise Problem(404, "page.unknown", "The page has no such file.", remedy="Open the service's address: /.")
@@ -92,7 +101,7 @@ def router(service: Get, owner: Owner) -> APIRouter:
 @cache
 def page_files() -> dict[str, PageFile]:
     """Name -> file, of all files of the page; nothing else can be asked for."""
-    folder = files("voxray.serving") / "page"
+    folder = resources.files("voxray.serving") / "page"
     found = {entry.name: entry.read_bytes() for entry in folder.iterdir() if _suffix(entry.name) in _TYPES}
     found[SIGNED_IN] = found[INDEX].replace(b'data-signed-in="no"', b'data-signed-in="yes"')
     return {name: _page_file(name, plain) for name, plain in sorted(found.items())}
