@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -353,12 +354,10 @@ def test_nothing_of_the_patient_comes_out(
             gap = [("file", (path.name, path.read_bytes())) for path in (*files[:5], *files[7:])]
             missing = await client.post("/v1/studies", files=gap)
             problem(missing, 422, "dicom.missing_slice")
-            said += [
-                reply.text,
-                missing.text,
-                (await client.get("/metrics")).text,
-                (await client.get("/v1/jobs")).text,
-            ]
+            for refusal in (reply, missing):  # which name the files to their sender, and nothing of what they hold
+                assert f"{canary}_" in refusal.text
+                said.append(re.sub(rf"{canary}_\d+\.dcm", "", refusal.text))
+            said += [(await client.get("/metrics")).text, (await client.get("/v1/jobs")).text]
             assert not [text[:200] for text in said if canary in text]
 
     asyncio.run(served())
@@ -366,7 +365,9 @@ def test_nothing_of_the_patient_comes_out(
     assert canary not in out.out + out.err + caplog.text
     names = [path.name for path in (tmp_path / "service").rglob("*")]
     assert not [name for name in names if canary in name]
-    assert canary.encode() not in (tmp_path / "service" / "service.db").read_bytes()
+    kept = [tmp_path / "service" / f"service.db{end}" for end in ("", "-wal", "-shm")]
+    kept += (tmp_path / "service" / "logs").rglob("*.*")
+    assert not [path for path in kept if path.exists() and canary.encode() in path.read_bytes()]
 
 
 @pytest.mark.parametrize("body", [b"{", b"\xff\xfe{}", b"[" * 100_000, b""])

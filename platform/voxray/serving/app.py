@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
 import os
-import signal
 import socket
-import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from voxray.config import parse
@@ -25,6 +22,7 @@ from voxray.serving.flow import PROXY_HALF, PROXY_SETTING
 from voxray.serving.ledger import Ledger
 from voxray.serving.messages import ModelInfo
 from voxray.serving.places import Places
+from voxray.serving.stopping import Stop, nothing_said
 
 NAME = "voxray"
 _LOOK_S = 5.0
@@ -108,22 +106,25 @@ def run(config: ServeConfig, *, port: int, progress: Progress, ready: Callable[[
     os.environ.setdefault(*_PROMPT)
     check(config)
     _require_free(config.host, port)
-    stopped = threading.Event()
-    with connect(num_cpus=None), _told_to_stop(stopped):
+    stop = Stop()
+    with ExitStack() as last, stop.heeded(), connect(num_cpus=None) as cluster:
         _close_token_file()
         serve: Any = importlib.import_module("ray.serve")
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         options = {"host": config.host, "port": port, "request_timeout_s": None}
-        serve.start(http_options=options, logging_config={"enable_access_log": False, "log_level": "ERROR"})
-        with progress.track("start", total=None, unit=""):
-            _deploy(serve, build(config.model_dump(mode="json")))
-        address = f"http://{config.host if ':' not in config.host else f'[{config.host}]'}:{port}/"
-        (ready or progress.say)(f"serving {', '.join(config.models)} at {address}")
         try:
-            _wait(serve, stopped)
-        finally:
+            serve.start(http_options=options, logging_config={"enable_access_log": False, "log_level": "ERROR"})
+            with progress.track("start", total=None, unit=""):
+                _deploy(serve, build(config.model_dump(mode="json")))
+            address = f"http://{config.host if ':' not in config.host else f'[{config.host}]'}:{port}/"
+            (ready or progress.say)(f"serving {', '.join(config.models)} at {address}")
+            stop.serves()
+            _wait(serve, stop)
             progress.say("stopping")
-            serve.shutdown()
+        finally:
+            last.enter_context(nothing_said())
+            if stop.is_told or not cluster.local:  # else the end of Ray is the end of all
+                serve.shutdown()
 
 
 def _deploy(serve: Any, application: Any) -> None:
@@ -147,27 +148,14 @@ def _close_token_file() -> None:
         path.chmod(0o600)
 
 
-def _wait(serve: Any, stopped: threading.Event) -> None:
+def _wait(serve: Any, stop: Stop) -> None:
     """Until told to stop, or the service fails for good."""
     failed_at: float | None = None
-    while not stopped.wait(_LOOK_S):
+    while not stop.wait(_LOOK_S):
         state = serve.status().applications[NAME].status
         failed_at = (failed_at or time.monotonic()) if state in ("DEPLOY_FAILED", "UNHEALTHY") else None
         if failed_at is not None and time.monotonic() - failed_at > START_S:
             raise ResourceError("the service does not get well again; its log says why.")
-
-
-@contextlib.contextmanager
-def _told_to_stop(stopped: threading.Event) -> Any:
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        stopped.set()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _require_free(host: str, port: int) -> None:
