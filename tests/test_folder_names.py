@@ -52,7 +52,7 @@ def test_every_verb_stays_in_its_folder(name: str, tmp_path: Path, monkeypatch: 
     run("evaluate", folder / "answers", dataset, "--cases", "answered", "-o", folder / "score")
     run("export", folder / "run", "-o", folder / "package", "--scan", scan)
     run("predict", (folder / "package").as_uri(), scan, "-o", folder / "again", "--device", "cpu")
-    torch.save(load_model(folder / "run")[0].state_dict(), folder / "model.pt")
+    torch.save(load_model(folder / "run")[2].state_dict(), folder / "model.pt")
     run("import-weights", folder / "model.pt", folder / "recipe.toml", "-o", folder / "imported", "--classes", "ball")
     run("consolidate", folder / "run", "-o", folder / "ensemble")
 
