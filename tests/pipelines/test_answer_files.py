@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from inference.bright import sphere_scan
@@ -15,7 +16,8 @@ from pipelines.bright_runs import TURNS, register, write_run
 from voxray.errors import ConfigError
 from voxray.pipelines.predict import AnswerOptions, PredictReport, predict
 from voxray.pipelines.progress import SilentProgress
-from voxray.readers import write_nifti
+from voxray.readers import read_label_map, write_nifti
+from voxray.volume import Volume
 
 
 @pytest.fixture(autouse=True)
@@ -133,6 +135,22 @@ def test_answers_within_a_folder_of_scans_are_no_scans(tmp_path: Path, scans: Pa
         assert report.failed == {}
     assert any("1 files are answers that voxray wrote, and are left out: ct.nii.gz" in text for text in told.texts)
     assert sorted(path.name for path in (scans / "answers").iterdir()) == ["ct.json", "ct.nii.gz"]
+
+
+def test_a_label_map_that_was_corrected_by_hand_stays(tmp_path: Path, scans: Path) -> None:
+    write_run(tmp_path / "run", "segmentation")
+    shutil.copy(scans / "ct.nii.gz", scans / "other.nii.gz")
+    out = tmp_path / "out"
+    answer(tmp_path / "run", scans / "ct.nii.gz", out)
+    labels = read_label_map(out / "ct.nii.gz")
+    write_nifti(Volume(np.ascontiguousarray(labels.voxels[::-1]), labels.grid), out / "ct.nii.gz")
+    mine = (out / "ct.nii.gz").read_bytes()
+    report = answer(tmp_path / "run", scans, out)
+    assert (report.done, list(report.failed)) == (("other",), ["ct"])
+    assert "was changed since voxray wrote it" in report.failed["ct"]
+    assert (out / "ct.nii.gz").read_bytes() == mine
+    assert answer(tmp_path / "run", scans, out, overwrite=True).done == ("ct",)
+    assert (out / "ct.nii.gz").read_bytes() != mine
 
 
 def test_a_runs_own_folders_are_no_place_for_answers(tmp_path: Path, scans: Path) -> None:

@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from voxray.apart import Input, keep_apart, require_folder
+from voxray.errors import ConfigError, DataError
 from voxray.inference.candidates import file_name
+from voxray.inference.findings import LabelsFile, read_file
 from voxray.inference.package import is_package, read_about
 from voxray.pipelines.forms import GATHERED, form_files
 from voxray.pipelines.inputs import ELSEWHERE, keep_out_of_run
 from voxray.pipelines.keeping import FOLDER
+from voxray.readers import read_label_map
 from voxray.run import Run
 from voxray.training.checkpoint import read_best_run, recipe_of
-from voxray.written import ANSWERS, LABEL_MAP, mark_of, require_own
+from voxray.written import ANSWERS, LABEL_MAP, mark_of, require_own, sha256_of
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,24 @@ class AnswerFiles:
         require_own(self.gathered, overwrite=self.overwrite)
         for case in of_case:
             self.require_own(case)
+
+    def require_unchanged(self, case: str) -> None:
+        """A ConfigError where somebody has corrected the label map of an answer; one that is damaged is no loss."""
+        path = self.output / f"{case}.json"
+        if self.overwrite or self.task != "segmentation" or not mark_of(path).startswith("voxray-labels/"):
+            return
+        try:
+            index = read_file(LabelsFile, path)
+            labels = self.output / index.file
+            if not index.file_sha256 or sha256_of(labels) == index.file_sha256:
+                return
+            read_label_map(labels)
+        except (ConfigError, DataError, OSError):
+            return
+        raise ConfigError(
+            f"{labels}: was changed since voxray wrote it, and would be written over; move it away, give another "
+            f"folder with -o, or have it written over with --overwrite."
+        )
 
     def require_own(self, case: str) -> None:
         """A ConfigError where one of the case's files is there and was not written by voxray."""

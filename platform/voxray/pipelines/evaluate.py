@@ -176,6 +176,8 @@ class Scorer:
         name = asked.source.case_id
         if asked.standing.is_answered:
             return read_answer(self._output, case=name, grid=case.image.grid, engine=self._engine)
+        files = AnswerFiles(self._output, self._engine.recipe.task, overwrite=self._overwrite)
+        files.require_unchanged(name)
         prediction = self._predictor.predict(case.image)
         write_answer(prediction, self._output, case=name, engine=self._engine, scan=stamp, overwrite=self._overwrite)
         return prediction

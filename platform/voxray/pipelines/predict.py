@@ -222,6 +222,8 @@ class Answerer:
         engine, output = self._engine, self._output
         before = asked.is_answered and is_kept(asked, engine, self._keeping)
         not_made: list[NotMade] = []
+        if not before:
+            AnswerFiles(output, engine.recipe.task, overwrite=self._overwrite).require_unchanged(scan.name)
         prediction = (
             read_answer(output, case=scan.name, grid=volume.grid, engine=engine)
             if before
