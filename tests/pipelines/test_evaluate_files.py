@@ -321,6 +321,9 @@ def test_a_folder_of_true_maps_has_the_names_that_are_given(tmp_path: Path) -> N
     assert _evaluation(labels, labels).classes == ("1", "2")
     named = _evaluation(labels, labels, values="2=liver,1=kidney")
     assert (named.classes, named.metrics["dice"]) == (("kidney", "liver"), 1.0)
+    write_run(tmp_path / "run", "segmentation", val_cases=CASES)
+    with pytest.raises(ConfigError, match="--values: a run names its classes"):
+        _score(tmp_path / "run", labels, values="1=kidney")
     with pytest.raises(ConfigError, match=r"labels: holds 2, which --values 1=kidney does not name"):
         _score(labels, labels, values="1=kidney")
 

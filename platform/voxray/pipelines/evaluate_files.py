@@ -97,6 +97,8 @@ def evaluate_anything(answers: str, truth: Path | None, options: FileOptions, *,
     if options.rules is not None and options.rules not in RULES:
         raise ConfigError(f"--rules {options.rules}: must be {' or '.join(RULES)}.")
     parse_ious(options.ious)
+    if options.values is not None and (is_run(answers) or options.rules == "luna16"):
+        raise ConfigError("--values: a run names its classes, and LUNA16's rules have none; leave it out.")
     if is_run(answers):
         if options.rules == "luna16":
             return _told_luna16(_run_by_luna16(answers, truth, options, progress=progress))
