@@ -17,6 +17,7 @@ from voxray.errors import ConfigError
 from voxray.loading import list_cases
 from voxray.pipelines.check import Answer, CaseWarning, CheckReport, Problem, answers, check, check_case
 from voxray.pipelines.progress import SilentProgress
+from voxray.recipe import GridConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 
@@ -187,3 +188,19 @@ def test_real_scans(name: str, shared_data: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_problem_is_plain_data() -> None:
     assert tuple(Problem(None, "a.b", "c.", "d.")) == (None, "a.b", "c.", "d.")
+
+
+def test_for_a_recipe_it_says_what_its_grid_loses_where_that_matters(tmp_path: Path) -> None:
+    labels = mask()
+    labels[9, 8, 5] = 2
+    write(tmp_path / "images/a.nii.gz", scan())
+    write(tmp_path / "labels/a.nii.gz", labels)
+    dataset, grid = describe(tmp_path), GridConfig(spacing_mm=(2.0, 2.0, 4.0))
+    (source,) = list_cases(dataset)
+    assert check_case(dataset, source)[1] == []
+    (warning,) = check_case(dataset, source, grid=grid, task="segmentation")[1]
+    assert isinstance(warning, CaseWarning)
+    assert warning.message.startswith("all of spleen (1 voxel, 2 mm3) has no voxel left at 2 x 2 x 4 mm")
+    (problem,) = check_case(dataset, source, grid=grid, task="detection")[1]
+    assert isinstance(problem, Problem)
+    assert problem.code == "resample.object_lost"

@@ -98,6 +98,7 @@ def test_cases_without_anything_to_find_judge_no_trial(run: Path) -> None:
 def test_trials_on_other_data_are_not_gone_on_with(run: Path) -> None:
     trials = run.parent / "out" / "trials"
     shutil.copytree(run, trials / "0001")
+    shutil.copy(run / "tracking.json", run.parent / "out")
     made_store(
         run.parent / "run-store", segmentation_recipe(), num_cases=9, folds={"kind": "holdout", "val_share": 0.5}
     )
