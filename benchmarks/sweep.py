@@ -80,7 +80,8 @@ def measured(folder: Path, sizes: Sizes, progress: Progress) -> list[Row]:
     detector = make_detector(folder, sizes.epochs, progress)
     run = on_unseen(detector, folder, sizes.scans, progress)
     space = read_space(SPACE, read_recipe(LESSON.recipe, overrides=LESSON.overrides))
-    kept = keep_cases(Wanted(run), {}, progress=progress)
+    kept, failed = keep_cases(Wanted(run), {}, progress=progress)
+    assert not failed, failed
     rows = []
     for aim, ious in AIMS.items():
         judge = Judge(Bench.of(kept, bounds_of(space), ious=ious), space)

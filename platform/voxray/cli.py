@@ -7,7 +7,6 @@ voxray itself; 130 stopped by Ctrl-C; 141 nobody reads its output any more, as a
 from __future__ import annotations
 
 import functools
-import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -18,7 +17,6 @@ import typer
 
 from voxray import serve_verbs, study_verbs, terminal
 from voxray.addresses import at_home, sqlite_url
-from voxray.bulkhead import DEBUG
 from voxray.errors import ConfigError
 from voxray.verb_options import (
     AcceptChangedData,
@@ -85,8 +83,6 @@ def _options(
 ) -> None:
     _state["debug"] = debug
     terminal.log_faults(debug=debug)
-    if debug:
-        os.environ[DEBUG] = "1"
 
 
 @verb("info")

@@ -68,6 +68,10 @@ def sweep(  # noqa: PLR0913
     if report.setting:
         typer.echo(" ".join(["best setting:", *(f"--set {shlex.quote(text)}" for text in report.overrides)]))
     typer.echo(f"{report.trials} trials, {report.pruned} given up early, {report.seconds:.0f} s; {report.output}")
+    for case, why in report.failed.items():
+        terminal.complain(f"case {case} had no part in it: {why}")
+    if report.failed:
+        raise typer.Exit(1)
 
 
 def report(
@@ -91,10 +95,15 @@ def report(
     options = ReportOptions(dataset=dataset, root=root, scans=scans, workers=workers, overwrite=overwrite)
     made = run_report(runs, out, options, progress=open_progress())
     for remark in made.remarks:
-        typer.echo(remark)
+        if remark not in made.lacking:
+            typer.echo(remark)
     if made.tracked:
         typer.echo(f"in MLflow too: {', '.join(made.tracked)}")
-    typer.echo(str(made.path))
+    for text in made.lacking:
+        terminal.complain(text)
+    typer.echo(f"{made.path}: {len(made.lacking)} scans or pictures missing" if made.lacking else str(made.path))
+    if made.lacking:
+        raise typer.Exit(1)
 
 
 def crossval(  # noqa: PLR0913

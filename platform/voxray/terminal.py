@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from voxray.bulkhead import LOGGER, refusal_in, sentence_of
+from voxray.bulkhead import DEBUG, LOGGER, refusal_in, sentence_of
 from voxray.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ def explain(error: BaseException) -> int:
 
 
 def log_faults(*, debug: bool) -> None:
-    """Where the traceback of a fault within one case goes: to standard error, or nowhere."""
+    """Where the traceback of a fault within one case goes: to standard error, or nowhere; of Ray's workers, too."""
+    if debug:
+        os.environ[DEBUG] = "1"
     logger = logging.getLogger(LOGGER)
     for handler in list(logger.handlers):
         logger.removeHandler(handler)

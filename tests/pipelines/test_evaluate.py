@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -306,3 +308,26 @@ def test_cases_of_the_same_name_elsewhere_are_other_cases(tmp_path: Path, sphere
     with pytest.raises(ConfigError, match=r"answers another scan named s0, .*holds no score; give another folder"):
         evaluate(tmp_path / "run", dataset=other, output=answers, progress=SilentProgress())
     assert (answers / "s0.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_whatever_a_library_raises_of_one_case_costs_that_case(
+    tmp_path: Path, spheres: Path, task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path / "run", task, val_cases=CASES)
+    image = spheres.parent / "images" / "s1.nii.gz"
+    content = bytearray(gzip.decompress(image.read_bytes()))
+    content[148:151] = b"odd"  # descrip
+    image.write_bytes(gzip.compress(content))
+    original = nib.Nifti1Header.get_qform
+
+    def confused(header: nib.Nifti1Header, coded: bool = False) -> object:
+        if bytes(header["descrip"]).startswith(b"odd"):
+            raise KeyError("xyzt_units")
+        return original(header, coded)  # type: ignore[no-untyped-call]
+
+    monkeypatch.setattr(nib.Nifti1Header, "get_qform", confused)
+    report = score(tmp_path, spheres)
+    assert "a fault of voxray: KeyError: 'xyzt_units'" in {**report.failed, **report.not_judged}["s1"]
+    assert {"s0", "s2"} <= set(report.cases)
+    assert (Path(report.output) / "s2.json").exists()

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from pipelines.bright_runs import register, write_run, write_spheres
 from report.evaluations import read_page
+from voxray.cli import app
 from voxray.errors import ConfigError
 from voxray.metrics.record import compare
 from voxray.pipelines.evaluate import evaluate
@@ -99,8 +101,8 @@ def test_size_and_intensity_are_those_of_the_scans(tmp_path: Path, spheres: Path
     given = find_evaluation(str(run))
     found = reach(given.evaluation, read_run(run, "checkpoints/epoch_0000/run.json"), None, None)
     assert isinstance(found, Reach)
-    scans, lacking = look_at_scans(given.evaluation, found, given.answers, workers=1, progress=QUIET)
-    assert lacking == []
+    scans, lacking, _ = look_at_scans(given.evaluation, found, given.answers, workers=1, progress=QUIET)
+    assert lacking == ()
     boxes = (spheres.parent / "boxes.csv").read_text().splitlines()
     for case in CASES:
         np.testing.assert_allclose(scans.sizes_mm[case], [19.0], rtol=1e-3)
@@ -116,7 +118,7 @@ def test_intensity_of_structures(tmp_path: Path, spheres: Path) -> None:
     given = find_evaluation(str(run))
     found = reach(given.evaluation, None, spheres, None)
     assert isinstance(found, Reach)
-    scans, _ = look_at_scans(given.evaluation, found, given.answers, workers=1, progress=QUIET)
+    scans, _, _ = look_at_scans(given.evaluation, found, given.answers, workers=1, progress=QUIET)
     image = read_volume(spheres.parent / "images" / "s1.nii.gz").voxels
     assert scans.structures_hu["s1"]["bright"] == pytest.approx(image[image > 0].mean())
 
@@ -126,7 +128,12 @@ def test_a_scan_that_cannot_be_read_is_listed(tmp_path: Path, spheres: Path) -> 
     image = spheres.parent / "images" / "s2.nii.gz"
     image.write_bytes(image.read_bytes()[:2000])
     made = report([str(run)], progress=QUIET)
-    assert any("Nothing was measured in a scan" in text and "[nifti.truncated]" in text for text in made.remarks)
+    assert len(made.lacking) == 2, "its size, and its picture"
+    assert all("s2" in text and "[nifti.truncated]" in text for text in made.lacking)
+    told = CliRunner().invoke(app, ["report", str(run), "-o", str(tmp_path / "told.html")])
+    assert told.exit_code == 1
+    assert "told.html: 2 scans or pictures missing" in told.stdout
+    assert "[nifti.truncated]" in told.stderr
     page = read_page(made.path.read_text())
     assert sum(alt.startswith("Hit in three planes") for alt in page.images) == 2
     assert page.text.count("[nifti.truncated]") >= 1

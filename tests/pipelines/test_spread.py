@@ -98,3 +98,36 @@ def test_what_the_work_raises_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with hire(2) as crew, pytest.raises(ConfigError, match=r"^item \d: not wanted\.$"):
         list(spread(make, [1, 2], crew))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_ray")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+def test_what_kills_every_worker_costs_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    class FrozenError(Exception):
+        """One that cannot be unpacked, as some libraries' cannot."""
+
+        def __init__(self, one: str, two: str) -> None:
+            super().__init__(f"{one} {two}")
+
+    def make() -> Callable[[int], int]:
+        def work(item: int) -> int:
+            if item == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return item * 10
+
+        return work
+
+    def fail() -> Callable[[int], int]:
+        def work(item: int) -> int:
+            raise FrozenError("a", f"library {item}")
+
+        return work
+
+    with hire(2) as crew:
+        assert sorted(spread(make, range(6), crew, lost=lambda item: -item)) == [-3, 0, 10, 20, 40, 50]
+        with pytest.raises(RuntimeError, match=r"FrozenError: a library \d"):
+            list(spread(fail, range(2), crew, lost=lambda item: -item))

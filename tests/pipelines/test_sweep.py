@@ -280,7 +280,8 @@ def test_what_is_kept_is_of_the_scans_and_the_truth_of_today(tmp_path: Path, tas
     write_run(run, task, threshold=0.05 if task == "detection" else 0.5, **fields)
 
     def kept() -> dict[str, Kept]:
-        found = keep_cases(Wanted(str(run), device="cpu"), {}, progress=Heard())
+        found, failed = keep_cases(Wanted(str(run), device="cpu"), {}, progress=Heard())
+        assert not failed
         return {one.head.case: one for one in found}
 
     first, again = kept(), kept()

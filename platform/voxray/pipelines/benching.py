@@ -9,13 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 
+from voxray.bulkhead import attempt, sentence_of
 from voxray.case import Case
 from voxray.dataset import CaseSource, Dataset, read_dataset
-from voxray.errors import ConfigError, DataError, VoxrayError
+from voxray.errors import ConfigError, VoxrayError
 from voxray.inference.candidates import Kept, KeptHead, Truth, file_name, read_kept, with_truth, write_kept
 from voxray.inference.restore import boxes_on
 from voxray.loading import CaseContent, case_content, list_cases, load_case
@@ -24,7 +26,7 @@ from voxray.pipelines.ingest import signature_of
 from voxray.pipelines.keeping import FOLDER, Keeping, said_by
 from voxray.pipelines.progress import Progress, tell_warnings
 from voxray.pipelines.space import Setting, as_overrides
-from voxray.pipelines.spread import hire, spread
+from voxray.pipelines.spread import DIED, hire, spread
 from voxray.place import Place
 from voxray.recipe import Recipe
 from voxray.training.checkpoint import read_state
@@ -73,8 +75,10 @@ class Todo:
     kept_in: Place | None = None
 
 
-def keep_cases(wanted: Wanted, variant: Setting, *, progress: Progress) -> list[Kept]:
+def keep_cases(wanted: Wanted, variant: Setting, *, progress: Progress) -> tuple[list[Kept], dict[str, str]]:
     """The kept validation cases of the run, with truth, as the network answers them with the variant's settings.
+
+    Beside them the cases that could not be answered or read, each with its reason.
 
     What is kept is taken for cases whose scan and truth hold what they held then. Where the dataset is not in reach
     that cannot be known, which is said.
@@ -86,8 +90,10 @@ def keep_cases(wanted: Wanted, variant: Setting, *, progress: Progress) -> list[
         keeping = keeping_of(wanted, engine)
         folders = [keeping.folder] if wanted.dataset else [keeping.folder, validation_folder(wanted.run)]
         reached = _reach(wanted, engine)
-        origins = {} if isinstance(reached, VoxrayError) else reached[1]
-        places = {case: _find(case, engine, keeping, folders, origins.get(case)) for case in engine.run.val_cases}
+        origins = {} if isinstance(reached, VoxrayError) else reached.origins
+        failed = {} if isinstance(reached, VoxrayError) else dict(reached.failed)
+        cases = [case for case in engine.run.val_cases if case not in failed]
+        places = {case: _find(case, engine, keeping, folders, origins.get(case)) for case in cases}
         missing = [case for case, (_, has_truth) in places.items() if not has_truth]
         if isinstance(reached, VoxrayError):
             if missing:
@@ -99,13 +105,26 @@ def keep_cases(wanted: Wanted, variant: Setting, *, progress: Progress) -> list[
         elif missing:
             todo = [Todo(origins[case], places[case][0]) for case in missing]
             with progress.track("answer", total=len(todo), unit="cases") as advance:
-                for case, warnings, error in spread(partial(CaseKeeper, engine, reached[0], keeping), todo, crew):
+                keeper = partial(CaseKeeper, engine, reached.dataset, keeping)
+                for case, warnings, error in spread(keeper, todo, crew, lost=_died):
                     tell_warnings(progress, f"case {case}", warnings)
-                    if error is not None:
-                        raise error
+                    failed |= {case: error} if error else {}
                     advance(1)
-    found = {case: place if has_truth else keeping.folder for case, (place, has_truth) in places.items()}
-    return [read_kept(folder or keeping.folder, file_name(case)) for case, folder in found.items()]
+    folders_of = {case: place if has_truth else keeping.folder for case, (place, has_truth) in places.items()}
+    found: list[Kept] = []
+    for case, folder in folders_of.items():
+        if case not in failed:
+            error = attempt(partial(_read_into, found, folder or keeping.folder, case))
+            failed |= {case: error} if error else {}
+    return found, failed
+
+
+def _read_into(found: list[Kept], folder: Place, case: str) -> None:
+    found.append(read_kept(folder, file_name(case)))
+
+
+def _died(todo: Todo) -> tuple[str, tuple[str, ...], str]:
+    return todo.origin.source.case_id, (), DIED
 
 
 def keeping_of(wanted: Wanted, engine: Engine) -> Keeping:
@@ -133,8 +152,8 @@ class CaseKeeper:
         self._engine, self._dataset, self._keeping = engine, dataset, keeping
         self._predictor = engine.predictor()
 
-    def __call__(self, todo: Todo) -> tuple[str, tuple[str, ...], VoxrayError | None]:
-        """The case's id, what is worth knowing of its files, and what a user can mend, if anything."""
+    def __call__(self, todo: Todo) -> tuple[str, tuple[str, ...], str]:
+        """The case's id, what is worth knowing of its files, and why it is not kept, or an empty text."""
         origin, case_id = todo.origin, todo.origin.source.case_id
         warnings: tuple[str, ...] = ()
         try:
@@ -143,11 +162,9 @@ class CaseKeeper:
             kept = self._answered(case, origin) if todo.kept_in is None else self._known(case, todo.kept_in)
             truth = replace(truth_of(case, kept, self._engine.run.classes), sha256=origin.content.truth)
             write_kept(self._keeping.folder, with_truth(kept, truth))
-        except DataError as error:
-            return case_id, warnings, error.of_case(case_id)
-        except VoxrayError as error:
-            return case_id, warnings, error
-        return case_id, warnings, None
+        except Exception as error:
+            return case_id, warnings, sentence_of(error)
+        return case_id, warnings, ""
 
     def _answered(self, case: Case, origin: Origin) -> Kept:
         keep = self._keeping.keeper()
@@ -197,24 +214,35 @@ def _find(
     return without, False
 
 
-def _reach(wanted: Wanted, engine: Engine) -> tuple[Dataset, dict[str, Origin]] | VoxrayError:
-    """The dataset and what its validation cases hold now, or why they are not in reach."""
+class _Reached(NamedTuple):
+    """The dataset, what its validation cases hold now, and those whose files cannot be read, with the reason."""
+
+    dataset: Dataset
+    origins: dict[str, Origin]
+    failed: dict[str, str]
+
+
+def _reach(wanted: Wanted, engine: Engine) -> _Reached | VoxrayError:
+    """The run's validation cases, or why they are not in reach."""
     try:
         data, sources = _sources(wanted, engine)
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            origins = list(pool.map(partial(_origin, data, engine.recipe), sources))
+            looked = list(pool.map(partial(_origin, data, engine.recipe), sources))
     except VoxrayError as error:
         if wanted.dataset is not None:
             raise
         return error
-    return data, {origin.source.case_id: origin for origin in origins}
+    found = dict(zip((source.case_id for source in sources), looked, strict=True))
+    origins = {case: one for case, one in found.items() if isinstance(one, Origin)}
+    return _Reached(data, origins, {case: one for case, one in found.items() if isinstance(one, str)})
 
 
-def _origin(data: Dataset, recipe: Recipe, source: CaseSource) -> Origin:
+def _origin(data: Dataset, recipe: Recipe, source: CaseSource) -> Origin | str:
+    """What the case holds now, or why that cannot be known."""
     try:
         content = case_content(data, source)
-    except DataError as error:
-        raise error.of_case(source.case_id) from error
+    except Exception as error:
+        return sentence_of(error)
     return Origin(source, content, signature_of(content, source.patient_id, recipe))
 
 

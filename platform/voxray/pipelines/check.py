@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from voxray.annotations.maps import value_counts
+from voxray.bulkhead import sentence_of
 from voxray.case import Case
 from voxray.dataset import CaseSource, Dataset, num_folds, split
 from voxray.errors import ConfigError, DataError
@@ -213,10 +214,8 @@ def _safely(shared: tuple[Work, Dataset], source: CaseSource) -> Answer:
     try:
         return work(dataset, source)
     except Exception as error:
-        text = f"reading stopped with {type(error).__name__}: {str(error)[:300]}."
-        return None, [
-            Problem(source.case_id, "check.unforeseen", text, "Please report it with the file, if you can.")
-        ]
+        remedy = "Look at the file alone, as with voxray info, or exclude the case."
+        return None, [Problem(source.case_id, "check.unforeseen", f"{sentence_of(error)}.", remedy)]
 
 
 def _lost(case_id: str, error: Exception) -> Problem:

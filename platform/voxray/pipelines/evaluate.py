@@ -37,7 +37,7 @@ from voxray.pipelines.progress import Progress, tell_warnings
 from voxray.pipelines.result_files import ResultFiles, named_inputs
 from voxray.pipelines.scans import Scan
 from voxray.pipelines.scores import CaseScore, summarise
-from voxray.pipelines.spread import hire, spread
+from voxray.pipelines.spread import DIED, hire, spread
 from voxray.pipelines.standing import Standing, find_standings
 from voxray.pipelines.tracking import REMEMBERED, open_tracking
 from voxray.place import Place
@@ -85,6 +85,7 @@ def evaluate(
     every = _dataset(about, dataset, root)
     data = every.for_task(recipe_of(about).task)
     sources = choose_cases(about, data, options.which)
+    require_truth(recipe_of(about).task, data, sources)
     _require_free(run, about, every, [source.case_id for source in sources], output, options=options)
     if options.official and given is not None:
         official = ResultFiles(given, options.json_file, about.name, options.overwrite)
@@ -96,7 +97,8 @@ def evaluate(
         output.mkdir(parents=True, exist_ok=True)
         scores = []
         with progress.track("evaluate", total=len(sources), unit="cases") as advance:
-            for score in spread(partial(Scorer, engine, data, output, overwrite=options.overwrite), asked, crew):
+            scorer = partial(Scorer, engine, data, output, overwrite=options.overwrite)
+            for score in spread(scorer, asked, crew, lost=died):
                 scores.append(score)
                 tell_warnings(progress, f"case {score.case_id}", score.warnings)
                 advance(1)
@@ -109,6 +111,12 @@ def evaluate(
     path = write_evaluation(report, output / EVALUATION)
     track(report, engine.run, run, path, progress=progress)
     return report
+
+
+def require_truth(task: str, dataset: Dataset, sources: Sequence[CaseSource]) -> None:
+    """A ConfigError, before any work, where a segmentation meets a dataset that has no label map at all."""
+    if task == "segmentation" and not any(source.maps is not None for source in sources):
+        raise ConfigError(f"{dataset.name}: has no label map; a segmentation run is scored on label maps.")
 
 
 class Asked(NamedTuple):
@@ -153,7 +161,8 @@ class Scorer:
         # Before the files are read, so that a later change is noticed; why one cannot be read is said below.
         attempt(lambda: held.update(stamp=asked.standing.stamp()))
         attempt(lambda: held.update(truth=truth_content(self._dataset, asked.source)))
-        score = self._scored(asked, held)
+        error = attempt(lambda: held.update(score=self._scored(asked, held)))
+        score = unjudged(asked.source.case_id, asked.source.patient_id, error) if error else held["score"]
         known = "stamp" in held and "truth" in held
         return replace(score, content=CaseContent(held["stamp"].sha256, held["truth"]) if known else None)
 
@@ -196,6 +205,11 @@ def unjudged(case_id: str, patient_id: str, error: str) -> CaseScore:
     """What a case adds whose truth cannot be used, or cannot be compared with the answer: nothing but the reason."""
     nothing = np.zeros((0, 6)), np.zeros(0, np.int64)
     return CaseScore(case_id, patient_id, Detections.empty(), *nothing, error=error, judged=False)
+
+
+def died(asked: Asked) -> CaseScore:
+    """What a case adds that its workers died of."""
+    return unjudged(asked.source.case_id, asked.source.patient_id, DIED)
 
 
 def attempt_comparison(action: Callable[[], Any]) -> tuple[str, bool]:

@@ -40,7 +40,7 @@ from voxray.pipelines.progress import Progress, tell_warnings
 from voxray.pipelines.result_files import ResultFiles, given_inputs, named_inputs, truth_inputs
 from voxray.pipelines.score_tables import ScoreTable, difference_table, luna16_tables, score_tables
 from voxray.pipelines.scores import CaseScore, parse_ious, summarise
-from voxray.pipelines.spread import hire, spread
+from voxray.pipelines.spread import DIED, hire, spread
 from voxray.pipelines.truths import CaseTruth, Truth, case_truth, read_luna16_truth, read_truth
 from voxray.training.checkpoint import read_best_run
 
@@ -148,7 +148,8 @@ def evaluate_files(answers: Answers, truth: Truth, options: FileOptions, *, prog
     cases = list(truth.patients) if which == "all" else [case_id for case_id in truth.patients if case_id in names]
     with hire(options.workers) as crew, progress.track("evaluate", total=len(cases), unit="cases") as advance:
         scores = []
-        for score in spread(partial(FileScorer, answers, truth, names, naming), cases, crew):
+        scorer = partial(FileScorer, answers, truth, names, naming)
+        for score in spread(scorer, cases, crew, lost=lambda case: unjudged(case, truth.patients[case], DIED)):
             scores.append(score)
             tell_warnings(progress, f"case {score.case_id}", score.warnings)
             advance(1)
@@ -180,7 +181,10 @@ class FileScorer:
         if error:
             return unjudged(case_id, patient, error)
         truth = held["truth"]
-        score = self._labels(case_id, truth) if with_labels else self._boxes(case_id, truth)
+        scored: dict[str, CaseScore] = {}
+        score_it = self._labels if with_labels else self._boxes
+        error = attempt(lambda: scored.update(score=score_it(case_id, truth)))
+        score = unjudged(case_id, patient, error) if error else scored["score"]
         source = self._truth.sources.get(case_id)
         doubts = doubts_of(self._answers, self._names[case_id], source) if case_id in self._names else ()
         return replace(score, patient_id=patient, warnings=(*truth.warnings, *doubts, *score.warnings))

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from voxray.apart import keep_apart
+from voxray.bulkhead import sentence_of
 from voxray.dataset import CaseSource, Dataset
 from voxray.errors import DataError, ResourceError
 from voxray.loading import CaseContent, case_content, load_case, survey
@@ -331,8 +332,8 @@ def _ingest_case(source: CaseSource, job: _Job) -> StoredCase | FailedCase:
     except Exception as error:
         if is_disk_full(error):
             return FailedCase(code=_DISK_FULL, message=str(error))
-        text = f"case {source.case_id}: [ingest.unexpected] {type(error).__name__}: {error}"
-        return FailedCase(code="ingest.unexpected", message=text.splitlines()[0][:500])
+        text = f"case {source.case_id}: [ingest.unexpected] {sentence_of(error)}"
+        return FailedCase(code="ingest.unexpected", message=text)
 
 
 def _without_network(recipe: Recipe) -> Recipe:

@@ -13,7 +13,7 @@ from voxray.errors import ConfigError
 from voxray.evaluation import EVALUATION, Evaluation, write_evaluation
 from voxray.loading import list_cases
 from voxray.pipelines.answers import Engine, open_engine
-from voxray.pipelines.evaluate import Scorer, ask, choose_cases, track
+from voxray.pipelines.evaluate import Scorer, ask, choose_cases, died, track
 from voxray.pipelines.fold_runs import ANSWERS, CrossvalFile, fold_folder
 from voxray.pipelines.progress import Progress, tell_warnings
 from voxray.pipelines.scores import CaseScore, summarise
@@ -54,7 +54,7 @@ def score_out_of_fold(
             engine = open_engine(fold_folder(location, fold), device=crew.device)
             found = []
             asked = ask(chosen[fold], output, engine, progress=progress, is_own=True)
-            for score in spread(partial(Scorer, engine, data, output), asked, crew):
+            for score in spread(partial(Scorer, engine, data, output), asked, crew, lost=died):
                 found.append(score)
                 tell_warnings(progress, f"case {score.case_id}", score.warnings)
                 advance(1)

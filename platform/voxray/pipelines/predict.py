@@ -31,7 +31,7 @@ from voxray.pipelines.inputs import run_inputs, scan_inputs
 from voxray.pipelines.keeping import FOLDER, Keeping
 from voxray.pipelines.progress import Progress, tell_warnings
 from voxray.pipelines.scans import Scan, find_scans
-from voxray.pipelines.spread import hire, spread
+from voxray.pipelines.spread import DIED, hire, spread
 from voxray.pipelines.standing import Standing, find_standings, refusal_of
 from voxray.place import Place
 from voxray.readers import read_volume
@@ -162,6 +162,7 @@ def predict(
                 todo,
                 crew,
                 at_once=AT_ONCE,
+                lost=lambda asked: Outcome(asked.scan.name, DIED),
             ):
                 outcomes.append(outcome)
                 warnings[outcome.name] = outcome.warnings

@@ -52,6 +52,8 @@ class Reported:
     remarks: tuple[str, ...]
     tracked: tuple[str, ...]
     """The runs whose MLflow run has it too."""
+    lacking: tuple[str, ...] = ()
+    """Those of the remarks that say which case could not be measured or pictured, though its dataset is in reach."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ def report(
     path = output or (found[0].run or found[0].answers)
     path = path / REPORT if path.is_dir() else path
     _require_free(path, found, options)
-    entries = [_entry(one, label, options, progress) for one, label in zip(found, labels, strict=True)]
+    made = [_entry(one, label, options, progress) for one, label in zip(found, labels, strict=True)]
+    entries = [entry for entry, _ in made]
     page = compose(entries, _compared(entries)).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as beside:
@@ -84,7 +87,8 @@ def report(
     pairs = zip(found, entries, strict=True)
     tracked = [entry.label for one, entry in pairs if _track(one.run, entry.training, path.name, page, progress)]
     remarks = [f"{entry.label}: {text}" for entry in entries for text in entry.remarks]
-    return Reported(path, tuple(remarks), tuple(tracked))
+    lacking = tuple(f"{entry.label}: {text}" for entry, texts in made for text in texts)
+    return Reported(path, tuple(remarks), tuple(tracked), lacking)
 
 
 def _require_free(path: Path, found: Sequence[Given], options: ReportOptions) -> None:
@@ -160,27 +164,28 @@ def _rows(history: Any) -> list[Mapping[str, float]]:
     return [{name: float(value) for name, value in row.items() if value is not None} for row in history or ()]
 
 
-def _entry(given: Given, label: str, options: ReportOptions, progress: Progress) -> Entry:
+def _entry(given: Given, label: str, options: ReportOptions, progress: Progress) -> tuple[Entry, tuple[str, ...]]:
+    """What the report says of one evaluation, and what could not be had of its scans."""
     training = None if given.run is None else read_training(given.run)
     remarks = [] if training else ["Its training is not known: no curves of the training, and no recipe."]
     if given.run is not None and given.evaluation.weights_sha256 not in ((), (weights_of(given.run),)):
         remarks.append("It was trained on after it was scored: the score is that of other weights than it holds now.")
     found = reach(given.evaluation, None if training is None else training.run, options.dataset, options.root)
     data = scans = None
+    lacking: tuple[str, ...] = ()
     if isinstance(found, Reach):
         data = found.data
         if options.scans:
-            scans, lacking = look_at_scans(
-                given.evaluation, found, given.answers, workers=options.workers, progress=progress
-            )
-            remarks += lacking
+            looked = look_at_scans(given.evaluation, found, given.answers, workers=options.workers, progress=progress)
+            scans, lacking = looked.scans, looked.lacking
+            remarks += [*lacking, *looked.odd]
     else:
         remarks.append(
             f"The scans are not in reach, so there are no pictures, and no sizes and intensities of objects: {found}"
         )
     if not options.scans:
         remarks.append("The scans were not read, as asked, so there are no pictures, and no sizes and intensities.")
-    return Entry(label, given.evaluation, training, data, scans, tuple(remarks))
+    return Entry(label, given.evaluation, training, data, scans, tuple(remarks)), lacking
 
 
 def _must_fit(found: Sequence[Given]) -> None:

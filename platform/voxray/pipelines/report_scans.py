@@ -23,7 +23,7 @@ from voxray.pictures import cut_closeup, draw_labels, draw_montage
 from voxray.pipelines.luna16 import some
 from voxray.pipelines.naming import read_labels
 from voxray.pipelines.progress import Progress
-from voxray.pipelines.spread import Crew, hire, spread
+from voxray.pipelines.spread import DIED, Crew, hire, spread
 from voxray.pipelines.standing import read_any
 from voxray.readers import read_volume, volume_content
 from voxray.report import Data, Scans, Shown
@@ -57,6 +57,16 @@ class Measured(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
+class Looked(NamedTuple):
+    """What was taken from the scans of an evaluation."""
+
+    scans: Scans
+    lacking: tuple[str, ...]
+    """A sentence for each case that could not be measured or pictured."""
+    odd: tuple[str, ...]
+    """What is worth knowing of the scans."""
+
+
 class Request(NamedTuple):
     """Pictures to take of a case: of findings and objects, or of the case as a whole."""
 
@@ -81,22 +91,21 @@ def reach(evaluation: Evaluation, run: Run | None, file: Path | None, root: Path
         return str(error)
 
 
-def look_at_scans(
-    evaluation: Evaluation, found: Reach, answers: Path, *, workers: int, progress: Progress
-) -> tuple[Scans, list[str]]:
+def look_at_scans(evaluation: Evaluation, found: Reach, answers: Path, *, workers: int, progress: Progress) -> Looked:
     """Sizes, intensities and pictures, and what could not be had; `answers` holds the label maps that were found."""
     with hire(workers) as crew:
-        scans, lacking = _measure(evaluation, found, crew, progress)
+        scans, lacking, odd = _measure(evaluation, found, crew, progress)
         requests = _requests(evaluation, found, scans)
         pictures: dict[Kind, list[Shown]] = {}
         with progress.track("pictures", total=len(requests), unit="cases") as advance:
-            for shown, error in spread(partial(Camera, evaluation, found.dataset, answers), requests, crew):
+            camera = partial(Camera, evaluation, found.dataset, answers)
+            for shown, error in spread(camera, requests, crew, lost=_no_picture):
                 lacking += [f"There is no picture: {error}"] if error else []
                 for one in shown:
                     pictures.setdefault(one.kind, []).append(one)
                 advance(1)
     ordered = [one for kind in pictures.values() for one in sorted(kind, key=lambda one: one.rank)]
-    return replace(scans, pictures=tuple(ordered)), lacking
+    return Looked(replace(scans, pictures=tuple(ordered)), tuple(lacking), tuple(odd))
 
 
 class Examiner:
@@ -152,7 +161,7 @@ class Camera:
         shown: list[Shown] = []
         take = self._closeups if request.case is not None else self._whole
         error = attempt(lambda: shown.extend(take(request)))
-        return shown, error
+        return shown, f"{request.source.case_id}: {error}" if error else ""
 
     def _closeups(self, request: Request) -> list[Shown]:
         assert request.case is not None
@@ -234,27 +243,38 @@ def _folds(dataset: Dataset) -> str:
     return f"{dataset.folds.kind}, {count} fold{'s' if count != 1 else ''}"
 
 
-def _measure(evaluation: Evaluation, found: Reach, crew: Crew, progress: Progress) -> tuple[Scans, list[str]]:
+def _measure(
+    evaluation: Evaluation, found: Reach, crew: Crew, progress: Progress
+) -> tuple[Scans, list[str], list[str]]:
     part = evaluation.detection
     items = [(source, part.cases[source.case_id] if part else None) for source in found.sources]
     # Scans without an object have nothing to measure.
     items = [(source, case) for source, case in items if case is None or case.truth_boxes]
     results: list[Measured] = []
     with progress.track("scans", total=len(items), unit="cases") as advance:
-        for one in spread(partial(Examiner, evaluation, found.dataset), items, crew):
+        for one in spread(partial(Examiner, evaluation, found.dataset), items, crew, lost=_not_measured):
             results.append(one)
             advance(1)
     good = [one for one in results if not one.error]
-    lacking = [f"Nothing was measured in a scan: {one.error}" for one in results if one.error]
+    lacking = [f"Nothing was measured in {one.case_id}: {one.error}" for one in results if one.error]
     # An evaluation of findings in files has not read the scans; what it knows is told where it is shown.
     unknown = [one for one in results if one.case_id not in evaluation.warnings]
-    lacking += [f"{one.case_id}: warning: {text}" for one in unknown for text in one.warnings]
+    odd = [f"{one.case_id}: warning: {text}" for one in unknown for text in one.warnings]
     scans = Scans(
         sizes_mm={one.case_id: one.sizes_mm for one in good},
         objects_hu={one.case_id: one.objects_hu for one in good},
         structures_hu={one.case_id: one.structures_hu for one in good},
     )
-    return scans, lacking
+    return scans, lacking, odd
+
+
+def _not_measured(item: tuple[CaseSource, CaseFindings | None]) -> Measured:
+    nothing = np.zeros(0)
+    return Measured(item[0].case_id, nothing, nothing, {}, DIED)
+
+
+def _no_picture(request: Request) -> tuple[list[Shown], str]:
+    return [], f"{request.source.case_id}: {DIED}"
 
 
 def _requests(evaluation: Evaluation, found: Reach, scans: Scans) -> list[Request]:

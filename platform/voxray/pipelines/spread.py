@@ -22,7 +22,8 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from ray import cloudpickle
 
-from voxray.errors import ConfigError, ResourceError, VoxrayError
+from voxray.bulkhead import log_fault, refusal_in
+from voxray.errors import ConfigError, ResourceError
 from voxray.inference.device import choose_device
 from voxray.inference.sliding import in_turn
 from voxray.pipelines.cluster import cluster_total, connect
@@ -33,6 +34,11 @@ Result = TypeVar("Result")
 
 MAX_RESTARTS = 3
 """How often an actor is started again before its loss is reported."""
+DIED = (
+    f"the worker that had it died {MAX_RESTARTS + 1} times, probably for want of memory. Use fewer workers, or a "
+    f"machine with more."
+)
+"""What became of an item that its workers died of."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +73,17 @@ def hire(workers: int, *, device: str = "cpu") -> Iterator[Crew]:
 
 
 def spread(
-    make: Callable[[], Callable[[Item], Result]], items: Sequence[Item], crew: Crew, *, at_once: int = 1
+    make: Callable[[], Callable[[Item], Result]],
+    items: Sequence[Item],
+    crew: Crew,
+    *,
+    at_once: int = 1,
+    lost: Callable[[Item], Result] | None = None,
 ) -> Iterator[Result]:
     """Each item's result as it is ready; `make` builds the work once per worker.
+
+    An item whose worker dies again and again, as for want of memory, has the result that `lost` gives, and the others
+    have theirs; without `lost` it ends everything.
 
     Each worker has so many items under way `at_once`, in threads: the work must bear that. In this process the
     results come in the items' order.
@@ -77,7 +91,7 @@ def spread(
     if not items:
         return
     if crew.on_ray:
-        yield from _on_actors(make, items, crew, at_once)
+        yield from _on_actors(make, items, crew, at_once, lost)
     else:
         yield from in_turn(make(), items, workers=at_once)
 
@@ -89,17 +103,26 @@ def cpu_share(total: float, workers: int) -> float:
 
 
 def _on_actors(
-    make: Callable[[], Callable[[Item], Result]], items: Sequence[Item], crew: Crew, at_once: int
+    make: Callable[[], Callable[[Item], Result]],
+    items: Sequence[Item],
+    crew: Crew,
+    at_once: int,
+    lost: Callable[[Item], Result] | None,
 ) -> Iterator[Result]:
     stop = Switch()
-    results = _results(make, items, crew, at_once=at_once, stop=stop)
+    results = _results(make, items, crew, at_once=at_once, stop=stop, may_lose=lost is not None)
+    missing = dict(enumerate(items))
     try:
         for table in results:
-            for packed in table["result"].to_pylist():
-                result = cloudpickle.loads(packed)
-                if isinstance(result, VoxrayError):
-                    raise result
+            for row in table.to_pylist():
+                result = cloudpickle.loads(row["result"])
+                if isinstance(result, _Raised):
+                    raise result.error
+                del missing[row["number"]]
                 yield result
+        for item in missing.values():
+            assert lost is not None
+            yield lost(item)
     finally:
         stop.on()
         with suppress(Exception):
@@ -107,12 +130,18 @@ def _on_actors(
 
 
 def _results(
-    make: Callable[[], Callable[[Item], Result]], items: Sequence[Item], crew: Crew, *, at_once: int, stop: Switch
+    make: Callable[[], Callable[[Item], Result]],
+    items: Sequence[Item],
+    crew: Crew,
+    *,
+    at_once: int,
+    stop: Switch,
+    may_lose: bool,
 ) -> Iterator[pa.Table]:
     """Tables with the packed results, one item each, as they are ready."""
     ray: Any = importlib.import_module("ray")
     data: Any = importlib.import_module("ray.data")
-    rows = [{"item": _packed(item)} for item in items]
+    rows = [{"item": _packed(item), "number": number} for number, item in enumerate(items)]
     pool = data.ActorPoolStrategy(
         size=min(crew.workers, len(items)),
         max_tasks_in_flight_per_actor=2 * at_once,
@@ -134,6 +163,7 @@ def _results(
             max_task_retries=MAX_RESTARTS,
         )
     dataset.context.execution_no_progress_timeout_s = -1  # one scan may take longer than any limit
+    dataset.context.max_errored_blocks = -1 if may_lose else 0
     dataset.context.custom_execution_callback_classes.append(ends_at(stop))
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
@@ -155,9 +185,9 @@ class _Holder:
         self._making = threading.Lock()
 
     def __call__(self, block: pa.Table, made: list[Any]) -> pa.Table:
-        """The results for a block of items; what is wrong in a sentence is a result, too."""
+        """The results for a block of items; what the work raises is a result, too."""
         results = [_packed(self._result(cloudpickle.loads(item), made)) for item in block["item"].to_pylist()]
-        return pa.table({"result": pa.array(results, pa.large_binary())})
+        return pa.table({"result": pa.array(results, pa.large_binary()), "number": block["number"]})
 
     def _result(self, item: Any, made: list[Any]) -> Any:
         try:
@@ -165,5 +195,22 @@ class _Holder:
                 if self._work is None:
                     self._work = importlib.import_module("ray").get(made[0])()
             return self._work(item)
-        except VoxrayError as error:
-            return error
+        except Exception as error:
+            if refusal_in(error) is None:
+                log_fault(error)
+            return _Raised(error if _travels(error) else RuntimeError(f"{type(error).__name__}: {error}"))
+
+
+@dataclass(frozen=True)
+class _Raised:
+    """What the work raised."""
+
+    error: Exception
+
+
+def _travels(error: Exception) -> bool:
+    """Whether it is still an exception on the other side; some libraries' cannot be packed, or unpacked."""
+    try:
+        return isinstance(cloudpickle.loads(_packed(error)), type(error))
+    except Exception:
+        return False

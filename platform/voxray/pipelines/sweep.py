@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from voxray.addresses import local_path
-from voxray.errors import ConfigError
+from voxray.errors import ConfigError, DataError
 from voxray.inference.bench import Bench, Bounds
 from voxray.inference.candidates import Kept
 from voxray.metrics.bootstrap import draw_weights
@@ -100,11 +100,13 @@ class _Sweep:
         self._options, self._progress = options, progress
         self._metric = METRICS[space.recipe.task]
         self._search_s, self._tried = 0.0, 0
+        self._failed: dict[str, str] = {}
 
     def run(self, *, on_ray: bool) -> SweepReport:
         """The whole of it."""
         begin = time.monotonic()
-        kept = {key(variant): self._kept(variant) for variant in self._space.variants()}
+        kept = _shared({key(variant): self._kept(variant) for variant in self._space.variants()})
+        self._require_cases(next(iter(kept.values())))
         one = next(iter(kept.values()))
         sides = self._sides(one)
         benches = self._benches(kept)
@@ -161,6 +163,7 @@ class _Sweep:
             search_ms=1000 * self._search_s / max(1, self._tried),
             cases=tuple(case.case for case in next(iter(benches.values())).cases),
             ious=self._options.ious,
+            failed=self._failed,
         )
 
     def _tuned(
@@ -253,8 +256,19 @@ class _Sweep:
                 device=options.device,
                 classes=options.classes,
             )
-            found += [(number, kept) for kept in keep_cases(wanted, variant, progress=self._progress)]
+            cases, failed = keep_cases(wanted, variant, progress=self._progress)
+            found += [(number, kept) for kept in cases]
+            self._failed |= failed
         return found
+
+    def _require_cases(self, cases: Sequence[tuple[int, Kept]]) -> None:
+        """Says which cases have no part in the sweep; an error where none has."""
+        for case, why in self._failed.items():
+            self._progress.say(f"case {case} has no part in the sweep: {why}")
+        if not cases:
+            case, why = next(iter(self._failed.items()))
+            text = f"none of {len(self._failed)} cases can be swept; case {case}: {why}"
+            raise DataError("sweep.nothing", text, remedy="Mend the cases, or sweep a run of another fold.")
 
     def _benches(self, kept: Mapping[str, Sequence[tuple[int, Kept]]]) -> Benches:
         bounds = bounds_of(self._space)
@@ -292,6 +306,12 @@ class _Sweep:
         if self._space.recipe.task == "detection":
             found["ious"] = ", ".join(f"{iou:g}" for iou in self._options.ious)
         return found | {"trials": str(self._plan().trials), "seed": str(self._options.seed)}
+
+
+def _shared(kept: Mapping[str, list[tuple[int, Kept]]]) -> dict[str, list[tuple[int, Kept]]]:
+    """The cases that every variant has."""
+    names = set.intersection(*({one.head.case for _, one in cases} for cases in kept.values()))
+    return {variant: [one for one in cases if one[1].head.case in names] for variant, cases in kept.items()}
 
 
 def bounds_of(space: Space) -> Bounds:

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,8 @@ class SweepReport:
     cases: tuple[str, ...] = ()
     ious: tuple[float, ...] = IOUS
     """Of a detection's mAP."""
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """Cases that could not be answered or read and have no part in it, each with its reason."""
 
     @property
     def aim(self) -> str:
