@@ -7,7 +7,6 @@ voxray itself; 130 stopped by Ctrl-C; 141 nobody reads its output any more, as a
 from __future__ import annotations
 
 import functools
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +14,8 @@ from typing import Annotated, Any, ParamSpec
 
 import typer
 
-from voxray import serve_verbs, study_verbs, terminal
-from voxray.addresses import at_home, sqlite_url
+from voxray import first_verbs, serve_verbs, study_verbs, terminal
+from voxray.addresses import at_home
 from voxray.errors import ConfigError
 from voxray.verb_options import (
     AcceptChangedData,
@@ -25,9 +24,11 @@ from voxray.verb_options import (
     Recipe,
     Root,
     Run,
+    Save,
     Series,
     SeriesMany,
     Set,
+    SkipUnsupported,
     Workers,
 )
 
@@ -147,29 +148,16 @@ def check(
         raise typer.Exit(1)
 
 
-@verb("toy", resume="Run the same command again to go on with the next scan.")
-def toy(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the dataset is written.")],
-    kind: Annotated[str, typer.Option(help="thorax, abdomen or cubes.")] = "thorax",
-    cases: Annotated[int, typer.Option(help="How many scans.")] = 12,
-    size: Annotated[str, typer.Option(help="small, or large for scans of clinical size.")] = "small",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-) -> None:
-    """Generate a small dataset of phantoms to try everything on."""
-    from voxray.phantoms import write_toy
-
-    with _progress().track("toy", total=cases, unit="scans") as advance:
-        path = write_toy(folder, kind=kind, num_cases=cases, seed=seed, size=size, progress=advance)
-    _say(str(path))
+verb("toy", resume="Run the same command again to go on with the next scan.")(first_verbs.toy)
 
 
 @verb("recipe")
 def recipe(name: Recipe, set_: Set = None) -> None:
-    """Print a recipe as TOML, every field, to start one's own from."""
-    from voxray.config import to_toml
+    """Print a recipe as TOML, every field, to start one's own from; those that are unset as comments."""
+    from voxray.config import to_full_toml
     from voxray.recipes import read_recipe
 
-    print(to_toml(read_recipe(name, set_ or ())), end="")
+    print(to_full_toml(read_recipe(name, set_ or ())), end="")
 
 
 @verb("ingest", resume="Run the same command again: cases that are in the store are not done again.")
@@ -251,19 +239,9 @@ def predict(  # noqa: PLR0913
     mirrors: Annotated[
         bool, typer.Option("--mirrors", help="Answer each window mirrored on x, y and z, too.")
     ] = False,
-    save: Annotated[
-        str,
-        typer.Option(
-            metavar="FORMS",
-            help="Also write, with commas: preview; dicom-sr for DICOM scans; findings: csv-luna16, monai-json, "
-            "markups; label maps: dicom-seg, rtstruct.",
-        ),
-    ] = "",
+    save: Save = "",
     overwrite: Overwrite = False,
-    skip_unsupported: Annotated[
-        bool,
-        typer.Option("--skip-unsupported", help="A form that a scan cannot have, as a NIfTI no SEG, is no failure."),
-    ] = False,
+    skip_unsupported: SkipUnsupported = False,
     keep_candidates: Annotated[
         bool, typer.Option("--keep-candidates", help="Also write what the network said before the merge, for sweeps.")
     ] = False,
@@ -296,12 +274,9 @@ def predict(  # noqa: PLR0913
     )
     report = run_predict(run, inputs, out, options, progress=_progress())
     _say(str(report))
-    for name, forms in report.without.items():
-        for form in forms:
-            terminal.complain(f"{name}: without {form}")
-    terminal.end(report.failed)
-    if not report.all_well:
-        raise typer.Exit(1)
+    for line in report.waived:
+        _say(line)
+    terminal.end(report.missing)
 
 
 @verb("export")
@@ -459,49 +434,8 @@ def import_weights(
     _say(f"{out}: answers {len(names)} classes ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})")
 
 
-@verb("demo", resume="Run the same command again: what is finished is not done again.")
-def demo(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where everything is written.")],
-    cases: Annotated[int, typer.Option(min=6, help="Scans of each kind.")] = 24,
-    workers: Workers = 2,
-) -> None:
-    """Walk the whole road on generated scans, for all three recipes, and show what was learnt."""
-    from voxray.pipelines.demo import demo as run_demo
-    from voxray.pipelines.demo import headline
-
-    report = run_demo(folder, num_cases=cases, workers=workers, progress=_progress())
-    rows = [
-        (outcome.recipe, name, f"{untrained:.3f}", f"{trained:.3f}")
-        for outcome in report.outcomes
-        for name, trained, untrained in headline(outcome)
-    ]
-    terminal.show(terminal.table(("recipe", "metric", "untrained", "trained"), rows))
-    steps = ("phantoms", "check", "ingest", "train", "evaluate")
-    costs = [
-        (
-            outcome.recipe,
-            f"{outcome.num_train}+{outcome.num_val}",
-            *(f"{outcome.seconds[step]:.0f} s" for step in steps),
-            f"{outcome.peak_memory_bytes / 2**30:.1f} GiB",
-        )
-        for outcome in report.outcomes
-    ]
-    terminal.show(terminal.table(("recipe", "cases", *steps, "peak"), costs))
-    _say(f"took {report.seconds / 60:.1f} minutes; stores, runs, answers, pictures and summary.json: {report.folder}")
-    tables = shlex.quote(sqlite_url(folder / "runs" / "mlflow.db"))
-    _say(f"curves and pictures: mlflow ui --backend-store-uri {tables}")
-
-
-@verb("doctor")
-def doctor() -> None:
-    """Say what this machine and its cluster have: versions, cores, memory, GPUs, disk."""
-    from voxray.pipelines.doctor import doctor as run_doctor
-
-    findings = run_doctor()
-    rows = [(finding.name, finding.found, "ok" if finding.ok else finding.remedy) for finding in findings]
-    terminal.show(terminal.table(("", "found", ""), rows))
-    if not all(finding.ok for finding in findings):
-        raise typer.Exit(1)
+verb("demo", resume="Run the same command again: what is finished is not done again.")(first_verbs.demo)
+verb("doctor")(first_verbs.doctor)
 
 
 def _one_truth(truth: Path | None, dataset: Path | None) -> Path | None:

@@ -73,6 +73,60 @@ def to_toml(config: Config) -> str:
     return tomlkit.dumps(_without_none(json.loads(config.model_dump_json())))
 
 
+def to_full_toml(config: Config) -> str:
+    """The configuration as TOML with every field: those that are None as comments that say what is allowed."""
+    return tomlkit.dumps(_filled(tomlkit.document(), config))
+
+
+def _filled(table: Any, config: Config) -> Any:
+    """The fields as TOML, values before groups, as TOML has it."""
+    plain, groups, unset = json.loads(config.model_dump_json()), {}, []
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if value is None and _unset(type(config), name).startswith("["):
+            unset.append(_unset(type(config), name))
+        elif value is None:
+            table.add(tomlkit.comment(_unset(type(config), name)))
+        elif isinstance(value, Config | Mapping):
+            groups[name] = value
+        else:
+            table.add(name, _without_none(plain[name]))
+    for name, value in groups.items():
+        inner = tomlkit.table()
+        if table:
+            table.add(tomlkit.nl())
+        table.add(name, _filled(inner, value) if isinstance(value, Config) else inner)
+        if not isinstance(value, Config):
+            inner.update(_without_none(plain[name]))
+    for text in unset:
+        table.add(tomlkit.nl())
+        table.add(tomlkit.comment(text))
+    return table
+
+
+def _unset(kind: type[BaseModel], name: str) -> str:
+    """``clip_norm = ...  # unset; a number > 0. The gradient's norm is cut to this; unset leaves it as it is.``"""
+    schema = kind.model_json_schema()
+    field = schema["properties"][name]
+    forms = [_allowed(one, schema) for one in field.get("anyOf", [field]) if one.get("type") != "null"]
+    about = " ".join(field.get("description", "").replace("None", "unset").split())
+    start = f"[{name}]" if any("$ref" in one for one in field.get("anyOf", ())) else f"{name} = ..."
+    return f"{start}  # unset; {' or '.join(forms)}. {about}".rstrip()
+
+
+def _allowed(form: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
+    """What a JSON schema allows, in words."""
+    if "$ref" in form:
+        fields = schema["$defs"][form["$ref"].rpartition("/")[2]].get("properties", {})
+        return f"a group of fields: {', '.join(fields)}"
+    if "enum" in form or "const" in form:
+        return ", ".join(json.dumps(value) for value in form.get("enum", [form.get("const")]))
+    words = {"integer": "a whole number", "number": "a number", "string": "a text", "boolean": "true or false"}
+    signs = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
+    bounds = [f"{sign} {form[key]:g}" for key, sign in signs.items() if key in form]
+    return " ".join([words.get(str(form.get("type")), "a list"), " and ".join(bounds)]).rstrip()
+
+
 def with_overrides(data: Mapping[str, Any], overrides: Sequence[str], *, where: str = "--set") -> dict[str, Any]:
     """`data` with each ``a.b.c=value`` put in place; the value is TOML, or else plain text.
 

@@ -27,6 +27,18 @@ SeriesMany = Annotated[
         help="Answer this CT series, of folders with several, and leave out all else among the inputs; repeatable.",
     ),
 ]
+Save = Annotated[
+    str,
+    typer.Option(
+        metavar="FORMS",
+        help="Also write, with commas: preview; dicom-sr for DICOM scans; findings: csv-luna16, monai-json, "
+        "markups; label maps: dicom-seg, rtstruct.",
+    ),
+]
+SkipUnsupported = Annotated[
+    bool,
+    typer.Option("--skip-unsupported", help="A form that a scan cannot have, as a NIfTI no SEG, is no failure."),
+]
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or a TOML or JSON file.")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its s3:// address.")]
 AcceptChangedData = Annotated[

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from types import NoneType
 from typing import get_args
 
 import pytest
 
-from voxray.config import Config, read_mapping, to_json, to_toml
+from voxray.config import Config, read_mapping, to_full_toml, to_json, to_toml
 from voxray.dataset import read_dataset
 from voxray.errors import ConfigError
 from voxray.models import MODELS
@@ -24,7 +25,7 @@ def test_the_three_published_recipes_are_there() -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize(("write", "suffix"), [(to_toml, ".toml"), (to_json, ".json")])
+@pytest.mark.parametrize(("write", "suffix"), [(to_toml, ".toml"), (to_full_toml, ".toml"), (to_json, ".json")])
 def test_every_recipe_survives_the_way_through_a_file(name: str, write: object, suffix: str, tmp_path: Path) -> None:
     assert callable(write)
     recipe = read_recipe(name)
@@ -32,6 +33,24 @@ def test_every_recipe_survives_the_way_through_a_file(name: str, write: object, 
     path.write_text(write(recipe), encoding="utf-8")
     assert read_recipe(str(path)) == recipe
     assert parse_recipe(read_mapping(path), MODELS, where="copy").network == recipe.network
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_full_text_has_every_field(name: str) -> None:
+    def names(config: Config) -> set[str]:
+        inner = [getattr(config, field) for field in type(config).model_fields]
+        return set(type(config).model_fields).union(*(names(one) for one in inner if isinstance(one, Config)))
+
+    recipe = read_recipe(name)
+    text = to_full_toml(recipe)
+    lines = [line.lstrip("# ") for line in text.splitlines()]
+    for field in names(recipe):
+        assert any(line.startswith(f"{field} = ") or f"{field}]" in line.split("#")[0] for line in lines), field
+    assert "# clip_norm = ...  # unset; a number > 0. The gradient's norm is cut to this" in text
+    written = text.replace("# clip_norm = ...", "clip_norm = 1.5")
+    changed = parse_recipe(tomllib.loads(written), MODELS, where="changed")
+    assert changed.model_copy(update={"optim": recipe.optim}) == recipe
+    assert changed.optim.clip_norm == 1.5
 
 
 def test_every_optional_field_of_a_recipe_is_none_by_default() -> None:

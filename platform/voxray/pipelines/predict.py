@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -31,7 +31,7 @@ from voxray.pipelines.inputs import run_inputs, scan_inputs
 from voxray.pipelines.keeping import FOLDER, Keeping
 from voxray.pipelines.progress import Progress, tell_warnings
 from voxray.pipelines.scans import Scan, find_scans
-from voxray.pipelines.spread import DIED, hire, spread
+from voxray.pipelines.spread import DIED, Crew, hire, spread
 from voxray.pipelines.standing import Standing, find_standings, refusal_of
 from voxray.place import Place
 from voxray.readers import read_volume
@@ -65,10 +65,22 @@ class PredictReport:
         return sum(map(len, self.without.values()))
 
     @property
-    def all_well(self) -> bool:
-        """Whether every scan has its answer and every form that was asked for and not waived."""
-        missing = [one for some in self.without.values() for one in some]
-        return not self.failed and all(one.is_unsupported and self.skip_unsupported for one in missing)
+    def waived(self) -> tuple[str, ...]:
+        """A sentence for each form that is not there as no such form can be, where that was accepted."""
+        return tuple(f"{name}: without {one}" for name, one in self._forms if self._is_waived(one))
+
+    @property
+    def missing(self) -> Mapping[str, str]:
+        """What was asked for and is not there, neither as an answer nor as a form, with the reason."""
+        forms = {f"{name}: without {one.form}": one.why for name, one in self._forms if not self._is_waived(one)}
+        return {**self.failed, **forms}
+
+    @property
+    def _forms(self) -> list[tuple[str, NotMade]]:
+        return [(name, one) for name, some in self.without.items() for one in some]
+
+    def _is_waived(self, one: NotMade) -> bool:
+        return self.skip_unsupported and one.is_unsupported
 
     def __str__(self) -> str:
         forms = f", {self.not_made} form{'s'[: self.not_made != 1]} not made" if self.not_made else ""
@@ -155,19 +167,9 @@ def predict(
         for one in todo:
             if one.remark:
                 progress.say(f"{one.scan.name}: {one.remark}; it is answered anew")
-        outcomes = []
-        with progress.track("predict", total=len(todo), unit="scans") as advance:
-            for outcome in spread(
-                partial(Answerer, engine, output, forms, keeping, overwrite=options.overwrite),
-                todo,
-                crew,
-                at_once=AT_ONCE,
-                lost=lambda asked: Outcome(asked.scan.name, DIED),
-            ):
-                outcomes.append(outcome)
-                warnings[outcome.name] = outcome.warnings
-                tell_warnings(progress, outcome.name, outcome.warnings)
-                advance(1)
+        answerer = partial(Answerer, engine, output, forms, keeping, overwrite=options.overwrite)
+        outcomes = _outcomes(answerer, todo, crew, progress)
+        warnings |= {outcome.name: outcome.warnings for outcome in outcomes}
         failed = refused | {outcome.name: outcome.error for outcome in outcomes if outcome.error}
         answered = [scan for scan in scans if scan.name not in failed]
         gathered = gather(forms, answered, output, engine.run.classes, overwrite=options.overwrite)
@@ -182,6 +184,23 @@ def predict(
         warnings={name: texts for name, texts in sorted(warnings.items()) if texts},
         seconds=time.monotonic() - begin,
     )
+
+
+def _outcomes(
+    answerer: Callable[[], Answerer], todo: Sequence[Standing], crew: Crew, progress: Progress
+) -> list[Outcome]:
+    """What becomes of each scan, told as it is known."""
+    found: list[Outcome] = []
+    with progress.track("predict", total=len(todo), unit="scans") as advance:
+        for outcome in spread(answerer, todo, crew, at_once=AT_ONCE, lost=_died):
+            found.append(outcome)
+            tell_warnings(progress, outcome.name, outcome.warnings)
+            advance(1)
+    return found
+
+
+def _died(asked: Standing) -> Outcome:
+    return Outcome(asked.scan.name, DIED)
 
 
 class Answerer:
