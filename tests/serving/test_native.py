@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import highdicom
 import httpx
 import numpy as np
 import pydicom
@@ -144,6 +145,53 @@ def test_every_form_that_a_job_names_can_be_had(tmp_path: Path) -> None:
                 for form in left:
                     reply = await client.get(f"/v1/jobs/{job['job_id']}/results/{form}")
                     problem(reply, 404, "result.not_this_form")
+
+    asyncio.run(served())
+
+
+def test_an_anonymised_class_of_images_costs_the_dicom_forms_alone(tmp_path: Path) -> None:
+    dicom = series_files(16, SOPClassUID="2.25.3841015643452503209109170649121759", FrameOfReferenceUID="1.2.3.4.5")
+    files = [("file", file) for file in dicom.items()]
+
+    async def served() -> None:
+        async with in_process(tmp_path) as client:
+            study = (await client.post("/v1/studies", files=files)).json()
+            for model in ("nodules", "organs"):
+                wanted = ["sr"] if model == "nodules" else ["seg", "sr", "rtstruct"]
+                job = await ask(client, study["study_id"], model, outputs=wanted)
+                assert job["state"] == "done", job
+                for form in job["outputs"]:
+                    reply = await client.get(f"/v1/jobs/{job['job_id']}/results/{form}")
+                    if form in wanted:
+                        assert "2.25.3841" in problem(reply, 422, "source.sop_class")["detail"]
+                    else:
+                        assert reply.status_code == 200, (form, reply.text)
+            at_once = await client.post("/v1/answers?model=organs&form=seg", files=files)
+            problem(at_once, 422, "source.sop_class")
+
+    asyncio.run(served())
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"), [(KeyError, 422, "form.fault"), (MemoryError, 503, "service.lacks")]
+)
+def test_a_form_that_a_library_fails_on_is_no_fault_of_the_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception], status: int, code: str
+) -> None:
+    def fails(**named: object) -> None:
+        raise error(f"2.25.38 of {len(named)}")
+
+    monkeypatch.setattr(highdicom.sr, "Comprehensive3DSR", fails)
+    files = [("file", file) for file in series_files(16, FrameOfReferenceUID="1.2.3.4.5").items()]
+
+    async def served() -> None:
+        async with in_process(tmp_path) as client:
+            study = (await client.post("/v1/studies", files=files)).json()
+            job = await ask(client, study["study_id"], "organs", outputs=["sr", "seg"])
+            assert job["state"] == "done"
+            problem(await client.get(f"/v1/jobs/{job['job_id']}/results/sr"), status, code)
+            for form in ("seg", "nifti", "rtstruct"):
+                assert (await client.get(f"/v1/jobs/{job['job_id']}/results/{form}")).status_code == 200
 
     asyncio.run(served())
 

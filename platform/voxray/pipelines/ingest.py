@@ -134,9 +134,7 @@ def ingest(
             advance(1)
     failed |= {source.case_id: _died(source) for source in todo if source.case_id not in {**stored, **failed}}
     if not stored:
-        raise DataError(
-            "ingest.nothing", f"none of {len(failed)} cases can be used.", remedy=next(iter(failed.values())).message
-        )
+        raise _nothing(failed)
     manifest = write_manifest(
         place,
         list(stored.values()),
@@ -157,6 +155,11 @@ def ingest(
         manifest=manifest,
         foreseen=_foreseen(dataset, recipe, stored),
     )
+
+
+def _nothing(failed: Mapping[str, FailedCase]) -> DataError:
+    text = f"none of {len(failed)} cases can be used."
+    return DataError("ingest.nothing", text, remedy=next(iter(failed.values())).message)
 
 
 def _foreseen(dataset: Dataset, recipe: Recipe, stored: Mapping[str, StoredCase]) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from typing import Any
 from voxray.errors import VoxrayError
 from voxray.serving.database import UnreachableError
 from voxray.serving.ledger import Ledger, Row, new_id
-from voxray.serving.messages import JobRequest
+from voxray.serving.messages import Form, JobRequest
 from voxray.serving.metrics import Metrics
 from voxray.serving.places import IDENTIFIER, Places
 from voxray.serving.problems import Problem, fault, problem_of
@@ -172,11 +172,22 @@ class Desk:
         if request.outputs or request.store:
             await self._report(job, Step("writing", 1.0))
         for form in request.outputs:
-            with contextlib.suppress(VoxrayError):  # said when the form is asked for
-                await self._workers.make(job, row["study"], form)
+            await self._make(row, form)
         if request.store is not None:
             await self._workers.store(job, row["study"], request.store.dicomweb)
         return last
+
+    async def _make(self, row: Row, form: Form) -> None:
+        """A form of an answer that is there; why it cannot be made is said to whoever asks for it."""
+        try:
+            await self._workers.make(row["id"], row["study"], form)
+        except (VoxrayError, Problem) as error:
+            code = getattr(error, "code", type(error).__name__)
+            log.info("form not made", extra={"fields": {"job": row["id"], "form": form, "code": code}})
+        except UnreachableError:
+            raise
+        except Exception:
+            log.exception("form failed", extra={"fields": {"job": row["id"], "form": form}})
 
     @contextlib.asynccontextmanager
     async def _reporting(self, job: str) -> AsyncIterator[deque[Step]]:

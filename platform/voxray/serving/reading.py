@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from voxray.errors import DataError
+from voxray.bulkhead import lacks_memory
+from voxray.errors import DataError, ResourceError
 from voxray.inference.predictor import Prepared
 from voxray.serving.answered_by import answered_by
 from voxray.serving.config import ServeConfig
@@ -76,16 +76,25 @@ class Reading:
 
     async def store(self, job: str, study: str, url: str) -> None:
         """See `workers.Readers`."""
-        files = []
+        files, refused = [], []
         model = await asyncio.to_thread(answered_by, self._places, job, study)
         for form in forms_of(model.task, is_dicom=True):
             if form in STORED:
-                with contextlib.suppress(DataError):  # a Segmentation of nothing cannot be; the report says so
+                try:  # a Segmentation of nothing cannot be; the report says so
                     files.append(await self.make(job, study, form))
+                except DataError as error:
+                    refused.append(error)
+        if not files:
+            raise refused[0]
         await dicomweb.store(url, files, limits=self._config.limits, access=self._config.dicomweb)
 
     def _make(self, job: str, study: str, form: Form) -> Path:
         path = FILES[form](self._places, job, study)
         if not path.exists():
-            Answered(self._places, job, study, answered_by(self._places, job, study)).make(form, path)
+            try:
+                Answered(self._places, job, study, answered_by(self._places, job, study)).make(form, path)
+            except Exception as error:
+                if lacks_memory(error):
+                    raise ResourceError(f"form {form}: there is not enough memory to make it.") from None
+                raise
         return path
