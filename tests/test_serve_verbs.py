@@ -15,6 +15,7 @@ from serving.intake.conftest import series_files
 from serving.plugins import ohif_infer
 from serving.services import on_ray, small_models
 from voxray import cli
+from voxray.serving.config import models_from
 
 SITE = "https://ohif.example.org"
 ARCHIVE = "https://pacs.example.org/dicom-web"
@@ -64,3 +65,12 @@ def test_archive_and_cors_reach_the_service(tmp_path: Path) -> None:
             assert ohif_infer(host, "organs", series, origin="https://other.example.org").status_code == 403
             asked = {"origin": SITE, "access-control-request-method": "POST"}
             assert httpx.options(f"{served.address}/infer/organs", headers=asked).is_success
+
+
+def test_a_models_path_may_hold_an_equals_sign(tmp_path: Path) -> None:
+    odd = tmp_path / "a=b" / "Model C"
+    assert models_from([str(odd)]) == {"model-c": str(odd)}
+    assert models_from([f"lung={odd}", str(tmp_path / "plain")]) == {
+        "lung": str(odd),
+        "plain": str(tmp_path / "plain"),
+    }

@@ -149,7 +149,9 @@ def models_from(paths: Sequence[str]) -> dict[str, str]:
     """``MODEL`` or ``NAME=MODEL`` of the command line as name -> path, named by their folders."""
     found: dict[str, str] = {}
     for text in paths:
-        name, given, path = text.rpartition("=")
+        name, given, path = text.partition("=")
+        if not given or "/" in name:  # a path may hold an = of its own
+            name, given, path = "", "", text
         name = name if given else re.sub(r"[^a-z0-9_.-]+", "-", Path(path).expanduser().absolute().name.lower())
         if name in found:
             raise ConfigError(f"{text}: a second model named {name}; give names as NAME=MODEL.")

@@ -87,7 +87,7 @@ export function newJob(studyId, model) {
 // XMLHttpRequest, since fetch does not tell how much has been sent.
 export function newStudy(files, { onProgress, signal, series = null }) {
   const form = new FormData();
-  for (const file of files) form.append("file", file, file.name);
+  for (const file of files) form.append("file", file, file.webkitRelativePath || file.name);
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     request.open("POST", series ? `/v1/studies?series=${encodeURIComponent(series)}` : "/v1/studies");
