@@ -70,7 +70,4 @@ def test_archive_and_cors_reach_the_service(tmp_path: Path) -> None:
 def test_a_models_path_may_hold_an_equals_sign(tmp_path: Path) -> None:
     odd = tmp_path / "a=b" / "Model C"
     assert models_from([str(odd)]) == {"model-c": str(odd)}
-    assert models_from([f"lung={odd}", str(tmp_path / "plain")]) == {
-        "lung": str(odd),
-        "plain": str(tmp_path / "plain"),
-    }
+    assert models_from([f"lung={odd}", odd.as_uri()]) == {"lung": str(odd), "model-c": str(odd)}

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from voxray.addresses import local_path
 from voxray.apart import Input, keep_apart, require_folder
 from voxray.errors import ConfigError, DataError
 from voxray.inference.candidates import file_name
@@ -96,7 +97,8 @@ class AnswerFiles:
 
 def about_of(run: str | Path) -> Run:
     """What a run or package says of itself, without a look at its weights."""
-    return read_about(Path(run)).run if is_package(run) else read_best_run(run)
+    path = local_path(run)
+    return read_about(path).run if path is not None and is_package(path) else read_best_run(run)
 
 
 def task_of(run: str | Path) -> str:

@@ -16,6 +16,7 @@ from voxray.config import parse
 from voxray.errors import ConfigError, ResourceError
 from voxray.pipelines.cluster import cluster_total, connect
 from voxray.pipelines.progress import Progress
+from voxray.place import Place
 from voxray.serving.cards import card
 from voxray.serving.config import LOOPBACK, ServeConfig
 from voxray.serving.flow import PROXY_HALF, PROXY_SETTING
@@ -46,8 +47,7 @@ def build(args: dict[str, Any]) -> Any:
 def absolute(config: ServeConfig) -> ServeConfig:
     """With full paths: replicas may have other working folders."""
     models = {
-        name: model.model_copy(update={"path": str(Path(model.path).expanduser().absolute())})
-        for name, model in config.models.items()
+        name: model.model_copy(update={"path": Place.of(model.path).uri}) for name, model in config.models.items()
     }
     return config.model_copy(update={"folder": str(config.root), "models": models})
 

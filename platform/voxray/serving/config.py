@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from pydantic import (
 from voxray.addresses import sqlite_url
 from voxray.config import Config
 from voxray.errors import ConfigError
+from voxray.place import Place
 from voxray.serving.intake.dicomweb import Access
 from voxray.serving.intake.limits import Limits
 
@@ -152,8 +152,9 @@ def models_from(paths: Sequence[str]) -> dict[str, str]:
         name, given, path = text.partition("=")
         if not given or "/" in name:  # a path may hold an = of its own
             name, given, path = "", "", text
-        name = name if given else re.sub(r"[^a-z0-9_.-]+", "-", Path(path).expanduser().absolute().name.lower())
+        path = Place.of(path).uri
+        name = name if given else re.sub(r"[^a-z0-9_.-]+", "-", path.rpartition("/")[2].lower())
         if name in found:
             raise ConfigError(f"{text}: a second model named {name}; give names as NAME=MODEL.")
-        found[name] = os.path.abspath(Path(path).expanduser())  # noqa: PTH100  # links stay links
+        found[name] = path
     return found
