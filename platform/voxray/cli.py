@@ -19,6 +19,7 @@ from voxray.addresses import at_home
 from voxray.errors import ConfigError
 from voxray.verb_options import (
     AcceptChangedData,
+    AcceptValues,
     Device,
     Overwrite,
     Recipe,
@@ -249,6 +250,7 @@ def predict(  # noqa: PLR0913
         str, typer.Option(metavar="NAMES", help="Segmentation: of which classes, with commas; default: up to 7, all.")
     ] = "",
     series: SeriesMany = None,
+    accept_values: AcceptValues = False,
     workers: Workers = 1,
 ) -> None:
     """Answer scans with a run or a package: findings as JSON, label maps as NIfTI on each scan's own grid."""
@@ -267,6 +269,7 @@ def predict(  # noqa: PLR0913
         save=save,
         skip_unsupported=skip_unsupported,
         series=series or (),
+        accept_values=accept_values,
         workers=workers,
         keep_candidates=keep_candidates,
         keep_classes=terminal.names(keep_classes),

@@ -35,6 +35,17 @@ Task = Literal["detection", "segmentation"]
 _OPPOSITE = {"R": "L", "L": "R", "A": "P", "P": "A", "S": "I", "I": "S"}
 
 
+def require_volume(grid: Grid) -> None:
+    """A DataError where a scan is a single slice: networks need volumes."""
+    if min(grid.shape) == 1:
+        sides = " x ".join(map(str, grid.shape))
+        raise DataError(
+            "scan.one_slice",
+            f"The scan has {sides} voxels, a single slice; a 3D network needs a volume.",
+            remedy="Give the whole series.",
+        )
+
+
 def orient(volume: Volume, axes: str) -> Volume:
     """The volume turned and flipped so that its axes point nearest to `axes`, such as ``RAS``; no value changes."""
     turned = _turned(volume, axes)

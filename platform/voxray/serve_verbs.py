@@ -10,7 +10,7 @@ import typer
 
 from voxray import terminal
 from voxray.errors import ConfigError
-from voxray.verb_options import Device
+from voxray.verb_options import AcceptValues, Device
 
 Folder = Annotated[Path, typer.Option(metavar="DIR", help="Where studies, results, jobs and tokens lie.")]
 Database = Annotated[str, typer.Option(metavar="URL", help="Of PostgreSQL or SQLite; default: SQLite in the folder.")]
@@ -61,6 +61,7 @@ def serve(  # noqa: PLR0913
         str | None,
         typer.Option(metavar="URL", help="The DICOMweb root, of such a server, that holds the series OHIF names."),
     ] = None,
+    accept_values: AcceptValues = False,
     cors: Annotated[
         list[str] | None, typer.Option(metavar="ORIGIN", help="A site whose pages may call, as OHIF's; repeatable.")
     ] = None,
@@ -79,6 +80,8 @@ def serve(  # noqa: PLR0913
     elif "models" not in data:
         raise ConfigError("serve: no model; give packages or runs as MODEL..., or a --config that names them.")
     data |= _given(host=host, folder=None if folder is None else str(folder), database=database, cors=cors or None)
+    if accept_values:
+        data["limits"] = {**data.get("limits", {}), "accept_values": True}
     if access := _given(allowed=dicomweb or None, archive=archive):
         data["dicomweb"] = {**data.get("dicomweb", {}), **access}
     made = parse(ServeConfig, data, where="serve" if config is None else str(config))

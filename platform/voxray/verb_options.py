@@ -39,6 +39,10 @@ SkipUnsupported = Annotated[
     bool,
     typer.Option("--skip-unsupported", help="A form that a scan cannot have, as a NIfTI no SEG, is no failure."),
 ]
+AcceptValues = Annotated[
+    bool,
+    typer.Option("--accept-values", help="Take scans whose values can be no Hounsfield units, with a warning."),
+]
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or a TOML or JSON file.")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its s3:// address.")]
 AcceptChangedData = Annotated[

@@ -89,6 +89,8 @@ def _write_scan(path: Path) -> None:
     mask = path.parent.name in ("labels", "segmentations")
     voxels = np.zeros((16, 14, 14), np.uint8 if mask else np.int16)
     voxels[3:6, 4:9, 5:8] = 1
+    if not mask:
+        voxels = voxels * 140 - np.int16(90)
     image: Any = SimpleITK.GetImageFromArray(voxels)
     image.SetOrigin((-14.5, -14.5, 2.5))
     path.parent.mkdir(parents=True, exist_ok=True)

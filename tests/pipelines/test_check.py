@@ -132,6 +132,20 @@ def test_warnings_of_a_case_are_told_whether_it_can_be_used_or_not(tmp_path: Pat
     assert noted[1:] == expected[:1]
 
 
+def test_values_that_are_no_hounsfield_units_are_a_problem_unless_they_are_accepted(tmp_path: Path) -> None:
+    write(tmp_path / "images/a.nii.gz", np.asarray(scan() + 1000, np.int16))
+    write(tmp_path / "labels/a.nii.gz", mask())
+    dataset = describe(tmp_path)
+    checked, (problem,) = check_case(dataset, list_cases(dataset)[0])
+    assert checked is None
+    assert problem[:2] == ("a", "scan.not_hounsfield")
+    dataset = describe(tmp_path, images={"glob": "images/*.nii.gz", "accept_values": True})
+    checked, (warning,) = check_case(dataset, list_cases(dataset)[0])
+    assert checked is not None
+    assert isinstance(warning, CaseWarning)
+    assert warning.message.startswith("taken as it is, though it holds values that run from 600 to 1499")
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("one_ray")
 def test_problems_of_the_dataset_as_a_whole(tmp_path: Path) -> None:

@@ -277,7 +277,10 @@ def test_scans_that_changed_are_answered_and_scored_anew(tmp_path: Path, spheres
     os.utime(image, ns=(times.st_atime_ns, times.st_mtime_ns))
     said = Heard()
     again = evaluate(tmp_path / "run", dataset=spheres, output=tmp_path / "out", progress=said)
-    assert said.lines == ["case s0: its files have changed since it was answered; it is answered anew"]
+    assert said.lines == [
+        "case s0: its files have changed since it was answered; it is answered anew",
+        "case s0: warning: every voxel is -900 HU",
+    ]
     assert again.cases["s0"]["bright"] == 0.0
     assert again.cases["s1"] == first.cases["s1"]
     assert again.contents["s0"].scan != first.contents["s0"].scan

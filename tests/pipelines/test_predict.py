@@ -254,3 +254,21 @@ def test_what_a_reader_warns_of_is_said_and_written_and_said_again_by_a_rerun(
         assert f"a: warning: {DISAGREE}" in progress.said
     assert json.loads((tmp_path / "out" / "a.json").read_text())["warnings"] == [DISAGREE]
     assert json.loads((tmp_path / "out" / "b.json").read_text())["warnings"] == []
+
+
+def test_values_that_are_no_hounsfield_units_are_refused_unless_they_are_accepted(
+    tmp_path: Path, scans: Path
+) -> None:
+    write_run(tmp_path / "run", "segmentation")
+    volume = read_volume(scans / "a.nii.gz")
+    write_nifti(Volume(volume.voxels + np.int16(3000), volume.grid), scans / "a.nii.gz")
+    report = answer(tmp_path, scans)
+    assert (report.done, list(report.failed)) == (("b",), ["a"])
+    assert "[scan.not_hounsfield]" in report.failed["a"]
+    assert "--accept-values" in report.failed["a"]
+    options = AnswerOptions(device="cpu", accept_values=True)
+    taken = predict(tmp_path / "run", [scans], tmp_path / "out", options, progress=SilentProgress())
+    assert (taken.done, taken.failed) == (("a",), {})
+    written = json.loads((tmp_path / "out" / "a.json").read_text())["warnings"]
+    assert tuple(written) == taken.warnings["a"]
+    assert written[0].startswith("taken as it is, though it holds values that run from ")

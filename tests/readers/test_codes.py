@@ -8,7 +8,7 @@ from pathlib import Path
 import voxray.readers
 
 FOLDER = Path(voxray.readers.__file__).parent
-FAMILIES = "dicom|nifti|metaimage|nrrd|grid|voxels|labels|path"
+FAMILIES = "dicom|nifti|metaimage|nrrd|grid|voxels|labels|path|scan"
 
 
 def used_codes() -> set[str]:

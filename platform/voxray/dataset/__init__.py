@@ -62,6 +62,8 @@ class ImagesConfig(Config):
     case_id: str | None = None
     """A regular expression searched in the path below the root; its groups, joined by `_`, are the case id.
     None: the file's name without its suffix."""
+    accept_values: bool = False
+    """Whether images whose values can be no Hounsfield units are taken, with a warning."""
 
     _checked = field_validator("case_id")(_pattern)
 

@@ -53,3 +53,5 @@ class CaseSource:
     """None where the dataset has no table of objects."""
     maps: MapTruth | None = None
     """None where the dataset has no label maps."""
+    accept_values: bool = False
+    """Whether values of the image that can be no Hounsfield units are taken."""

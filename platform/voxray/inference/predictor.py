@@ -22,12 +22,11 @@ from voxray.errors import ConfigError
 from voxray.inference.candidates import merge_candidates
 from voxray.inference.estimate import Computed, require_memory
 from voxray.inference.keeper import Keeper
-from voxray.inference.modality import check_modality
 from voxray.inference.plan import half_on, planned
 from voxray.inference.restore import axis_map, detections_on, labels_on, shares_on
 from voxray.inference.sliding import Network, Precision, Watch, slide
 from voxray.outputs import Head
-from voxray.preprocess import orient, oriented_grid, resample, resampled_grid
+from voxray.preprocess import orient, oriented_grid, require_volume, resample, resampled_grid
 from voxray.recipe import DetectionMerge, GridConfig, Merge, Recipe, SegmentationMerge
 from voxray.run import Run
 from voxray.tasks import Task, build_task
@@ -69,10 +68,10 @@ class Prepared:
 
 
 def prepare_scan(volume: Volume, grid: GridConfig) -> Prepared:
-    """The scan turned and resampled for a recipe; a DataError where it can be no CT volume."""
-    warnings = (*volume.warnings, *check_modality(volume))
+    """The scan turned and resampled for a recipe; a DataError where it is a single slice."""
+    require_volume(volume.grid)
     turned = orient(volume, grid.orientation)
-    return Prepared(resample(turned, grid.spacing_mm), volume.grid, warnings)
+    return Prepared(resample(turned, grid.spacing_mm), volume.grid, volume.warnings)
 
 
 class Predictor:

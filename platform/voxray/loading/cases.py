@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from voxray.annotations.placing import place_boxes
@@ -11,6 +12,7 @@ from voxray.dataset import Dataset
 from voxray.dataset.source import CaseSource
 from voxray.errors import DataError
 from voxray.loading.maps import attempt, read_maps
+from voxray.preprocess import require_volume
 from voxray.readers import read_volume
 from voxray.volume import Volume
 
@@ -43,7 +45,9 @@ def load_case(dataset: Dataset, source: CaseSource) -> Case:
 def examine(dataset: Dataset, source: CaseSource) -> Examination:
     """The case, or all that is wrong with it."""
     problems: list[DataError] = []
-    image = attempt(problems, read_volume, Path(source.image))
+    image = attempt(problems, partial(read_volume, accept_values=source.accept_values), Path(source.image))
+    if image is not None:
+        attempt(problems, require_volume, image.grid)
     truth = read_maps(dataset, source, None if image is None else image.grid)
     problems += truth.problems
     if source.boxes is not None and image is not None:

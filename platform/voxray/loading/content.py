@@ -44,7 +44,7 @@ def truth_content(dataset: Dataset, source: CaseSource) -> str:
     digest = hashlib.sha256()
     rules = dataset.model_dump(mode="json", include={"classes", "annotations", "overhang_vox"})
     rules["annotations"] = [_without_paths(annotation) for annotation in rules["annotations"]]
-    parts: list[Any] = [rules, _boxes(source.boxes)]
+    parts: list[Any] = [rules, _boxes(source.boxes), source.accept_values]
     if source.maps is not None:
         parts += [sorted(source.maps.names.items()), *_map_contents(dataset, source.maps)]
     digest.update(json.dumps(parts, sort_keys=True).encode())

@@ -77,6 +77,7 @@ def survey(dataset: Dataset) -> Survey:
             image=str(images[case_id]),
             boxes=None if boxes is None else boxes.get(case_id, BoxTruth.empty("LPS")),
             maps=None if maps is None else maps.get(case_id),
+            accept_values=dataset.images.accept_values,
         )
         for case_id in sorted(images)
     ]

@@ -121,6 +121,8 @@ class AnswerOptions:
     """UIDs of the CT series that are answered; none stands for every scan of the inputs."""
     keep_candidates: bool = False
     """Whether what the network said before the merge is written to ``candidates/``, one file a scan."""
+    accept_values: bool = False
+    """Whether scans whose values can be no Hounsfield units are taken, with a warning."""
     keep_classes: Sequence[str] = ()
     """Segmentation: the classes whose probabilities are kept."""
     overwrite: bool = False
@@ -167,7 +169,15 @@ def predict(
         for one in todo:
             if one.remark:
                 progress.say(f"{one.scan.name}: {one.remark}; it is answered anew")
-        answerer = partial(Answerer, engine, output, forms, keeping, overwrite=options.overwrite)
+        answerer = partial(
+            Answerer,
+            engine,
+            output,
+            forms,
+            keeping,
+            overwrite=options.overwrite,
+            accept_values=options.accept_values,
+        )
         outcomes = _outcomes(answerer, todo, crew, progress)
         warnings |= {outcome.name: outcome.warnings for outcome in outcomes}
         failed = refused | {outcome.name: outcome.error for outcome in outcomes if outcome.error}
@@ -217,8 +227,9 @@ class Answerer:
         keeping: Keeping | None = None,
         *,
         overwrite: bool = False,
+        accept_values: bool = False,
     ) -> None:
-        self._overwrite = overwrite
+        self._overwrite, self._accept_values = overwrite, accept_values
         self._engine, self._output, self._forms, self._keeping = engine, output, forms, keeping
         self._predictor, self._busy = engine.predictor(), threading.Lock()
 
@@ -234,7 +245,10 @@ class Answerer:
 
     def _read(self, asked: Standing) -> dict[str, Any]:
         """The scan, and what it is: its content first, so that a later change is noticed by the next run."""
-        return {"stamp": asked.stamp(), "volume": read_volume(asked.scan.path, series_uid=asked.scan.series_uid)}
+        scan = asked.scan
+        stamp = asked.stamp()
+        volume = read_volume(scan.path, series_uid=scan.series_uid, accept_values=self._accept_values)
+        return {"stamp": stamp, "volume": volume}
 
     def _answer(self, asked: Standing, stamp: ScanStamp, volume: Volume) -> list[NotMade]:
         """Writes the answer and its forms; the forms that could not be made."""

@@ -165,7 +165,7 @@ class Camera:
 
     def _closeups(self, request: Request) -> list[Shown]:
         assert request.case is not None
-        image = read_volume(Path(request.source.image))
+        image = read_volume(Path(request.source.image), accept_values=request.source.accept_values)
         require_scored(self._evaluation, self._dataset, request.source)
         truth = _in_voxels(request.case.truth_boxes, request.case, image)
         case = Case(request.source.case_id, "", image, truth, np.array(request.case.truth_classes, np.int64))
@@ -298,7 +298,7 @@ def _requests(evaluation: Evaluation, found: Reach, scans: Scans) -> list[Reques
 
 def _objects(source: CaseSource, case: CaseFindings) -> dict[str, Any]:
     """``sizes``: the mean side of each object in mm; ``hu``: the mean of the ellipsoid in its box; ``warnings``."""
-    image = read_volume(Path(source.image))
+    image = read_volume(Path(source.image), accept_values=source.accept_values)
     boxes = _in_voxels(case.truth_boxes, case, image)
     sides = (boxes[:, 3:] - boxes[:, :3]) * np.asarray(image.grid.spacing_mm)
     means = np.array([_mean_hu(image, box) for box in boxes])

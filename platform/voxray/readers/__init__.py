@@ -44,12 +44,13 @@ READERS: dict[str, Reader] = {
 _SEGMENTATION = ".seg.nrrd"
 
 
-def read_volume(path: Path, *, series_uid: str | None = None) -> Volume:
+def read_volume(path: Path, *, series_uid: str | None = None, accept_values: bool = False) -> Volume:
     """The scan at `path` in int16 HU, in its own orientation; a folder is a DICOM series.
 
-    `series_uid` names the series to read where a folder holds several.
+    `series_uid` names the series to read where a folder holds several. Values that can be no Hounsfield units are
+    refused (`readers.plausibility`), unless `accept_values`.
     """
-    return hounsfield(open_scan(path, series_uid=series_uid))
+    return hounsfield(open_scan(path, series_uid=series_uid), accept_values=accept_values)
 
 
 def open_scan(path: Path, *, series_uid: str | None = None) -> Stored:

@@ -6,9 +6,11 @@ converted as they come, so that memory holds the answer and a few slices, also w
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -16,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from voxray.readers.plausibility import Fractions, judge
 from voxray.readers.refusals import refusal
 from voxray.volume import Grid, Volume
 
@@ -23,8 +26,8 @@ Rows = NDArray[Any]
 """One slice (y x)."""
 
 _SLICES_AT_ONCE = 16
-_LABEL_TOLERANCE = 1e-3
-"""A stored label may differ this much from a whole number, for what scaling by a float32 slope leaves."""
+_TOLERANCE = 1e-3
+"""A stored label or HU may differ this much from a whole number, for what scaling by a float32 slope leaves."""
 _HU = np.iinfo(np.int16)
 AIR_HU = -1024
 """What is read where a file says that there is no image."""
@@ -72,10 +75,24 @@ class Stored:
         return len(self.files) or 1
 
 
-def hounsfield(stored: Stored) -> Volume:
-    """The volume in int16 HU; fractions are rounded, anything that int16 cannot hold is refused."""
-    voxels, noted = _gather(stored, np.dtype(np.int16), _to_hounsfield)
-    return Volume(voxels, stored.grid, (*stored.warnings, *noted))
+def hounsfield(stored: Stored, *, accept_values: bool = False) -> Volume:
+    """The volume in int16 HU, with what is to be said of it; values that can be no Hounsfield units are refused.
+
+    Fractions are rounded with a warning. With `accept_values` all that int16 can hold is taken, with a warning.
+    """
+    rounding = _Rounding()
+    voxels, noted = _gather(stored, np.dtype(np.int16), partial(_to_hounsfield, rounding=rounding))
+    verdict = judge(voxels, Fractions(rounding.fractions / voxels.size, rounding.largest))
+    if verdict.refusal and not accept_values:
+        raise refusal(
+            "scan.not_hounsfield",
+            stored.path,
+            f"{verdict.refusal}.",
+            remedy="Give a CT scan in Hounsfield units (if its rescale intercept was lost, convert the DICOM again), "
+            "or say that it is right as it is: --accept-values, or images.accept_values = true in a dataset's file.",
+        )
+    taken = [f"taken as it is, though it {verdict.refusal}"] if verdict.refusal else []
+    return Volume(voxels, stored.grid, (*stored.warnings, *noted, *taken, *verdict.warnings))
 
 
 def labels(stored: Stored) -> Volume:
@@ -108,39 +125,59 @@ def _gather(stored: Stored, dtype: np.dtype[Any], convert: Callable[[Slice, Path
     return result, [sentence.format(number) for sentence, number in sorted(noted.items()) if number]
 
 
-def _to_hounsfield(one: Slice, path: Path) -> Rows:
-    if one.values.dtype == np.int16 and (one.slope, one.intercept) == (1.0, 0.0):
+@dataclass
+class _Rounding:
+    """Counts how far values are from whole numbers, slice by slice."""
+
+    largest: float = 0.0
+    fractions: int = 0
+
+    def rounded(self, values: Rows) -> Rows:
+        """The nearest whole numbers; `values` are written over."""
+        nearest: Rows = np.rint(values)
+        values -= nearest
+        np.abs(values, out=values)
+        largest = float(values.max())
+        if largest > _TOLERANCE:
+            self.largest = max(self.largest, largest)
+            self.fractions += int(np.count_nonzero(values > _TOLERANCE))
+        return nearest
+
+
+def _to_hounsfield(one: Slice, path: Path, *, rounding: _Rounding) -> Rows:
+    integers = one.values.dtype.kind in "iu" and float(one.intercept).is_integer()
+    short = integers and one.slope == 1.0 and one.values.dtype.itemsize <= 2 and abs(one.intercept) < 2**30
+    if short and one.values.dtype == np.int16 and one.intercept == 0.0:
         return one.values if one.is_air is None else np.where(one.is_air, np.int16(AIR_HU), one.values)
-    values = _rounded(one, path)
+    values: Rows = np.add(one.values, np.int32(one.intercept), dtype=np.int32) if short else _scaled(one)
     if one.is_air is not None:
         values[one.is_air] = AIR_HU
-    low, high = values.min(), values.max()
-    if low < _HU.min or high > _HU.max:
+    low, high = _ends(values, path)
+    if low < _HU.min - 0.5 or high >= _HU.max + 0.5:
         raise refusal(
             "voxels.range",
             path,
             f"holds values from {low:.0f} to {high:.0f}; Hounsfield units must lie within {_HU.min} to {_HU.max}.",
             remedy="Check the rescale slope and intercept, or clip the values to that range before import.",
         )
-    return values.astype(np.int16)
+    whole = integers and float(one.slope).is_integer()
+    return (values if whole else rounding.rounded(values)).astype(np.int16)
 
 
-def _rounded(one: Slice, path: Path) -> Rows:
-    """The meant values, whole numbers; integers stay integers where slope and intercept allow it."""
-    whole = one.slope == 1.0 and float(one.intercept).is_integer() and abs(one.intercept) < 2**30
-    if whole and one.values.dtype.kind in "iu" and one.values.dtype.itemsize <= 2:
-        shifted: Rows = np.add(one.values, np.int32(one.intercept), dtype=np.int32)
-        return shifted
-    rounded: Rows = np.rint(_scaled(one, path))
-    return rounded
-
-
-def _scaled(one: Slice, path: Path) -> Rows:
+def _scaled(one: Slice) -> Rows:
+    if (one.slope, one.intercept) == (1.0, 0.0) and one.values.dtype.kind == "f":
+        return one.values.astype(one.values.dtype.newbyteorder("="))
     # uint64 and int64 lose their last bits here; nothing that passes the range check is that large.
     values: Rows = one.values.astype(np.float64)
     values *= one.slope
     values += one.intercept
-    if not np.isfinite(values).all():
+    return values
+
+
+def _ends(values: Rows, path: Path) -> tuple[float, float]:
+    """The least and the greatest value, all being numbers: NaN is the least and the greatest of what it is among."""
+    low, high = float(values.min()), float(values.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise refusal(
             "voxels.not_finite",
             path,
@@ -148,16 +185,17 @@ def _scaled(one: Slice, path: Path) -> Rows:
             "every voxel must be a number.",
             remedy="Write the scan again with those voxels set to a Hounsfield value such as -1024 (air).",
         )
-    return values
+    return low, high
 
 
 def _to_labels(one: Slice, path: Path) -> Rows:
     if one.values.dtype == np.uint8 and (one.slope, one.intercept) == (1.0, 0.0):
         return one.values.astype(np.uint16)
-    values = _scaled(one, path)
+    values = _scaled(one)
+    _ends(values, path)
     nearest = np.rint(values)
-    if np.abs(values - nearest).max() > _LABEL_TOLERANCE:
-        first = values[np.abs(values - nearest) > _LABEL_TOLERANCE][0]
+    if np.abs(values - nearest).max() > _TOLERANCE:
+        first = values[np.abs(values - nearest) > _TOLERANCE][0]
         raise refusal(
             "labels.fraction",
             path,

@@ -16,7 +16,7 @@ import pytest
 
 from serving.intake.conftest import PLANTED, code_of, parts_of, series_files, slice_file, taken, zip_of
 from voxray.errors import DataError
-from voxray.readers import read_volume
+from voxray.readers import read_volume, write_nifti
 from voxray.serving.intake import (
     STATUS,
     Limits,
@@ -30,6 +30,7 @@ from voxray.serving.intake import (
     take_in,
 )
 from voxray.serving.problems import problem_of
+from voxray.volume import Grid, Volume
 
 Nifti = Callable[..., bytes]
 UID = "1.2.3.4.5.6.7.1.1"
@@ -157,6 +158,16 @@ def test_limits_of_voxels_time_and_memory(tmp_path: Path, nifti: Nifti) -> None:
     assert code_of(data, tmp_path / "b", Limits(voxels=128**3 - 1)) == "upload.too_many_voxels"
     assert code_of(data, tmp_path / "c", Limits(parse_memory_bytes=1 << 20)) == "upload.parse_too_large"
     assert code_of(data, tmp_path / "d", Limits(parse_s=1e-3)) == "upload.parse_too_slow"
+
+
+def test_values_that_are_no_hounsfield_units_are_refused_unless_the_service_accepts_them(tmp_path: Path) -> None:
+    voxels = np.random.default_rng(0).integers(0, 256, (16, 16, 16)).astype(np.int16)
+    grid = Grid((16, 16, 16), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
+    write_nifti(Volume(voxels, grid), tmp_path / "scan.nii.gz")
+    data = {"scan.nii.gz": (tmp_path / "scan.nii.gz").read_bytes()}
+    assert code_of(data, tmp_path / "a", Limits()) == "scan.not_hounsfield"
+    info = asyncio.run(take_in(parts_of(data), tmp_path / "b", Limits(accept_values=True)))
+    assert info.warnings[0].startswith("taken as it is, though it holds values that run from 0 to 255")
 
 
 def test_a_cancelled_parse_leaves_nothing(tmp_path: Path, nifti: Nifti) -> None:

@@ -1,4 +1,4 @@
-"""Limits: how much an upload may bring, and what reading it may cost."""
+"""Limits: what an upload may bring, and what reading it may cost."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ GIB = 2**30
 
 
 class Limits(Config):
-    """What is refused for its size alone, before or while it is read."""
+    """What is refused: for its size alone, before or while it is read, or for its values."""
 
     upload_bytes: PositiveInt = 4 * GIB
     """Of one upload, all its files together."""
@@ -32,3 +32,5 @@ class Limits(Config):
     """For one fetch from, or store to, a DICOMweb service."""
     idle_s: PositiveFloat = 60.0
     """Without a byte from the sender before its upload is given up."""
+    accept_values: bool = False
+    """Whether values that can be no Hounsfield units are taken, with a warning."""

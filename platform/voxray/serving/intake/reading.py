@@ -100,7 +100,7 @@ def _read(
     uid = series_of(sorted((work / SOURCE).iterdir()), series) if arranged.is_dicom else None
     stored = open_scan(arranged.path, series_uid=uid)
     _check_size(stored, work / SOURCE, limits)
-    volume = hounsfield(stored)
+    volume = hounsfield(stored, accept_values=limits.accept_values)
     return stored, volume, _info(stored, volume.warnings, arranged, work / SOURCE)
 
 
