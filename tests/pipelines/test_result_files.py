@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import SimpleITK
 
 from pipelines.bright_runs import register, write_run, write_spheres
 from pipelines.test_answer_files import contents
@@ -100,6 +101,26 @@ def test_the_score_of_files_is_none_of_them(tmp_path: Path, spheres: Path) -> No
     assert contents(tmp_path) == before
     score(out, spheres, output=out)
     score(out, spheres, json_file=out / "evaluation.json")
+
+
+def test_a_data_file_of_another_name_is_read_too(tmp_path: Path, spheres: Path) -> None:
+    write_run(tmp_path / "run", "segmentation", val_cases=CASES)
+    for folder in ("images", "labels"):
+        path = spheres.parent / folder / "s0.nii.gz"
+        image = SimpleITK.ReadImage(str(path))
+        path.unlink()
+        SimpleITK.WriteImage(image, str(path.with_name("s0.mhd")))
+        path.with_name("s0.raw").rename(path.with_name("voxels.raw"))
+        header = path.with_name("s0.mhd")
+        header.write_text(header.read_text().replace("s0.raw", "voxels.raw"))
+    text = spheres.read_text().replace('"images/*.nii.gz"', '["images/*.nii.gz", "images/*.mhd"]')
+    spheres.write_text(text.replace("labels/{case}.nii.gz", "labels/{case}.mhd"))
+    before = contents(tmp_path)
+    for folder in ("images", "labels"):
+        path = spheres.parent / folder / "voxels.raw"
+        with pytest.raises(ConfigError, match=r"voxels\.raw: is .*data file.*would be written over"):
+            score(tmp_path / "run", spheres, json_file=path, output=tmp_path / "out", overwrite=True)
+    assert contents(tmp_path) == before
 
 
 def test_official_files_of_ones_own_stay(tmp_path: Path) -> None:

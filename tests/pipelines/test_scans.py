@@ -43,6 +43,15 @@ def test_the_same_name_in_two_folders_takes_the_folder_along(tmp_path: Path) -> 
     assert [scan.name for scan in find_scans([tmp_path])] == ["p1_ct", "p2_ct", "late"]
 
 
+@pytest.mark.parametrize(("one", "other"), [("CT", "ct"), ("M\u00fcller", "Mu\u0308ller")])
+def test_names_that_a_disk_may_hold_alike_are_told_apart(tmp_path: Path, one: str, other: str) -> None:
+    make(tmp_path / "p1" / f"{one}.nii.gz")
+    make(tmp_path / "p2" / f"{other}.nii.gz")
+    assert [scan.name for scan in find_scans([tmp_path])] == [f"p1_{one}", f"p2_{other}"]
+    with pytest.raises(ConfigError, match="both be written as"):
+        find_scans([tmp_path / "p1" / f"{one}.nii.gz", tmp_path / "p2" / f"{other}.nii.gz"])
+
+
 def test_a_scan_that_is_named_twice_is_answered_once(tmp_path: Path) -> None:
     path = make(tmp_path / "ct.nii")
     assert find_scans([path, tmp_path]) == find_scans([tmp_path])

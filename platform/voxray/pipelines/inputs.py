@@ -11,11 +11,13 @@ from typing import Any
 from voxray.addresses import local_path
 from voxray.apart import Input, keep_apart, keep_out
 from voxray.dataset import Dataset
-from voxray.errors import ConfigError
+from voxray.errors import ConfigError, DataError
 from voxray.pipelines.scans import Scan, stem
+from voxray.readers import volume_files
 from voxray.written import ANSWERS, PAGE, mark_of
 
 ELSEWHERE = "give another folder with -o"
+_HEADERS = (".mhd", ".nhdr")
 _RUNS_OWN = ("checkpoints", "candidates", "runtimes")
 """The folders of a run that only its training, and what answers with it, write to."""
 
@@ -34,12 +36,23 @@ def _images(paths: Iterable[Path]) -> Iterator[Input]:
             yield from (Input(one, "a file of the scan") for one in path.iterdir())
         else:
             stems.setdefault(path.parent, set()).add(stem(path))
+            yield from (Input(one, "the scan's data file") for one in _data_files(path))
     for folder, names in stems.items():
         for one in folder.iterdir():
             parts = one.name.split(".")
             shorter = {".".join(parts[:count]) for count in range(1, len(parts))}
             if names & shorter and not mark_of(one).startswith(ANSWERS):
                 yield Input(one, "a file beside the scan of the same name")
+
+
+def _data_files(header: Path) -> list[Path]:
+    """The files that a header names, whatever their names; of one that cannot be read nothing is known."""
+    if not header.name.lower().endswith(_HEADERS):
+        return []
+    try:
+        return [one for one in volume_files(header) if one != header]
+    except DataError:
+        return []
 
 
 def run_inputs(run: str | Path) -> Iterator[Input]:
@@ -61,6 +74,7 @@ def dataset_inputs(data: Dataset) -> Iterator[Input]:
     for name in _named_files(data.model_dump(mode="json", exclude={"file"})):
         for path in _matching(name):
             yield Input(path, "a file of the dataset's annotations")
+            yield from (Input(one, "a data file of the dataset's annotations") for one in _data_files(path))
             if path.parent != Path(data.root):
                 yield Input(path.parent, "a folder of the dataset's annotations")
     scans = [path for pattern in data.images.glob for path in Path(data.root).glob(pattern)]

@@ -13,7 +13,7 @@ from voxray.errors import ConfigError
 from voxray.readers import READERS, series_in
 from voxray.readers.dicom import read_dicom
 from voxray.readers.dicom_series import other_modalities
-from voxray.user_text import TextError, on_disk, read_text
+from voxray.user_text import TextError, on_disk, read_text, same
 from voxray.written import LABEL_MAP, OBJECT, mark_of
 
 SUFFIXES = tuple(suffix for suffix, reader in READERS.items() if reader is not read_dicom)
@@ -169,14 +169,22 @@ def _named(found: Sequence[tuple[Path, Path]]) -> list[Scan]:
     """The shortest names that differ: the stem, or with the folders on the way to it, or with the suffix too."""
     scans = [Scan(stem(path), path) for _, path in found]
     for longer in (_with_folders, _with_suffix):
-        often = Counter(scan.name for scan in scans)
+        often = Counter(_on_any_disk(scan.name) for scan in scans)
         pairs = zip(scans, found, strict=True)
-        scans = [Scan(longer(*where), scan.path) if often[scan.name] > 1 else scan for scan, where in pairs]
-    twice = [name for name, count in Counter(scan.name for scan in scans).items() if count > 1]
-    if twice:
-        places = " and ".join(str(scan.path) for scan in scans if scan.name == twice[0])
-        raise ConfigError(f"{places} would both be written as '{twice[0]}'; predict them into separate folders.")
+        scans = [
+            Scan(longer(*where), scan.path) if often[_on_any_disk(scan.name)] > 1 else scan for scan, where in pairs
+        ]
+    often = Counter(_on_any_disk(scan.name) for scan in scans)
+    if twice := next((scan for scan in scans if often[_on_any_disk(scan.name)] > 1), None):
+        alike = [scan.path for scan in scans if _on_any_disk(scan.name) == _on_any_disk(twice.name)]
+        places = " and ".join(map(str, alike))
+        raise ConfigError(f"{places} would both be written as '{twice.name}'; predict them into separate folders.")
     return scans
+
+
+def _on_any_disk(name: str) -> str:
+    """A name as the least careful file system keeps it: neither capitals nor normal forms tell two apart."""
+    return same(name).casefold()
 
 
 def _with_folders(given: Path, path: Path) -> str:
