@@ -23,7 +23,7 @@ from voxray.phantoms import write_toy
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 VERBS = sorted(str(command.name) for command in app.registered_commands)
-START_S = 120.0
+START_S = 600.0
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 
@@ -111,7 +111,7 @@ def submit(head: str, *arguments: object) -> subprocess.CompletedProcess[str]:
         *("--working-dir", str(REPOSITORY), "--runtime-env-json", '{"env_vars": {"PYTHONPATH": "platform"}}'),
         *("--", "python", *map(str, arguments)),
     ]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=280)
+    return subprocess.run(command, capture_output=True, text=True, env=environment())
 
 
 @pytest.mark.ray
