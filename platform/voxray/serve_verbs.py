@@ -80,10 +80,9 @@ def serve(  # noqa: PLR0913
     elif "models" not in data:
         raise ConfigError("serve: no model; give packages or runs as MODEL..., or a --config that names them.")
     data |= _given(host=host, folder=None if folder is None else str(folder), database=database, cors=cors or None)
-    if accept_values:
-        data["limits"] = {**data.get("limits", {}), "accept_values": True}
-    if access := _given(allowed=dicomweb or None, archive=archive):
-        data["dicomweb"] = {**data.get("dicomweb", {}), **access}
+    access = _given(allowed=dicomweb or None, archive=archive)
+    groups = {"limits": _given(accept_values=accept_values or None), "dicomweb": access}
+    data |= {name: {**data.get(name, {}), **given} for name, given in groups.items() if given}
     made = parse(ServeConfig, data, where="serve" if config is None else str(config))
     run(made.model_copy(update={"folder": str(made.root)}), port=port, progress=open_progress())
 

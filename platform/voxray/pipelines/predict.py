@@ -147,13 +147,7 @@ def predict(
     _require_free(run, scans, inputs, output, forms=forms, options=options)
     _say_unsupported(forms, scans, progress)
     with hire(options.workers, device=options.device) as crew:
-        engine = open_engine(
-            run,
-            overrides=options.overrides,
-            device=crew.device,
-            runtime=options.runtime,
-            precision=options.precision,
-        )
+        engine = _engine(run, crew.device, options)
         keeping = _keeping(engine, output, options)
         if engine.choice is not None:
             progress.say(engine.choice.why)
@@ -193,6 +187,16 @@ def predict(
         skip_unsupported=options.skip_unsupported,
         warnings={name: texts for name, texts in sorted(warnings.items()) if texts},
         seconds=time.monotonic() - begin,
+    )
+
+
+def _engine(run: str | Path, device: str, options: AnswerOptions) -> Engine:
+    return open_engine(
+        run,
+        overrides=options.overrides,
+        device=device,
+        runtime=options.runtime,
+        precision=options.precision,
     )
 
 
