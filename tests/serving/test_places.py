@@ -21,12 +21,13 @@ def test_a_new_folder_and_one_of_before_are_the_services(tmp_path: Path) -> None
     places.require_own()
 
 
-def test_a_folder_with_a_token_alone_is_the_services(tmp_path: Path) -> None:
-    (tmp_path / "service.db").touch()
+@pytest.mark.parametrize("name", ["service.db", "config.json", "serve.log"])
+def test_a_folder_with_a_token_or_a_configuration_is_the_services(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
     Places(tmp_path).require_own()
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "studies/patient_7/ct.nii.gz", "jobs/mine.txt"])
+@pytest.mark.parametrize("name", ["studies/patient_7/ct.nii.gz", "jobs/mine.txt"])
 def test_somebody_elses_folder_is_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,11 +10,8 @@ from pathlib import Path
 from voxray.addresses import local_path
 from voxray.apart import Input, keep_out, require_folder
 from voxray.errors import ConfigError
-from voxray.place import Place
 from voxray.serving.intake.study import SOURCE
-from voxray.written import require_empty
 
-DATABASE = "service.db"
 IDENTIFIER = re.compile(r"[0-9a-f]{32}")
 """Of studies and jobs, as `ledger.new_id` makes them."""
 
@@ -32,7 +29,10 @@ class Places:
         return self
 
     def require_own(self, models: Iterable[str | Path] = ()) -> None:
-        """A ConfigError where the folder is no place for a service, which removes what has expired there."""
+        """A ConfigError where the folder is no place for a service, which removes what has expired there.
+
+        Only from its studies and jobs: its configuration and logs may lie beside these.
+        """
         require_folder(self.root, "--folder")
         paths = [path for model in models if (path := local_path(model)) is not None]
         read = [Input(path, "the folder of a model") for path in paths]
@@ -44,8 +44,6 @@ class Places:
                     f"{foreign[0]}: was not made by a service, which removes from {folder} what has expired; give "
                     f"another folder with --folder."
                 )
-        if not (self.root / DATABASE).exists() and not (self.studies.is_dir() and self.jobs.is_dir()):
-            require_empty(Place.of(self.root), "service's folder")
 
     @property
     def studies(self) -> Path:
