@@ -91,6 +91,7 @@ def prepare_case(case: Case, config: GridConfig, *, task: Task | None = None, cl
     What has no voxel left there is a DataError where it matters: to a detection its objects, to a segmentation a
     class (None: to either). A segmentation is warned of the specks that it loses, by the names of `classes`.
     """
+    require_volume(case.image.grid)
     turned = _turned(case.image, config.orientation)
     boxes = _turn(case.image.grid.orientation, config.orientation).boxes(case.boxes, case.image.grid.shape)
     image = resample(turned, config.spacing_mm)

@@ -146,6 +146,15 @@ def test_values_that_are_no_hounsfield_units_are_a_problem_unless_they_are_accep
     assert warning.message.startswith("taken as it is, though it holds values that run from 600 to 1499")
 
 
+def test_a_single_slice_is_a_problem_as_it_is_to_predict(tmp_path: Path) -> None:
+    write(tmp_path / "images/a.nii.gz", scan()[:, :, :1])
+    write(tmp_path / "labels/a.nii.gz", mask()[:, :, 1:2])
+    dataset = describe(tmp_path)
+    checked, (problem,) = check_case(dataset, list_cases(dataset)[0])
+    assert checked is None
+    assert problem[:2] == ("a", "scan.one_slice")
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("one_ray")
 def test_problems_of_the_dataset_as_a_whole(tmp_path: Path) -> None:

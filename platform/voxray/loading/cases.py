@@ -12,7 +12,6 @@ from voxray.dataset import Dataset
 from voxray.dataset.source import CaseSource
 from voxray.errors import DataError
 from voxray.loading.maps import attempt, read_maps
-from voxray.preprocess import require_volume
 from voxray.readers import read_volume
 from voxray.volume import Volume
 
@@ -46,8 +45,6 @@ def examine(dataset: Dataset, source: CaseSource) -> Examination:
     """The case, or all that is wrong with it."""
     problems: list[DataError] = []
     image = attempt(problems, partial(read_volume, accept_values=source.accept_values), Path(source.image))
-    if image is not None:
-        attempt(problems, require_volume, image.grid)
     truth = read_maps(dataset, source, None if image is None else image.grid)
     problems += truth.problems
     if source.boxes is not None and image is not None:

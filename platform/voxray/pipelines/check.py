@@ -23,7 +23,7 @@ from voxray.errors import ConfigError, DataError
 from voxray.loading import examine, survey
 from voxray.pipelines.cluster import cluster_total, connect
 from voxray.pipelines.progress import Progress
-from voxray.preprocess import Task, prepare_case
+from voxray.preprocess import Task, prepare_case, require_volume
 from voxray.recipe import GridConfig, Recipe
 from voxray.volume import Shape, Vector
 
@@ -160,6 +160,10 @@ def check_case(
     warnings = [CaseWarning(source.case_id, text) for text in result.warnings]
     if result.case is None:
         return None, [*map(_problem, result.problems), *warnings]
+    try:
+        require_volume(result.case.image.grid)
+    except DataError as error:
+        return None, [_problem(error.of_case(source.case_id)), *warnings]
     checked = _sum_up(result.case, len(dataset.classes), begin)
     if checked.low_hu == checked.high_hu:
         text = f"every voxel of the image is {checked.low_hu} HU."

@@ -132,7 +132,8 @@ def case_truth(truth: Truth, case_id: str, *, with_labels: bool) -> CaseTruth:
     source = truth.sources[case_id]
     if source.boxes is not None and not with_labels:
         return _of_table(truth.dataset, source, source.boxes)
-    case = load_case(truth.dataset, source)
+    # No network sees the image here: what its values are is told, and keeps no answer from being scored.
+    case = load_case(truth.dataset, replace(source, accept_values=True))
     if with_labels and case.labels is None:
         raise ConfigError(f"case {case_id} has no label map; label maps are scored on label maps.")
     return CaseTruth(case.boxes, case.classes, "voxel", case.image.grid, case.labels, case.warnings)
