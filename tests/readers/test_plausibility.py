@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from voxray.errors import DataError
 from voxray.readers import describe, read_volume
-from voxray.readers.plausibility import judge
+from voxray.readers.plausibility import Fractions, judge
 
 Scan = Float64[np.ndarray, "x y z"]
 RNG = np.random.default_rng
@@ -115,6 +115,7 @@ FRACTIONS: dict[str, Callable[[], Scan]] = {
     "-1 to 1": lambda: 2 * window(chest(), -1000, 1000) - 1,
     "z-scores": lambda: z_scores(chest()),
     "z-scores of an organ": lambda: z_scores(organ()),
+    "z-scores by a foreground": lambda: (chest() - 100) / 25,
     "SUV": lambda: abs(RNG(4).gamma(0.5, 1.5, (40, 40, 20))) - 0.1,
     "a thousandth": lambda: chest() / 1000,
 }
@@ -123,6 +124,12 @@ FRACTIONS: dict[str, Callable[[], Scan]] = {
 @pytest.mark.parametrize("name", CT)
 def test_ct_is_not_refused(name: str) -> None:
     assert judge(whole(CT[name]())).refusal == ""
+
+
+def test_a_heap_of_fractions_is_an_organ_unless_it_begins_with_a_background() -> None:
+    fractions = Fractions(0.99, 0.5)
+    assert judge(whole(organ()), fractions).refusal == ""
+    assert "in the lowest tenth" in judge(whole((chest() - 100) / 25), fractions).refusal
 
 
 @pytest.mark.parametrize("name", WRONG)

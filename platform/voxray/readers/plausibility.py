@@ -24,6 +24,8 @@ FEWEST_VOX = 512
 """Smaller scans are not judged: their histogram says nothing."""
 NARROW_HU = 25
 """Noise alone is wider in CT; fractions that are not cannot be kept as whole numbers."""
+_NORMALISED_HU = 100
+"""Images that were normalised by a foreground's mean and spread stay within this, with a heap at their least value."""
 _NARROW_WHOLE_HU = 10
 _COUNTED_VOX = 1 << 18
 _BINS = 1 << 16
@@ -153,14 +155,21 @@ def _percent(share: float) -> str:
 
 
 def _normalised(values: Values, fractions: Fractions) -> str:
-    """Fractions within fewer HU than noise has: rounding leaves nothing of a normalised image."""
+    """Fractions within fewer HU than noise has, or a few more with a heap at their end: rounding leaves next to nothing."""
     low, high = values.quantile(_FEW), values.quantile(1 - _FEW)
-    if not fractions.share or high - low > NARROW_HU:
+    spread = high - low
+    background = values.share(-_ZERO, low + spread // 10)
+    if not fractions.share or spread > _NORMALISED_HU or (spread > NARROW_HU and background < 0.05):
         return ""
+    why = (
+        "noise alone spreads Hounsfield units wider"
+        if spread <= NARROW_HU
+        else f"{_percent(background)} of them in the lowest tenth, as a background is, but air is -1000 HU"
+    )
     return (
         f"holds fractions, as normalised images do: {_percent(fractions.share)} of its voxels are no whole numbers, "
-        f"and 99.8 % of its values, which {values.run}, lie within {low} to {high}; noise alone spreads Hounsfield "
-        f"units wider, and rounding would leave {values.distinct()} values"
+        f"and 99.8 % of its values, which {values.run}, lie within {low} to {high}; {why}, and rounding would leave "
+        f"{values.distinct()} values"
     )
 
 
