@@ -25,7 +25,7 @@ FEWEST_VOX = 512
 NARROW_HU = 25
 """Noise alone is wider in CT; fractions that are not cannot be kept as whole numbers."""
 _NORMALISED_HU = 100
-"""Images that were normalised by a foreground's mean and spread stay within this, with a heap at their least value."""
+"""Images normalised by a foreground's mean and spread stay within this, and their background is a heap at its end."""
 _NARROW_WHOLE_HU = 10
 _COUNTED_VOX = 1 << 18
 _BINS = 1 << 16
@@ -155,7 +155,7 @@ def _percent(share: float) -> str:
 
 
 def _normalised(values: Values, fractions: Fractions) -> str:
-    """Fractions within fewer HU than noise has, or a few more with a heap at their end: rounding leaves next to nothing."""
+    """Fractions within fewer HU than noise has, or within a few more that begin with a background."""
     low, high = values.quantile(_FEW), values.quantile(1 - _FEW)
     spread = high - low
     background = values.share(-_ZERO, low + spread // 10)
