@@ -22,7 +22,7 @@ from voxray.inference.runtimes.tensor_rt_build import find_flavour
 from voxray.pipelines.answers import open_engine
 from voxray.pipelines.export import ExportOptions, export
 from voxray.pipelines.patches import patch_for
-from voxray.pipelines.progress import SilentProgress
+from voxray.pipelines.progress import SilentProgress, open_progress
 from voxray.readers import write_nifti
 from voxray.recipes import read_recipe
 from voxray.volume import Volume
@@ -37,6 +37,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_nifti(scan(), root / "scan.nii.gz")
     export(root / "unet", root / "package", ExportOptions(scan=root / "scan.nii.gz"), progress=SilentProgress())
     return root
+
+
+DATASET = """
+name = "toy"
+licence = "CC0-1.0"
+classes = ["first", "second"]
+
+[images]
+glob = "images/*.nii.gz"
+
+[annotations]
+kind = "labels"
+file = "labels/{case}.nii.gz"
+
+[annotations.values]
+1 = "first"
+2 = "second"
+
+[folds]
+kind = "kfold"
+num_folds = 2
+"""
 
 
 def scan() -> Volume:
@@ -149,6 +171,27 @@ def test_answers_that_are_not_torchs_are_not_exported(
 def test_without_a_scan_the_patches_are_a_phantoms_and_that_is_said(folder: Path, tmp_path: Path) -> None:
     report = export(folder / "unet", tmp_path / "model", progress=SilentProgress())
     assert "generated thorax" in report.parity.patches
+
+
+def test_a_phantom_in_the_place_of_a_scan_that_cannot_be_read_is_told_with_why(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(folder / "unet", tmp_path / "run")
+    for part in ("images", "labels"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "a.nii.gz").write_bytes(b"no scan")
+    data = tmp_path / "dataset.toml"
+    data.write_text(DATASET)
+    (about,) = run.glob("checkpoints/*/run.json")
+    told = json.loads(about.read_text()) | {"dataset_file": str(data), "val_cases": ["a"]}
+    about.write_text(json.dumps(told))
+    report = export(run, tmp_path / "model", progress=open_progress())
+    why = "the run's dataset cannot be read: case a: ["
+    assert why in report.parity.patches
+    assert why in (tmp_path / "model" / "README.md").read_text()
+    assert (
+        f"warning: compared and timed on a generated thorax (no scan was given, and {why}" in capsys.readouterr().err
+    )
 
 
 def test_what_cannot_be_exported_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -208,6 +208,7 @@ PIXDIM = [1, 0.7, 0.8, 2.5, 1, 1, 1, 1]
         ("nifti.bad_qform", {"sform_code": 0, "quatern_b": 3.0}),
         ("grid.not_finite", {"sform_code": 0, "qoffset_x": np.inf}),
         ("grid.not_finite", {"srow_x": [np.nan, 0, 0, 0]}),
+        ("grid.too_far", {"srow_x": [0.7, 0, 0, 1e38]}),
         ("grid.spacing", {"srow_z": [0, 0, 0, 400]}),
         ("grid.spacing", {"srow_x": [700, 0, 0, 0]}),
         ("grid.singular", {"srow_x": [0.7, 0.8, 0, 0], "srow_y": [0.7, 0.8, 0, 0]}),

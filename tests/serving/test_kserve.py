@@ -6,7 +6,7 @@ import gzip
 import io
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +178,13 @@ def test_a_raw_file_needs_no_json(served: Listening, file: bytes) -> None:
     assert "id" not in reply.json()
 
 
+def bare(**geometry: Sequence[float]) -> bytes:
+    """A request with one voxel in a geometry."""
+    told = {"spacing_mm": [1, 1, 1], "origin_mm": [0, 0, 0], "direction": [1, 0, 0, 0, 1, 0, 0, 0, 1], **geometry}
+    return json.dumps({"inputs": [BARE | {"parameters": told}]}).encode()
+
+
+BARE = {"name": "volume", "datatype": "INT16", "shape": [1, 1, 1], "data": [1]}
 HEAD = {"name": "volume", "datatype": "BYTES", "shape": [1]}
 REFUSED: dict[str, tuple[int, bytes, dict[str, str]]] = {
     "is no JSON": (400, b"nothing", {}),
@@ -192,6 +199,8 @@ REFUSED: dict[str, tuple[int, bytes, dict[str, str]]] = {
         json.dumps({"inputs": [{**HEAD, "datatype": "FP32", "shape": [1, 1, 1], "data": [1]}]}).encode(),
         {},
     ),
+    "spacing_mm must lie between": (400, bare(spacing_mm=[1e-300, 1, 1]), {}),
+    "origin_mm must lie within": (400, bare(origin_mm=[1e38, 0, 0]), {}),
     "is none of the model's": (
         400,
         json.dumps({"inputs": [HEAD | {"data": ["a"]}], "outputs": [{"name": "masks"}]}).encode(),

@@ -377,6 +377,16 @@ def test_what_is_wrong_or_not_offered_is_said(
         ("PUT", "/datastore/label?image=x&tag=../../a", {"files": {"label": ("a.nii", b"x")}}, 422, "label.tag"),
         ("PUT", "/datastore/label?image=x", {"files": {"label": ("a.nii", b"")}}, 422, "upload.empty"),
         ("PUT", "/datastore/label?image=x", {"files": {"params": (None, "{}")}}, 422, "upload.empty"),
+        *(
+            (
+                "PUT",
+                "/datastore/label?image=x",
+                {"data": {"params": told}, "files": {"label": ("a.nii", b"x")}},
+                400,
+                "label.params",
+            )
+            for told in ('{"a": NaN}', '{"a": -Infinity}', '{"a": "\\ud800"}', "[]")
+        ),
         ("PUT", "/session/", {"files": {"files": ("a.nii.gz", b"no scan")}}, 422, ""),
         ("POST", "/activelearning/best", {}, 404, "strategy.unknown"),
         ("GET", "/datastore/image?image=y", {}, 404, "image.unknown"),
@@ -391,6 +401,22 @@ def test_what_is_wrong_or_not_offered_is_said(
         assert (reply.status_code, reply.json()["code"].startswith(code)) == (status, True), (where, reply.text)
         assert reply.json()["remedy"]
     assert slicer.get("/datastore/")["total"] == 1
+    assert slicer.get("/datastore/?output=all")["objects"]
+
+
+def test_a_label_that_a_library_cannot_write_is_one_problem(
+    slicer: Slicer, served: Listening, scan: tuple[Path, Volume, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise KeyError("of a library")
+
+    monkeypatch.setattr(SimpleITK, "WriteImage", fails)
+    slicer.upload("x", scan[0])
+    where = f"{served.url}/infer/bright?image=x&output=image"
+    reply = httpx.post(where, data={"params": '{"result_extension": ".nrrd"}'}, timeout=60)
+    assert (reply.status_code, reply.json()["code"]) == (422, "form.fault"), reply.text
+    reply = httpx.post(where, data={"params": '{"result_extension": ".nii.gz"}'}, timeout=60)
+    assert reply.status_code == 200
 
 
 def test_the_plugin_signs_in_with_a_token(

@@ -160,14 +160,20 @@ def test_an_anonymised_class_of_images_costs_the_dicom_forms_alone(tmp_path: Pat
                 wanted = ["sr"] if model == "nodules" else ["seg", "sr", "rtstruct"]
                 job = await ask(client, study["study_id"], model, outputs=wanted)
                 assert job["state"] == "done", job
+                assert sorted(job["refused"]) == sorted(wanted)
+                assert {one["code"] for one in job["refused"].values()} == {"source.sop_class"}
                 for form in job["outputs"]:
                     reply = await client.get(f"/v1/jobs/{job['job_id']}/results/{form}")
-                    if form in wanted:
-                        assert "2.25.3841" in problem(reply, 422, "source.sop_class")["detail"]
-                    else:
-                        assert reply.status_code == 200, (form, reply.text)
+                    assert reply.status_code == 200, (form, reply.text)
+                for form in wanted:
+                    reply = await client.get(f"/v1/jobs/{job['job_id']}/results/{form}")
+                    detail = problem(reply, 422, "source.sop_class")["detail"]
+                    assert detail.startswith("A file of the series has the SOP Class UID 2.25.3841")
+                    assert job["refused"][form]["detail"] == detail
+                    assert str(tmp_path) not in reply.text + str(job)
             at_once = await client.post("/v1/answers?model=organs&form=seg", files=files)
             problem(at_once, 422, "source.sop_class")
+            assert str(tmp_path) not in at_once.text
 
     asyncio.run(served())
 
@@ -190,6 +196,7 @@ def test_a_form_that_a_library_fails_on_is_no_fault_of_the_service(
             job = await ask(client, study["study_id"], "organs", outputs=["sr", "seg"])
             assert job["state"] == "done"
             problem(await client.get(f"/v1/jobs/{job['job_id']}/results/sr"), status, code)
+            assert set(job["refused"]) == ({"sr"} if status == 422 else set())  # what a machine lacks may come back
             for form in ("seg", "nifti", "rtstruct"):
                 assert (await client.get(f"/v1/jobs/{job['job_id']}/results/{form}")).status_code == 200
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from voxray.bulkhead import sentence_of
 from voxray.case import VolumeStats
 from voxray.dataset import read_dataset
 from voxray.errors import ConfigError, VoxrayError
@@ -35,7 +36,9 @@ def real_patches(
     run: Run, recipe: Recipe, scan: Path | None, *, limited: bool, progress: Progress
 ) -> tuple[list[Float[Tensor, "1 1 x y z"]], str]:
     """Patches of the scan, or of a validation case, where it holds most, and the words for where they are from."""
-    volume, source = _scan(run, scan)
+    volume, source, obstacle = _scan(run, scan)
+    if obstacle:
+        progress.say(f"warning: compared and timed on {source}; give a scan with --scan")
     tell_warnings(progress, source, volume.warnings)
     return varied_patches(volume, recipe, NUM_PATCHES, limited=limited), source
 
@@ -44,7 +47,7 @@ def calibration_patches(
     run: Run, recipe: Recipe, scan: Path | None, *, limited: bool, progress: Progress
 ) -> list[Float[Tensor, "1 1 x y z"]]:
     """Patches of training cases, or of the scan where the run's dataset is not here; a ConfigError without either."""
-    scans = list(_training_scans(run))
+    scans = list(_training_scans(run, progress))
     if not scans and scan is not None:
         scans = [(f"the scan {scan.name}", read_volume(scan))]
     for name, volume in scans:
@@ -88,32 +91,34 @@ def patch_for(recipe: Recipe, *, limited: bool) -> Shape:
     return sides[0], sides[1], sides[2]
 
 
-def _scan(run: Run, scan: Path | None) -> tuple[Volume, str]:
-    """A scan for the comparison, and what it is."""
+def _scan(run: Run, scan: Path | None) -> tuple[Volume, str, bool]:
+    """A scan for the comparison, what it is, and whether it is a phantom in the place of one: its words say why."""
     if scan is not None:
-        return read_volume(scan), f"the scan {scan.name}"
+        return read_volume(scan), f"the scan {scan.name}", False
+    why = "the run's dataset is not here"
     if run.dataset_file is not None and Path(run.dataset_file).exists():
         try:
             dataset = read_dataset(run.dataset_file).for_task(recipe_of(run).task)
             sources = list_cases(dataset)
             chosen = next((source for source in sources if source.case_id in run.val_cases), sources[0])
-            return load_case(dataset, chosen).image, f"case {chosen.case_id} of {run.dataset}"
-        except (VoxrayError, IndexError):
-            # The data may have moved since; the words in parity.json say that a phantom took its place.
-            pass
-    return draw_phantom(
-        "thorax", 0
-    ).image, "a generated thorax (no scan was given, and the run's dataset is not here)"
+            return load_case(dataset, chosen).image, f"case {chosen.case_id} of {run.dataset}", False
+        except Exception as error:  # whatever a reader raises: what is compared need not be this case
+            why = f"the run's dataset cannot be read: {sentence_of(error).rstrip('.')}"
+    return draw_phantom("thorax", 0).image, f"a generated thorax (no scan was given, and {why})", True
 
 
-def _training_scans(run: Run) -> Iterator[tuple[str, Volume]]:
-    """The first scans that the run was trained on, each with what it is; none where its data has moved since."""
+def _training_scans(run: Run, progress: Progress) -> Iterator[tuple[str, Volume]]:
+    """The first scans that the run was trained on, each with what it is; those that cannot be read are told."""
     if run.dataset_file is None or not Path(run.dataset_file).exists():
         return
     try:
         dataset = read_dataset(run.dataset_file).for_task(recipe_of(run).task)
         sources = [source for source in list_cases(dataset) if source.case_id in run.train_cases]
-        for source in sources[:NUM_CALIBRATED]:
-            yield f"case {source.case_id}", load_case(dataset, source).image
-    except VoxrayError:
+    except VoxrayError as error:
+        progress.say(f"warning: the run's dataset cannot be read: {error}")
         return
+    for source in sources[:NUM_CALIBRATED]:
+        try:
+            yield f"case {source.case_id}", load_case(dataset, source).image
+        except Exception as error:
+            progress.say(f"warning: case {source.case_id} is not calibrated on: {sentence_of(error)}")

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
+from voxray.errors import DataError
 from voxray.readers.dicom_frames import frames_of, meaning_warnings
 from voxray.readers.dicom_padding import split_padding
 from voxray.readers.dicom_pixels import Pixels, decode_pixels
 from voxray.readers.dicom_series import one_series
-from voxray.readers.dicom_slices import Frame, arrange
+from voxray.readers.dicom_slices import LACKING, Frame, arrange
 from voxray.readers.refusals import one_line, refusal
 from voxray.readers.stored import AIR_HU, Slice, Stored
 
@@ -31,7 +32,10 @@ _EXCESS = "{} bytes follow the pixels within their files, and were ignored"
 def read_dicom(path: Path, series_uid: str | None = None) -> Stored:
     """The checked headers of one CT series, with its pixels behind them."""
     instances, ignored = one_series(path, series_uid)
-    frames, grid = arrange([frame for instance in instances for frame in frames_of(instance)], path)
+    try:
+        frames, grid = arrange([frame for instance in instances for frame in frames_of(instance)], path)
+    except DataError as error:
+        raise _with_left_out(error, ignored) from None
     return Stored(
         path=path,
         format="DICOM series" if len(instances) > 1 else "DICOM",
@@ -47,6 +51,14 @@ def read_dicom(path: Path, series_uid: str | None = None) -> Stored:
             *_thickness_warnings(frames, grid.spacing_mm[2]),
         ),
     )
+
+
+def _with_left_out(error: DataError, ignored: Sequence[str]) -> DataError:
+    """The refusal of a series that lacks slices, with the files that were left out: one of them may be a slice."""
+    if error.code not in LACKING or not ignored:
+        return error
+    message = one_line(f"{error.message} Left out: {'; '.join(ignored)}.")
+    return DataError(error.code, message, remedy=error.remedy, facts=error.facts)
 
 
 def _slices(frames: Sequence[Frame], syntaxes: dict[Path, str]) -> Iterator[Slice]:

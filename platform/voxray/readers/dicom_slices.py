@@ -23,6 +23,8 @@ from voxray.readers.geometry import check_spacing, grid_of, shape_of
 from voxray.readers.refusals import refusal
 from voxray.volume import Grid, Vector
 
+LACKING = ("dicom.missing_slice", "dicom.uneven_spacing")
+"""The refusals that a slice which was left out may be the reason of."""
 UNEVENNESS = 0.1
 DRIFT = 0.25
 ANGLE_TOLERANCE = 1e-3

@@ -15,6 +15,8 @@ from voxray.volume import Grid, Shape
 MAX_VOXELS = 2**31
 """Larger volumes are refused before anything is allocated; 1024 x 1024 x 2048 still passes."""
 SPACING_RANGE_MM = (0.001, 100.0)
+FARTHEST_MM = 1e6
+"""No scan lies further from the origin of its space; beyond, the numbers of headers tell voxels apart no more."""
 SHEAR_LIMIT = 1e-3
 """The largest cosine between two voxel axes that still counts as a right angle (about 0.06 degrees)."""
 
@@ -66,6 +68,14 @@ def grid_of(affine: Float[np.ndarray, "4 4"], shape: Shape, path: Path) -> Grid:
             f"has sheared voxels: two axes meet at {math.degrees(math.acos(min(cosine, 1.0))):.2f} degrees, "
             "not 90 (a tilted gantry leaves this).",
             remedy="Resample the volume to an orthogonal grid, for instance by converting the DICOM with dcm2niix.",
+        )
+    if float(np.abs(affine[:3, 3]).max()) > FARTHEST_MM:
+        raise refusal(
+            "grid.too_far",
+            path,
+            f"has its first voxel at {', '.join(f'{place:.6g}' for place in affine[:3, 3])} mm; no scan lies further "
+            f"than {FARTHEST_MM:g} mm from the origin of its space.",
+            remedy="Restore the geometry from the original images.",
         )
     return Grid.from_affine(affine, shape)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import shutil
@@ -16,8 +17,10 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
-from voxray.errors import VoxrayError
+from voxray.bulkhead import causes, lacks_memory
+from voxray.errors import ResourceError, VoxrayError
 from voxray.serving.database import UnreachableError
+from voxray.serving.intake.disk import disk_full
 from voxray.serving.ledger import Ledger, Row, new_id
 from voxray.serving.messages import Form, JobRequest
 from voxray.serving.metrics import Metrics
@@ -154,7 +157,7 @@ class Desk:
             log.info("job let go", extra={"fields": {"job": job, "after_s": round(time.time() - begin, 3)}})
         except Exception as error:
             log.exception("job failed", extra={"fields": {"job": job, "kind": type(error).__name__}})
-            await self._fail(row, fault())
+            await self._fail(row, _unforeseen(error))
         finally:
             self._tell()
             self.poke()
@@ -254,6 +257,16 @@ def gave_up(attempts: int) -> Problem:
         f"The process that answered it died {attempts} times.",
         remedy="Give a smaller scan; whoever runs the service finds the reason in its log.",
     )
+
+
+def _unforeseen(error: Exception) -> Problem:
+    """What a client is told of a job that failed from no refusal: that the machine lacks something, or our fault."""
+    for cause in causes(error):
+        if lacks_memory(cause):
+            return problem_of(ResourceError("There is not enough memory to answer the scan."))
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return problem_of(disk_full())
+    return fault()
 
 
 def timing_of(row: Row) -> dict[str, float]:

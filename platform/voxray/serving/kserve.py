@@ -25,6 +25,7 @@ from voxray.serving.kserve_tensors import Output, Wanted, datatype_of, read_requ
 from voxray.serving.kserve_volume import NAME, parts_of, volume_of
 from voxray.serving.messages import Job, JobRequest, ModelInfo
 from voxray.serving.problems import Problem, problem_of
+from voxray.serving.refused_forms import refusing
 from voxray.serving.service import Service
 from voxray.serving.spool import spooled
 from voxray.serving.waiting import answer, forget
@@ -196,12 +197,13 @@ async def _made(service: Service, owner: str, job: Job, model: ModelInfo, names:
         return [Output(name, found[name]) for name in names]
     path = await service.result(owner, job.job_id, "nifti")
     made: list[Output] = []
-    for name in names:
-        if name == "mask":
-            made.append(Output(name, await asyncio.to_thread(path.read_bytes)))
-        else:
-            labels = await asyncio.to_thread(read_label_map, path)
-            made.append(Output(name, labels.voxels.astype(_mask_type(model), copy=False)))
+    with refusing("outputs", service.places.source(job.study_id)):
+        for name in names:
+            if name == "mask":
+                made.append(Output(name, await asyncio.to_thread(path.read_bytes)))
+            else:
+                labels = await asyncio.to_thread(read_label_map, path)
+                made.append(Output(name, labels.voxels.astype(_mask_type(model), copy=False)))
     return made
 
 

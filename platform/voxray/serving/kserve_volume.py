@@ -12,6 +12,7 @@ import numpy as np
 
 from voxray.errors import ConfigError
 from voxray.readers import write_nifti
+from voxray.readers.geometry import FARTHEST_MM, SPACING_RANGE_MM
 from voxray.serving.intake.disk import in_thread
 from voxray.serving.intake.receive import Part
 from voxray.serving.kserve_tensors import Buffer, InferRequest, Tensor
@@ -58,8 +59,11 @@ def geometry_of(tensor: Tensor, parameters: Mapping[str, Any]) -> Grid:
     """Where bare voxels lie: the parameters of the tensor, or else of the request."""
     told = {**parameters, **tensor.parameters}
     numbers = {name: _numbers(told.get(name), count, name) for name, count in _GEOMETRY.items()}
-    if min(numbers["spacing_mm"]) <= 0:
-        raise ConfigError(f"inputs.{NAME}: spacing_mm must be above 0.")
+    (low, high), far = SPACING_RANGE_MM, FARTHEST_MM
+    if not all(low <= side <= high for side in numbers["spacing_mm"]):
+        raise ConfigError(f"inputs.{NAME}: each side of spacing_mm must lie between {low} and {high} mm.")
+    if max(map(abs, numbers["origin_mm"])) > far:
+        raise ConfigError(f"inputs.{NAME}: origin_mm must lie within {far:g} mm of 0.")
     axes = np.asarray(numbers["direction"]).reshape(3, 3)
     if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-4):
         raise ConfigError(f"inputs.{NAME}: direction must be nine cosines, its columns at right angles.")

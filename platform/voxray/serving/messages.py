@@ -86,6 +86,8 @@ class Job(Config):
     error: ProblemDetails | None
     outputs: tuple[Form, ...]
     """The forms in which its result can be had."""
+    refused: Mapping[Form, ProblemDetails] = {}
+    """Forms that were asked for and cannot be made of this answer, and why; they are none of `outputs`."""
     created: datetime
     started: datetime | None
     finished: datetime | None

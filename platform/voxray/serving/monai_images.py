@@ -97,7 +97,7 @@ class Images:
     def params(self, label: Path) -> dict[str, Any]:
         """What the client said of a label."""
         path = label.with_name(_PARAMS)
-        return dict(json.loads(path.read_text())) if path.exists() else {}
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
     async def keep(
         self, study: Study, tag: str, *, name: str, chunks: AsyncIterator[bytes], params: Mapping[str, Any]

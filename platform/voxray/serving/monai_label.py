@@ -188,18 +188,19 @@ def _datastore(api: APIRouter, owner: Owner, images: Callable[[], Images]) -> No
 def _labels(api: APIRouter, owner: Owner, images: Callable[[], Images]) -> None:
     @api.put("/datastore/label", openapi_extra=form(label="binary", params="text"))
     async def put_label(request: Request, image: str, tag: str = "") -> dict[str, Any]:
-        study, params, kept = await images().find(owner(request), image), "{}", False
+        study, kept = await images().find(owner(request), image), False
+        params: dict[str, Any] = {}
         tag = tag or FINAL
         async with aclosing(_form(request)) as parts:
             async for part in parts:
                 if part.field == "params":
-                    params = await part.text()
+                    params = _object(await part.text())
                 elif part.field == "label":
                     await images().keep(study, tag, name=part.name, chunks=part.chunks, params={})
                     kept = True
         if not kept:
             raise Problem(422, "upload.empty", "The form has no part 'label'.", remedy="Send the label's file.")
-        await images().describe(study, tag, _object(params))
+        await images().describe(study, tag, params)
         return {"image": image, "label": image}
 
     @api.get("/datastore/label", response_class=Response, responses=files("application/octet-stream"))
@@ -377,9 +378,14 @@ def _download(path: Path, study: Study) -> StreamingResponse:
     return file_reply(path, media_type="application/gzip", name=f"{study.study_id}.nii.gz")
 
 
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
 def _object(text: str) -> dict[str, Any]:
     try:
-        told = json.loads(text or "{}")
+        told = json.loads(text or "{}", parse_constant=_no_number)
+        json.dumps(told, ensure_ascii=False).encode()  # halves of characters can be read, and not sent again
     except (ValueError, RecursionError):
         told = None
     if not isinstance(told, dict):

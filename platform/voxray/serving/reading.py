@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-from voxray.bulkhead import lacks_memory
-from voxray.errors import DataError, ResourceError
+from voxray.errors import DataError
 from voxray.inference.predictor import Prepared
 from voxray.serving.answered_by import answered_by
 from voxray.serving.config import ServeConfig
@@ -21,6 +20,7 @@ from voxray.serving.label_maps import centroids_of, label_file
 from voxray.serving.making import Answered
 from voxray.serving.messages import DicomwebSource, Form, ModelInfo
 from voxray.serving.places import Places
+from voxray.serving.refused_forms import kept_if_refused, refusing
 from voxray.serving.scans import prepare_study, write_scan
 from voxray.serving.workers import Centroids, LabelWish
 
@@ -56,7 +56,8 @@ class Reading:
 
     async def scan(self, study: str) -> Path:
         """See `workers.Readers`."""
-        return await asyncio.to_thread(write_scan, self._places, study)
+        with refusing("scan", self._places.source(study)):
+            return await asyncio.to_thread(write_scan, self._places, study)
 
     async def prepare(self, study: str, model: str) -> Prepared:
         """A study on a model's grid."""
@@ -68,11 +69,13 @@ class Reading:
 
     async def viewer_labels(self, job: str, study: str, wish: LabelWish) -> Path:
         """See `workers.Readers`."""
-        return await asyncio.to_thread(label_file, self._places.labels(job, study), wish)
+        with refusing(f"label map as {wish.extension}", self._places.source(study)):
+            return await asyncio.to_thread(label_file, self._places.labels(job, study), wish)
 
     async def centroids(self, job: str, study: str) -> Centroids:
         """See `workers.Readers`."""
-        return await asyncio.to_thread(centroids_of, self._places.labels(job, study))
+        with refusing("centroids", self._places.source(study)):
+            return await asyncio.to_thread(centroids_of, self._places.labels(job, study))
 
     async def store(self, job: str, study: str, url: str) -> None:
         """See `workers.Readers`."""
@@ -91,10 +94,9 @@ class Reading:
     def _make(self, job: str, study: str, form: Form) -> Path:
         path = FILES[form](self._places, job, study)
         if not path.exists():
-            try:
+            with (
+                kept_if_refused(self._places.job(job), form),
+                refusing(f"form {form}", self._places.source(study)),
+            ):
                 Answered(self._places, job, study, answered_by(self._places, job, study)).make(form, path)
-            except Exception as error:
-                if lacks_memory(error):
-                    raise ResourceError(f"form {form}: there is not enough memory to make it.") from None
-                raise
         return path

@@ -36,6 +36,7 @@ from voxray.serving.messages import (
 )
 from voxray.serving.places import Places
 from voxray.serving.problems import Problem, ProblemDetails
+from voxray.serving.refused_forms import refused_forms
 from voxray.serving.workers import Centroids, LabelWish, WorkerDiedError, Workers
 
 T = TypeVar("T")
@@ -376,6 +377,7 @@ class Service:
         if with_result and row["state"] == "done":
             with contextlib.suppress(ConfigError):
                 result = await asyncio.to_thread(self.findings, row)
+        forms, refused = await self._forms(row), await asyncio.to_thread(refused_forms, self.places.job(row["id"]))
         return Job(
             job_id=row["id"],
             study_id=row["study"],
@@ -386,7 +388,8 @@ class Service:
             place=place,
             error=None if row["error"] is None else ProblemDetails.model_validate_json(row["error"]),
             is_served=row["model"] in self._models,
-            outputs=await self._forms(row),
+            outputs=tuple(form for form in forms if form not in refused),
+            refused=refused,
             created=_date(row["created"]),
             started=None if row["started"] is None else _date(row["started"]),
             finished=None if row["finished"] is None else _date(row["finished"]),

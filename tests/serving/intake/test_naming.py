@@ -38,6 +38,7 @@ DOUBLED = {**SERIES, "CT/copy of IM003.dcm": slice_file(3)}
 CASES: dict[str, tuple[dict[str, bytes], str, tuple[str, ...]]] = {
     "doubled": (DOUBLED, "dicom.doubled_position", ("“IM003”", "“CT/copy of IM003.dcm”")),
     "missing": (without(SERIES, "IM004"), "dicom.missing_slice", ("“IM003”", "“IM005”")),
+    "no header": ({**SERIES, "IM004": b"x" * 900}, "dicom.missing_slice", ("“IM003”", "“IM004”", "“IM005”")),
     "truncated": ({**SERIES, "IM002": SERIES["IM002"][:-20]}, "dicom", ("“IM002”",)),
     "another size": ({**SERIES, "odd.dcm": slice_file(8, Rows=4, Columns=4)}, "dicom", ("“odd.dcm”",)),
     "no DICOM": ({**SERIES, "note.dcm": b"hello" * 40}, "dicom", ("“note.dcm”",)),
@@ -101,3 +102,16 @@ def test_files_without_names_are_counted(tmp_path: Path) -> None:
     with pytest.raises(DataError) as raised:
         asyncio.run(take_in(parts_of(DOUBLED), folder, Limits()))
     assert "file 4 and file 9 lie at the same one" in as_sent(raised.value, ()).message
+
+
+def test_warnings_say_which_file_of_the_upload_they_name(tmp_path: Path) -> None:
+    saved = slice_file(9, ImagePositionPatient=None, ImageOrientationPatient=None)
+    files = {**SERIES, "Jane Doe.dcm": saved}
+    uploads = {
+        "file 9 of the upload": files,
+        "file 9 of the archive": {"a.zip": zip_of(files)},
+    }
+    for number, (said, upload) in enumerate(uploads.items()):
+        info = asyncio.run(take_in(parts_of(upload), tmp_path / str(number), Limits()))
+        (warning,) = [one for one in info.warnings if "screen saves" in one]
+        assert warning.endswith(f": {said}")

@@ -25,11 +25,11 @@ _LISTED = 3
 
 
 class Arranged(NamedTuple):
-    """What to read: a folder of DICOM files or one file; and how many files were left out."""
+    """What to read: a folder of DICOM files or one file; and which files were left out."""
 
     path: Path
     is_dicom: bool
-    num_left_out: int
+    left_out: tuple[Item, ...]
     names: Mapping[str, Item]
     """What was placed, by the names that the readers know it by."""
 
@@ -52,13 +52,13 @@ def arrange(items: Sequence[Item], places: Sequence[Path], source: Path) -> Arra
         for item in slices:
             _place(paths[item], source / f"{item.file}.dcm")
         names = {f"{item.file}.dcm": item for item in slices}
-        return Arranged(source, True, len(items) - len(slices), names)
+        return Arranged(source, True, tuple(item for item in items if item not in slices), names)
     (volume,) = volumes
     path = source / f"scan{_volume_suffix(volume, starts[volume]) or '.nii.gz'}"
     _place(paths[volume], path)
     data = _with_its_data(volume, path, {item: paths[item] for item in items if item != volume})
     names = {path.name: volume} | ({} if data is None else {_DATA_FILE: data})
-    return Arranged(path, False, len(items) - sum(item.part > 0 for item in names.values()), names)
+    return Arranged(path, False, tuple(item for item in items if item not in names.values()), names)
 
 
 def _volume_suffix(item: Item, start: bytes) -> str:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
 from voxray.errors import DataError
+from voxray.readers.dicom_slices import LACKING
 from voxray.serving.intake.items import SENT, Item, facts_of
 from voxray.serving.intake.receive import Part
 
 _LONGEST = 100
+_LISTED = 5
 _PRINTED = ("L", "M", "N", "P", "S", "Zs")
 """Unicode's kinds of characters but for controls, marks of direction, line breaks and halves of characters."""
 
@@ -35,6 +37,15 @@ def about(error: DataError, items: Mapping[str, Item]) -> DataError:
     return DataError(error.code, error.message, remedy=error.remedy, facts={**error.facts, **facts_of(named)})
 
 
+def left_out(error: DataError, items: Sequence[Item]) -> DataError:
+    """The refusal of a series that lacks slices, with the files that were left out: one of them may be a slice."""
+    if error.code not in LACKING or not items:
+        return error
+    named = ", ".join([*(item.file for item in items[:_LISTED]), *(["..."] if len(items) > _LISTED else [])])
+    message = f"{error.message} Left out, as they do not start as DICOM files do: {named}."
+    return DataError(error.code, message, remedy=error.remedy, facts=error.facts)
+
+
 def as_sent(error: DataError, names: Sequence[str]) -> DataError:
     """The refusal as the sender of the parts of these names reads it."""
     named = error.facts.get(SENT)
@@ -46,6 +57,21 @@ def as_sent(error: DataError, names: Sequence[str]) -> DataError:
     message = "".join(theirs.get(piece, piece) for piece in pieces if piece)
     facts = {key: value for key, value in error.facts.items() if key != SENT}
     return DataError(error.code, message, remedy=error.remedy, facts=facts)
+
+
+def numbered(text: str, items: Mapping[str, Item]) -> str:
+    """What is kept of a scan names files by where they come in what was sent, as their sender can count them."""
+    for name, item in items.items():
+        if _pattern(name).search(text):
+            text = _pattern(name).sub(_place(item, items.values()), text)
+    return text
+
+
+def _place(item: Item, among: Iterable[Item]) -> str:
+    if not item.member:
+        return f"file {item.part} of the upload"
+    inside = sorted({one.file for one in among if one.part == item.part and one.member})
+    return f"file {inside.index(item.file) + 1} of the archive"
 
 
 def shown(name: str) -> str:

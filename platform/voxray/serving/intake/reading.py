@@ -21,7 +21,7 @@ from voxray.serving.intake.arrange import Arranged, arrange
 from voxray.serving.intake.identity import series_of
 from voxray.serving.intake.items import Item, item_of, read_list, write_list
 from voxray.serving.intake.limits import Limits
-from voxray.serving.intake.naming import about
+from voxray.serving.intake.naming import about, left_out, numbered
 from voxray.serving.intake.study import (
     RECEIVED,
     SOURCE,
@@ -98,10 +98,14 @@ def _read(
     arranged = arrange(found, (work / "unpacked", received), work / SOURCE)
     items |= arranged.names
     uid = series_of(sorted((work / SOURCE).iterdir()), series) if arranged.is_dicom else None
-    stored = open_scan(arranged.path, series_uid=uid)
+    try:
+        stored = open_scan(arranged.path, series_uid=uid)
+    except DataError as error:
+        raise left_out(error, arranged.left_out) from None
     _check_size(stored, work / SOURCE, limits)
     volume = hounsfield(stored, accept_values=limits.accept_values)
-    return stored, volume, _info(stored, volume.warnings, arranged, work / SOURCE)
+    warnings = [numbered(plain(warning, work / SOURCE), items) for warning in volume.warnings]
+    return stored, volume, _info(stored, warnings, arranged)
 
 
 def _check_size(stored: Stored, source: Path, limits: Limits) -> None:
@@ -120,8 +124,8 @@ def _check_size(stored: Stored, source: Path, limits: Limits) -> None:
         check_expansion(packed, promised, limits.model_copy(update={"expanded_bytes": promised}))
 
 
-def _info(stored: Stored, warnings: Sequence[str], arranged: Arranged, source: Path) -> StudyInfo:
-    grid, left_out = stored.grid, arranged.num_left_out
+def _info(stored: Stored, warnings: Sequence[str], arranged: Arranged) -> StudyInfo:
+    grid, num_left_out = stored.grid, len(arranged.left_out)
     return StudyInfo(
         format=stored.format,
         shape=grid.shape,
@@ -134,7 +138,7 @@ def _info(stored: Stored, warnings: Sequence[str], arranged: Arranged, source: P
         is_dicom=arranged.is_dicom,
         series=series_handle(stored.series_uid) if stored.series_uid else None,
         warnings=(
-            *(plain(warning, source) for warning in warnings),
-            *([f"{left_out} files that are no part of the scan were left out"] if left_out else []),
+            *warnings,
+            *([f"{num_left_out} files that are no part of the scan were left out"] if num_left_out else []),
         ),
     )

@@ -15,6 +15,12 @@ _LONGEST = 600
 _SEND_BOTH = "Send the header and the data file that it names, or one file (.mha, .nrrd, .nii.gz)."
 _OUTSIDE = "{header} names its data file by a path, a list or a pattern; only a bare file name is allowed."
 _MISSING = "{header} names the data file scan.raw, which was not sent."
+_FILES_OF_SERIES = r"{source}/\S+ and \S+ have ", r"{source}/\S+: "
+_BY_OPERATOR = {
+    "scan.not_hounsfield": "Send the CT scan in Hounsfield units (if its rescale intercept was lost, convert the "
+    "DICOM again); whoever runs the service may accept such values (limits.accept_values).",
+}
+"""Remedies in place of the readers' own, which name options of the command line."""
 _OURS: Mapping[str, tuple[str, str]] = {
     "metaimage.outside_folder": (_OUTSIDE, _SEND_BOTH),
     "nrrd.outside_folder": (_OUTSIDE, _SEND_BOTH),
@@ -42,7 +48,16 @@ def for_sender(error: DataError, source: Path) -> DataError:
         message = re.sub(r" \(.*\)", "", message)
     if error.code in _QUOTES_SERIES:
         message = re.sub(r", “[^”]*”", "", message)
-    return DataError(error.code, plain(message, source), remedy=plain(error.remedy, source), facts=error.facts)
+    remedy = _BY_OPERATOR.get(error.code, plain(error.remedy, source))
+    return DataError(error.code, plain(message, source), remedy=remedy, facts=error.facts)
+
+
+def of_series(error: DataError, source: Path) -> DataError:
+    """The refusal of a form, without the paths of the study's files; their names are not known any more."""
+    two, one = (re.compile(pattern.format(source=re.escape(str(source)))) for pattern in _FILES_OF_SERIES)
+    message = one.sub("A file of the series ", two.sub("Two files of the series have ", error.message))
+    message = message.replace(f"{source}: ", "The series ").replace(str(source), "the series")
+    return DataError(error.code, message, remedy=error.remedy, facts=error.facts)
 
 
 def plain(text: str, source: Path) -> str:

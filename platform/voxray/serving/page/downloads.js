@@ -20,6 +20,8 @@ export function downloads(job) {
       el("a", { href: api.resultPath(job.job_id, form), download: true, "data-form": form },
         el("strong", { text: name }), el("small", { text: about })));
   });
+  const refused = Object.entries(job.refused ?? {}).map(([form, why]) => el("li", { "data-refused": form },
+    el("strong", { text: (FORMS[form] ?? [form])[0] }), el("small", { text: ` ${why.detail} ${why.remedy}` })));
   return el("section", { class: "downloads", "aria-labelledby": "downloads-title" },
-    el("h3", { id: "downloads-title", text: "Download" }), el("ul", {}, ...links));
+    el("h3", { id: "downloads-title", text: "Download" }), el("ul", {}, ...links, ...refused));
 }
