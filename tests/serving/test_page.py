@@ -479,19 +479,14 @@ class TestEarlierScans:
         with watched(seen, service.url) as look:
             waiting = {"state": "queued", "stage": "queued", "progress": 0.0, "result": None, "place": 0}
             job = answered(service, "nodules", chest(shared_data), chest(shared_data).with_suffix(".raw"))
-
-            def queued(route: Route) -> None:
-                told = route.fetch().json()
-                told = {**told, **waiting} if "job_id" in told else {"jobs": []}
-                route.fulfill(json=told)
-
-            look.page.route("**/v1/jobs", queued)
-            look.page.route(f"**/v1/jobs/{job}", queued)
+            told = {**httpx.get(f"{service.url}/v1/jobs/{job}", timeout=60).json(), **waiting}
+            look.page.route("**/v1/jobs", lambda route: route.fulfill(json={"jobs": []}))
+            look.page.route(f"**/v1/jobs/{job}", lambda route: route.fulfill(json=told))
             look.page.goto(f"{service.url}/#{job}")
             look.page.reload()
             expect(look.page.locator("#answer [role=progressbar]")).to_be_visible()
-            look.page.unroute(f"**/v1/jobs/{job}")
             httpx.delete(f"{service.url}/v1/jobs/{job}", timeout=60)
+            look.page.unroute(f"**/v1/jobs/{job}")
             expect(look.page.locator("#give-problem")).to_contain_text("no such job")
 
 
