@@ -388,8 +388,12 @@ def evaluate(  # noqa: PLR0913
         terminal.show(terminal.table(table.header, table.rows))
     for line in report.ending:
         _say(line)
+    for text in report.lost:
+        terminal.complain(text)
     judged = report.result.not_judged if isinstance(report.result, Evaluation) else {}
     terminal.end({**report.result.failed, **judged})
+    if report.lost:
+        raise typer.Exit(1)
 
 
 verb("sweep", resume="Run the same command again to go on with the next trial.")(study_verbs.sweep)

@@ -45,6 +45,8 @@ class Run(Config):
     seed: NonNegativeInt = 0
     data: tuple[DataVersion, ...] = ()
     """The data that it was trained on, oldest first; empty where an earlier voxray trained it."""
+    left_as_it_is: tuple[str, ...] = ()
+    """Digests of later data of its store, which it was not trained on as it had finished; that was accepted."""
     commit: str = "unknown"
     """The git commit of the code, with ``+dirty`` where files had changed."""
     voxray_version: str

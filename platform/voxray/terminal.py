@@ -107,7 +107,7 @@ def warn(text: str) -> None:
 def end(failed: Mapping[str, str]) -> None:
     """A sentence for each that failed, and exit code 1 where any did."""
     for name, sentence in failed.items():
-        complain(f"{name}: {sentence}")
+        complain(f"{name}: {sentence.removeprefix(f'case {name}: ')}")
     if failed:
         raise typer.Exit(1)
 

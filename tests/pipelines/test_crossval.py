@@ -161,18 +161,32 @@ def test_folds_of_other_data_are_refused_before_any_trains(data: Path, half: Pat
     assert told(teller.lines, f"fold 0: {output}/fold_0: finished its training on other data")
 
 
-def test_cases_that_the_store_set_aside_are_named(
+def test_cases_that_the_folds_do_not_know_are_named(
     data: Path, done: tuple[Path, CrossvalReport, Teller], tmp_path: Path
 ) -> None:
-    output = Path(shutil.copytree(done[0], tmp_path / "cv"))
+    output, store = (
+        Path(shutil.copytree(done[0], tmp_path / "cv")),
+        Path(shutil.copytree(data / "store", tmp_path / "s")),
+    )
     for fold in range(2):
         path = output / f"fold_{fold}" / "run.json"
         fields = json.loads(path.read_text())
         fields["val_cases"] = [case for case in fields["val_cases"] if case != "case_2"]
         path.write_text(json.dumps(fields))
-    report = crossval(data / "store", RECIPE, output, HERE, progress=SilentProgress())
-    assert report.evaluation.notices == ("without case_2, set aside when the store was made",)
+    report = crossval(store, RECIPE, output, HERE, progress=SilentProgress())
+    (notice,) = report.evaluation.notices
+    assert notice == "without case_2, added to the store after their fold was begun"
     assert "case_2" not in report.evaluation.cases
+    manifest = json.loads((store / "manifest.json").read_text())
+    entry = manifest["cases"].pop("case_2")
+    manifest["failed"]["case_2"] = {"code": "x", "message": "y", **{k: entry[k] for k in ("patient_id", "image")}}
+    (store / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ConfigError, match=r"1 case removed \(case_2\)"):
+        crossval(store, RECIPE, output, HERE, progress=SilentProgress())
+    accepting = CrossvalOptions(workers=0, accept_changed_data=True)
+    for options in (accepting, HERE):  # accepted once, it is not asked for again
+        report = crossval(store, RECIPE, output, options, progress=SilentProgress())
+        assert report.evaluation.notices == ("without case_2, set aside when the store was made",)
 
 
 def test_a_folder_holds_one_cross_validation(data: Path, half: Path, tmp_path: Path) -> None:

@@ -161,10 +161,10 @@ def test_label_maps_that_do_not_fit(tmp_path: Path) -> None:
     assert scored.lines == ("maps on 1 of 3 cases (all) of spheres",)
     assert "not judged, so in no metric: 2 of 3 cases" in scored.ending
     assert "no case has an answer that could be judged, so there is no score" in scored.ending
-    assert "1 answers are of no case of spheres: other" in scored.ending
+    assert "left out, as they are of no case of spheres: answers other" in scored.ending
     assert read_evaluation(tmp_path / "none.json").not_judged == lost
-    with pytest.raises(ConfigError, match="cannot be compared"):
-        _score(maps, dataset, against=out / "evaluation.json")
+    (why,) = _score(maps, dataset, against=out / "evaluation.json").lost
+    assert "cannot be compared" in why
     write_nifti(read_label_map(out / "s2.nii.gz"), maps / "s2.nii.gz")
     some = _evaluation(maps, dataset)
     assert some.metrics["dice"] == some.cases["s2"]["bright"] > 0.9
@@ -441,6 +441,9 @@ def test_findings_by_luna16s_rules(tmp_path: Path) -> None:
     again = _score(path, dataset, rules="luna16").result
     assert isinstance(again, Luna16Evaluation)
     assert again.counts == found.counts
+    blocked = _score(path, dataset, rules="luna16", output=Path("/proc/voxray"), json_file=Path("/proc/a.json"))
+    assert blocked.result == again
+    assert ["could not be written" in text for text in blocked.lost] == [True, True]
     of_run = _score(tmp_path / "run", dataset, rules="luna16", which="all").result
     assert isinstance(of_run, Luna16Evaluation)
     assert (of_run.counts, of_run.scans, of_run.cpm) == (found.counts, 3, found.cpm)
@@ -486,6 +489,24 @@ def test_where_the_result_goes_and_a_comparison(tmp_path: Path) -> None:
     assert row[1] == "-0.333"
     assert report.metrics["AR@0.10"] == 1.0
     assert f"differences are out minus {report.run}, paired case by case" in scored.ending
+
+
+def test_a_score_that_cannot_be_written_or_compared_is_told_all_the_same(tmp_path: Path) -> None:
+    dataset, out, report = _answered(tmp_path, "detection")
+    fewer = tmp_path / "fewer.json"
+    _score(out, dataset, which="answered", json_file=fewer)
+    (out / "s1.json").unlink()
+    nowhere = Path("/proc/voxray")
+    scored = _score(out, dataset, which="answered", output=nowhere, json_file=nowhere / "a.json", against=fewer)
+    assert scored.result.metrics["AR@0.10"] == report.metrics["AR@0.10"]  # type: ignore[union-attr]
+    assert scored.tables
+    compared, named, folder = scored.lost
+    assert "only one of them scored s1" in compared
+    assert named.startswith(f"{nowhere / 'a.json'}: the score above could not be written there: ")
+    assert folder.startswith(f"{nowhere / 'evaluation.json'}: the score above could not be written there: ")
+    for wrong in (tmp_path / "absent.json", out / "s0.json"):
+        with pytest.raises(ConfigError, match=wrong.name):  # before anything is read
+            _score(tmp_path / "absent", dataset, against=wrong)
 
 
 def test_answers_and_truth_that_say_nothing(tmp_path: Path) -> None:

@@ -123,6 +123,11 @@ def test_a_finished_run_does_not_pass_for_one_of_the_new_data(run: Path) -> None
     assert "stays so" in found.remarks[0]
     assert claim_run(run, found).data == read_run(run).data
     assert len(read_run(run).data) == 1
+    again = planned(run, balls(5))  # accepted once, for these data
+    assert again.remarks == found.remarks
+    assert claim_run(run, again) == read_run(run)
+    with pytest.raises(ConfigError, match=r"2 cases removed \(case_4, case_5\)"):
+        planned(run, balls(4))
 
 
 def test_a_run_of_an_earlier_version_is_taken_up_and_recorded(run: Path) -> None:

@@ -34,6 +34,7 @@ from voxray.pipelines.train import TrainOptions, folds_of, plan, stored_sources,
 from voxray.place import Place
 from voxray.recipe import Recipe
 from voxray.store import Store
+from voxray.training.data import Planned, claim_run
 from voxray.training.preflight import judged, recipe_findings
 
 METRICS = {"detection": "mAP", "segmentation": "dice"}
@@ -110,12 +111,14 @@ def crossval(
         ingest(data, recipe, f"{location}/{STORE}", progress=progress)
         store = Store.open(f"{location}/{STORE}")
     trainings = _trainings(store, recipe, location, chosen, rule=rule, options=options)
-    _plan(trainings, store, progress)
+    planned = _plan(trainings, store, progress)
     done = {fold_folder(location, fold) for fold in finished_folds(location)}
+    for folder in done & planned.keys():
+        claim_run(folder, planned[folder])
     at_once = _train([one for one in trainings if one.location not in done], options, progress)
     finished = finished_folds(location)
     with hire(max(1, options.workers * at_once), device="auto") as crew:
-        pooled = score_out_of_fold(location, record, data, finished, crew=crew, progress=progress)
+        pooled = score_out_of_fold(location, record, data, finished, store=store, crew=crew, progress=progress)
     return CrossvalReport(
         output=location,
         metric=METRICS[recipe.task],
@@ -191,11 +194,13 @@ def _trainings(
     ]
 
 
-def _plan(trainings: Sequence[Training], store: Store, progress: Progress) -> None:
-    """Says what is to be known of every fold, or refuses it, before any trains."""
+def _plan(trainings: Sequence[Training], store: Store, progress: Progress) -> dict[str, Planned]:
+    """Says what is to be known of every fold, or refuses it, before any trains; the plans by their folders."""
+    planned = {one.location: plan(store, one.recipe, one.location, one.options) for one in trainings}
     for one in trainings:
-        for remark in plan(store, one.recipe, one.location, one.options).remarks:
+        for remark in planned[one.location].remarks:
             progress.say(f"{one.name}: {remark}")
+    return planned
 
 
 def _train(trainings: Sequence[Training], options: CrossvalOptions, progress: Progress) -> int:

@@ -34,7 +34,7 @@ from voxray.pipelines.given import (
     naming_of,
     read_answers,
 )
-from voxray.pipelines.luna16 import Luna16Truth, evaluate_luna16, is_luna16_folder, some
+from voxray.pipelines.luna16 import Luna16Truth, evaluate_luna16, is_luna16_folder, some, unwritten
 from voxray.pipelines.naming import Naming
 from voxray.pipelines.progress import Progress, tell_warnings
 from voxray.pipelines.result_files import ResultFiles, given_inputs, named_inputs, truth_inputs
@@ -90,6 +90,8 @@ class Scored:
     lines: tuple[str, ...]
     tables: tuple[ScoreTable, ...]
     ending: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+    """What was asked for beside the score and could not be had: files, a comparison."""
 
 
 def evaluate_anything(answers: str, truth: Path | None, options: FileOptions, *, progress: Progress) -> Scored:
@@ -99,13 +101,16 @@ def evaluate_anything(answers: str, truth: Path | None, options: FileOptions, *,
     parse_ious(options.ious)
     if options.values is not None and (is_run(answers) or options.rules == "luna16"):
         raise ConfigError("--values: a run names its classes, and LUNA16's rules have none; leave it out.")
+    if options.rules == "luna16":
+        _refuse_against(options)
+    other = None if options.against is None else read_evaluation(options.against)
     if is_run(answers):
         if options.rules == "luna16":
-            return _told_luna16(_run_by_luna16(answers, truth, options, progress=progress))
+            return _told_luna16(*_run_by_luna16(answers, truth, options, progress=progress))
         report = evaluate(
             answers, options.of_run(), dataset=truth, root=options.root, output=options.output, progress=progress
         )
-        return _told(report, options)
+        return _told(report, options, other, is_written=True)
     if options.which not in (None, *FILE_CASES):
         raise ConfigError(f"--cases {options.which}: of answers in files must be {' or '.join(FILE_CASES)}.")
     found = read_answers(Path(answers), trust_pickle=options.trust_pickle)
@@ -119,14 +124,14 @@ def evaluate_anything(answers: str, truth: Path | None, options: FileOptions, *,
     files.require_free(chain(read, named_inputs([options.against])))
     if by_luna16:
         _refuse_against(options)
-        return _told_luna16(_by_luna16(found, read_luna16_truth(truth, root=options.root), options))
+        return _told_luna16(*_by_luna16(found, read_luna16_truth(truth, root=options.root), options))
     if found.marks is not None:
         raise ConfigError(f"--rules iou: the marks of {answers} have no size; only the rules luna16 judge them.")
     values = None if options.values is None else parse_values(options.values)
     names_truth = found.form in ("findings", *MAP_FORMS)
     task: Literal["detection", "segmentation"] = "segmentation" if found.is_segmentation else "detection"
     known = read_truth(truth, root=options.root, values=values if names_truth else None, task=task)
-    return _told(evaluate_files(found, known, options, progress=progress), options)
+    return _told(evaluate_files(found, known, options, progress=progress), options, other)
 
 
 def is_run(answers: str) -> bool:
@@ -156,14 +161,11 @@ def evaluate_files(answers: Answers, truth: Truth, options: FileOptions, *, prog
     about = {"run": answers.name, "dataset": truth.name, "which": which}
     task: Literal["detection", "segmentation"] = "segmentation" if answers.is_segmentation else "detection"
     report = summarise(scores, truth.classes, task=task, ious=parse_ious(options.ious), **about)
-    notices = [f"{len(unknown)} answers are of no case of {truth.name}: {some(unknown)}"] if unknown else []
+    notices = [f"left out, as they are of no case of {truth.name}: answers {some(unknown)}"] if unknown else []
     output = "" if options.output is None else str(options.output)
-    report = report.model_copy(
+    return report.model_copy(
         update={"notices": tuple(notices), "output": output, "seconds": time.monotonic() - begin}
     )
-    if options.output is not None:
-        write_evaluation(report, options.output / EVALUATION)
-    return report
 
 
 class FileScorer:
@@ -221,9 +223,10 @@ class FileScorer:
         return labels_in(self._answers, name, self._naming, self._truth, truth)
 
 
-def _run_by_luna16(run: str, truth: Path | None, options: FileOptions, *, progress: Progress) -> Luna16Evaluation:
+def _run_by_luna16(
+    run: str, truth: Path | None, options: FileOptions, *, progress: Progress
+) -> tuple[Luna16Evaluation, tuple[str, ...]]:
     """The run's score by the rules: it answers its cases first, and those alone count."""
-    _refuse_against(options)
     is_folder = truth is not None and is_luna16_folder(truth)
     own = None if is_package(run) else read_best_run(run).dataset_file
     place = truth or (None if own is None else Path(own))
@@ -244,10 +247,10 @@ def _run_by_luna16(run: str, truth: Path | None, options: FileOptions, *, progre
     files = {name: file for name, file in answers.files.items() if name in report.cases}
     scans = tuple(case_id for case_id in known.case_ids if case_id in report.cases)
     answers = replace(answers, name=report.run, files=files)
-    result = _by_luna16(answers, replace(known, case_ids=scans), replace(options, which=None))
+    result, lost = _by_luna16(answers, replace(known, case_ids=scans), replace(options, which=None))
     failed = {**report.failed, **report.not_judged}
     odd = tuple(f"{case_id}: warning: {text}" for case_id, texts in report.warnings.items() for text in texts)
-    return result.model_copy(update={"notices": (*result.notices, *odd), "failed": failed})
+    return result.model_copy(update={"notices": (*result.notices, *odd), "failed": failed}), lost
 
 
 def _refuse_against(options: FileOptions) -> None:
@@ -257,7 +260,9 @@ def _refuse_against(options: FileOptions) -> None:
         )
 
 
-def _by_luna16(answers: Answers, known: Luna16Truth, options: FileOptions) -> Luna16Evaluation:
+def _by_luna16(
+    answers: Answers, known: Luna16Truth, options: FileOptions
+) -> tuple[Luna16Evaluation, tuple[str, ...]]:
     marks = marks_of(answers)
     if answers.marks is None:
         names, _ = cases_of(answers, Truth(known.name, (), {case_id: case_id for case_id in known.case_ids}))
@@ -277,30 +282,35 @@ def _by_luna16(answers: Answers, known: Luna16Truth, options: FileOptions) -> Lu
     )
 
 
-def _told(report: Evaluation, options: FileOptions) -> Scored:
-    judged, lost = len(report.cases), len(report.not_judged)
+def _told(report: Evaluation, options: FileOptions, other: Evaluation | None, *, is_written: bool = False) -> Scored:
+    """The score as it is told, and written where it is not yet."""
+    judged, not_judged = len(report.cases), len(report.not_judged)
     tables = score_tables(report) if report.metrics else []
-    ending = [*report.notices]
-    if report.not_judged:
-        ending.append(f"not judged, so in no metric: {len(report.not_judged)} of {judged + lost} cases")
+    ending, lost = [*report.notices], list[str]()
+    noun = f"case{'s' * (judged + not_judged != 1)}"
+    if not_judged:
+        ending.append(f"not judged, so in no metric: {not_judged} of {judged + not_judged} {noun}")
     if not report.metrics:
         ending.append("no case has an answer that could be judged, so there is no score")
     if report.without_truth:
         ending.append(f"without truth, so without a score: {some(report.without_truth)}")
-    if options.against is not None:
-        other = read_evaluation(options.against)
-        tables.append(difference_table(compare(other, report)))
-        ending.append(f"differences are {report.run} minus {other.run}, paired case by case")
+    if other is not None:
+        error = attempt(lambda: tables.append(difference_table(compare(other, report))))
+        paired = f"differences are {report.run} minus {other.run}, paired case by case"
+        (lost if error else ending).append(error or paired)
     if options.json_file is not None:
-        write_evaluation(report, options.json_file)
-        ending.append(f"written: {options.json_file}")
+        named = options.json_file
+        error = unwritten(lambda: write_evaluation(report, named), named)
+        (lost if error else ending).append(error or f"written: {named}")
     if report.output:
-        ending.append(f"answers and {EVALUATION}: {report.output}")
-    cases = f"{judged} of {judged + lost}" if lost else f"{judged}"
-    head = f"{report.run} on {cases} cases ({report.which}) of {report.dataset}"
-    return Scored(report, (head,), tuple(tables), tuple(ending))
+        file = Path(report.output) / EVALUATION
+        error = "" if is_written else unwritten(lambda: write_evaluation(report, file), file)
+        (lost if error else ending).append(error or f"answers and {EVALUATION}: {report.output}")
+    cases = f"{judged} of {judged + not_judged}" if not_judged else f"{judged}"
+    head = f"{report.run} on {cases} {noun} ({report.which}) of {report.dataset}"
+    return Scored(report, (head,), tuple(tables), tuple(ending), tuple(lost))
 
 
-def _told_luna16(result: Luna16Evaluation) -> Scored:
-    head = f"{result.answers} on {result.scans} scans of {result.truth}, by LUNA16's rules"
-    return Scored(result, (head,), tuple(luna16_tables(result)), result.notices)
+def _told_luna16(result: Luna16Evaluation, lost: tuple[str, ...]) -> Scored:
+    head = f"{result.answers} on {result.scans} scan{'s' * (result.scans != 1)} of {result.truth}, by LUNA16's rules"
+    return Scored(result, (head,), tuple(luna16_tables(result)), result.notices, lost)

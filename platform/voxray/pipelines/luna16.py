@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from voxray.annotations.tables import Spheres, read_excluded_csv
+from voxray.bulkhead import attempt
 from voxray.dataset.truth import SpheresCsv
 from voxray.errors import DataError
 from voxray.evaluation import Bootstrap, Line, Luna16Evaluation, write_evaluation
@@ -43,8 +45,11 @@ def evaluate_luna16(
     output: Path | None = None,
     json_file: Path | None = None,
     overwrite: bool = False,
-) -> Luna16Evaluation:
-    """The official score of the marks; with `output` the files that the official script writes lie there."""
+) -> tuple[Luna16Evaluation, tuple[str, ...]]:
+    """The official score of the marks, and why what could not be written could not.
+
+    With `output` the files that the official script writes lie there.
+    """
     notices = _notices(marks, truth)
     numbers = {case_id: index for index, case_id in enumerate(truth.case_ids)}
     known = np.array([case_id in numbers for case_id in marks.case_ids], bool)
@@ -57,12 +62,20 @@ def evaluate_luna16(
     )
     curve = froc(outcome)
     result = _evaluation(outcome, curve, name=name, truth=truth.name, notices=notices)
+    lost = []
     if output is not None:
         bands = bootstrap(outcome, rng=np.random.default_rng(SEED), num=NUM_REPLICATES)
-        write_official(result, outcome, curve, bands, truth=truth, output=output, overwrite=overwrite)
+        official = partial(write_official, result, outcome, curve, bands, truth=truth, overwrite=overwrite)
+        lost.append(unwritten(lambda: official(output=output), output))
     if json_file is not None:
-        write_evaluation(result, json_file)
-    return result
+        lost.append(unwritten(lambda: write_evaluation(result, json_file), json_file))
+    return result, tuple(filter(None, lost))
+
+
+def unwritten(write: Callable[[], object], place: Path) -> str:
+    """Writes a score; why it could not be written, or an empty text, as what was measured is told all the same."""
+    error = attempt(write)
+    return f"{place}: the score above could not be written there: {error}" if error else ""
 
 
 def is_luna16_folder(path: Path) -> bool:

@@ -19,6 +19,7 @@ from voxray.pipelines.progress import Progress, tell_warnings
 from voxray.pipelines.scores import CaseScore, summarise
 from voxray.pipelines.spread import Crew, spread
 from voxray.run import Run
+from voxray.store import Store, named
 from voxray.training.checkpoint import read_run
 
 
@@ -36,6 +37,7 @@ def score_out_of_fold(
     data: Dataset,
     finished: Sequence[int],
     *,
+    store: Store,
     crew: Crew,
     progress: Progress,
 ) -> Pooled:
@@ -63,7 +65,7 @@ def score_out_of_fold(
     name = location.rpartition("/")[2]
     task = folds[finished[0]].task
     pooled = summarise(scores, data.classes, task=task, run=name, dataset=data.name, which=record.scored)
-    left_out = _left_out(sources, record, [score.case_id for score in scores], finished)
+    left_out = _left_out(sources, record, [score.case_id for score in scores], finished, store)
     weights = tuple(digest for one in folds.values() for digest in one.weights_sha256)
     pooled = pooled.model_copy(update={"output": str(output), "notices": left_out, "weights_sha256": weights})
     write_evaluation(pooled, Path(location) / EVALUATION)
@@ -102,7 +104,7 @@ def _fold_score(
 
 
 def _left_out(
-    sources: Sequence[CaseSource], record: CrossvalFile, scored: Sequence[str], finished: Sequence[int]
+    sources: Sequence[CaseSource], record: CrossvalFile, scored: Sequence[str], finished: Sequence[int], store: Store
 ) -> tuple[str, ...]:
     """What a reader of the score should know: folds that are not in it, and cases that no store holds."""
     notices: list[str] = []
@@ -112,7 +114,12 @@ def _left_out(
     expected = [
         case.case_id for fold in finished for case in getattr(split(sources, record.rule, fold), record.scored)
     ]
-    if lost := sorted(set(expected) - set(scored)):
-        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
-        notices.append(f"without {', '.join(lost[:3])}{more}, set aside when the store was made")
+    lost = sorted(set(expected) - set(scored))
+    added, aside = (
+        tuple(case for case in lost if (case in store.manifest.cases) is there) for there in (True, False)
+    )
+    if added:
+        notices.append(f"without {named(added)}, added to the store after their fold was begun")
+    if aside:
+        notices.append(f"without {named(aside)}, set aside when the store was made")
     return tuple(notices)

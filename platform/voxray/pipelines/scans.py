@@ -54,7 +54,7 @@ def find_scans(
         answers: list[Path] = []
         paths = sorted(_scans_under(given, answers)) if given.is_dir() else [given]
         if answers:
-            say(f"{given}: {len(answers)} files are answers that voxray wrote, and are left out: {_some(answers)}")
+            say(f"{given}: answers that voxray wrote are left out, as they are no scans: {_some(answers)}")
         paths = _with_ct(given, paths, say)
         if not paths:
             raise ConfigError(

@@ -297,7 +297,7 @@ def _identity(run: Run) -> dict[str, Any]:
     """What makes two runs of the same cases one; the code may have moved on, and the name is a label."""
     data: dict[str, Any] = json.loads(to_json(run))
     labels = ("schema_version", "name", "commit", "voxray_version", "dataset_file")
-    for name in (*labels, "data", "train_cases", "val_cases"):
+    for name in (*labels, "data", "left_as_it_is", "train_cases", "val_cases"):
         data.pop(name)
     return data
 

@@ -50,12 +50,13 @@ def plan_run(location: Location, wanted: Run, store: Store, *, accept: bool = Fa
     state = find_state(location)
     epochs, finished = (state.epochs_done, state.finished) if state else (0, False)
     what = str(changes) or "which cases cannot be told, as its folder 'data' is not complete"
-    if not accept:
+    if not accept and not (finished and contents.digest in held.left_as_it_is):
         total = held.recipe["optim"]["epochs"]
         raise ConfigError(_refusal(folder, store, what, f"{epochs} of its {total} epochs", finished=finished))
     if finished:
         text = f"{folder.uri}: finished its training on other data than {store.uri} holds now ({what}), and stays so."
-        return Planned(held, contents, (text,))
+        known = tuple(dict.fromkeys((*held.left_as_it_is, contents.digest)))
+        return Planned(held.model_copy(update={"left_as_it_is": known}), contents, (text,))
     version = _version(store, contents, wanted).model_copy(update={"after_epoch": epochs, "changes": what})
     run = _with_data(_with_sides(held, wanted, store), *held.data, version)
     return Planned(run, contents, (f"{folder.uri}: goes on after epoch {epochs} with changed data: {what}.",))
@@ -156,7 +157,7 @@ def _does(side: str | None) -> str:
 def _refusal(folder: Place, store: Store, what: str, done: str, *, finished: bool) -> str:
     begin = f"{folder.uri}: was trained for {done} on other data than {store.uri} holds now: {what}"
     if finished:
-        return f"{begin}; train into another folder, or leave it as it is with {FLAG}."
+        return f"{begin}; train into another folder, or leave it as it is with {FLAG} (recorded)."
     return f"{begin}; train into another folder, or go on with the data as they are now with {FLAG} (recorded)."
 
 
