@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import tomlkit
 
 from inference.bright import sphere_scan
 from inference.small_networks import small_network
-from pipelines.bright_runs import register, write_run, write_spheres
+from pipelines.bright_runs import Heard, register, write_run, write_spheres
 from pipelines.small_runs import write_small_run
 from voxray.config import to_toml
 from voxray.errors import ConfigError, DataError
@@ -175,6 +176,20 @@ def test_runs_that_cannot_answer_together_are_refused(folder: Path, tmp_path: Pa
     with pytest.raises(ConfigError, match="model: is there already"):
         made([folder / "run_0"], folder / "model")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_that_were_trained_on_other_data_are_named(folder: Path, tmp_path: Path) -> None:
+    runs = []
+    for number, digest in enumerate(("aa", "aa", "bb")):
+        run = Path(shutil.copytree(folder / f"run_{number}", tmp_path / f"run_{number}"))
+        (about,) = run.glob("checkpoints/*/run.json")
+        version = {"digest": digest, "sides": "s", "store": "store", "num_cases": 3 + number}
+        about.write_text(json.dumps(json.loads(about.read_text()) | {"data": [version]}))
+        runs.append(run)
+    heard = Heard()
+    consolidate(runs, tmp_path / "model", progress=heard)
+    (line,) = heard.lines
+    assert line.startswith(f"{runs[2]}: was trained on other data (5 cases) than {runs[0]} (3 cases)")
 
 
 def test_an_ensemble_predicts_and_is_evaluated_as_any_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

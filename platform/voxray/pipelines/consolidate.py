@@ -26,6 +26,7 @@ from voxray.pipelines.setting import Setting, read_setting, with_setting
 from voxray.place import Location, Place
 from voxray.recipe import Recipe
 from voxray.run import Run
+from voxray.store import number_of_cases
 from voxray.training.checkpoint import load_model, read_state
 
 BATCHES = (1, 4, 8)
@@ -77,6 +78,7 @@ def consolidate(
             members.append(_write_member(folder, number, one))
             runs.append(one.run)
             advance(1)
+        _say_other_data(runs, locations, progress)
         ensemble = Ensemble(members=tuple(members), setting=dict(chosen))
         about = _about(runs, name=_name_of(sources, output), recipe=recipe)
         card = ensemble_card(about, recipe, ensemble, name=output.name, score=_score(sources, ensemble, progress))
@@ -127,6 +129,18 @@ def _require_alike(first: Loaded, other: Loaded) -> None:
         raise ConfigError(
             f"{other.location}: its recipe has another {different[0]} than that of {first.location}; networks that "
             f"answer together are runs of one recipe."
+        )
+
+
+def _say_other_data(runs: Sequence[Run], locations: Sequence[str], progress: Progress) -> None:
+    """Says which runs were last trained on other data than the first: corrected labels, added cases."""
+    recorded = {place: run.data[-1] for run, place in zip(runs, locations, strict=True) if run.data}
+    digests = {place: version.digest for place, version in recorded.items()}
+    first = next(iter(digests), "")
+    for place in [place for place, digest in digests.items() if digest != digests[first]]:
+        progress.say(
+            f"{place}: was trained on other data ({number_of_cases(recorded[place].num_cases)}) than {first} "
+            f"({number_of_cases(recorded[first].num_cases)}); they answer together all the same."
         )
 
 

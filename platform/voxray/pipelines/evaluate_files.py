@@ -103,10 +103,10 @@ def evaluate_anything(answers: str, truth: Path | None, options: FileOptions, *,
         raise ConfigError("--values: a run names its classes, and LUNA16's rules have none; leave it out.")
     if options.rules == "luna16":
         _refuse_against(options)
-    other = None if options.against is None else read_evaluation(options.against)
     if is_run(answers):
         if options.rules == "luna16":
             return _told_luna16(*_run_by_luna16(answers, truth, options, progress=progress))
+        other = _other(options)
         report = evaluate(
             answers, options.of_run(), dataset=truth, root=options.root, output=options.output, progress=progress
         )
@@ -127,6 +127,7 @@ def evaluate_anything(answers: str, truth: Path | None, options: FileOptions, *,
         return _told_luna16(*_by_luna16(found, read_luna16_truth(truth, root=options.root), options))
     if found.marks is not None:
         raise ConfigError(f"--rules iou: the marks of {answers} have no size; only the rules luna16 judge them.")
+    other = _other(options)
     values = None if options.values is None else parse_values(options.values)
     names_truth = found.form in ("findings", *MAP_FORMS)
     task: Literal["detection", "segmentation"] = "segmentation" if found.is_segmentation else "detection"
@@ -251,6 +252,11 @@ def _run_by_luna16(
     failed = {**report.failed, **report.not_judged}
     odd = tuple(f"{case_id}: warning: {text}" for case_id, texts in report.warnings.items() for text in texts)
     return result.model_copy(update={"notices": (*result.notices, *odd), "failed": failed}), lost
+
+
+def _other(options: FileOptions) -> Evaluation | None:
+    """What the score will be compared with, read before the work."""
+    return None if options.against is None else read_evaluation(options.against)
 
 
 def _refuse_against(options: FileOptions) -> None:

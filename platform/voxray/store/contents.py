@@ -57,7 +57,12 @@ class Changes:
 
 def counted(cases: tuple[str, ...]) -> str:
     """``1 case``, ``4 cases``."""
-    return f"{len(cases)} case{'s' * (len(cases) != 1)}"
+    return number_of_cases(len(cases))
+
+
+def number_of_cases(number: int) -> str:
+    """The same of a number."""
+    return f"{number} case{'s' * (number != 1)}"
 
 
 def named(cases: tuple[str, ...]) -> str:
