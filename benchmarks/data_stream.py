@@ -21,13 +21,13 @@ import numpy as np
 from scans import enlarged, with_noise
 from table import Row, options, show
 
-from voxray.case import Case
-from voxray.place import Place
+from voxray.core.case import Case
+from voxray.core.recipe import Recipe
+from voxray.core.storage import Place
+from voxray.core.volume import Shape, Volume
 from voxray.preprocess import orient
-from voxray.recipe import Recipe
 from voxray.recipes import read_recipe
 from voxray.store import write_case, write_manifest
-from voxray.volume import Shape, Volume
 
 QUICK = ("patch.size_vox=[96,96,48]", "patch.margin_vox=[16,16,16]", "patch.max_object_vox=[32,32,24]")
 QUICK_OF = {"lung_nodule": QUICK, "spleen": ("patch.size_vox=[64,64,64]", "patch.margin_vox=[16,16,16]")}

@@ -32,15 +32,15 @@ from table import Row, options, show
 
 from voxray.boxes.nms import nms
 from voxray.boxes.overlap import iou
-from voxray.case import VolumeStats
-from voxray.inference.runtimes import RUNTIMES, choose_runtime, network_of, open_runtime
-from voxray.inference.runtimes.open_vino_int8 import save_int8
-from voxray.pipelines.patches import varied_patches
+from voxray.core.case import VolumeStats
+from voxray.core.recipe import Recipe
+from voxray.core.volume import Shape, Volume
+from voxray.exporting.sample_patches import varied_patches
 from voxray.preprocess import normalise, orient, resample, resample_labels
 from voxray.readers import read_volume, write_nifti
-from voxray.recipe import Recipe
 from voxray.recipes import read_recipe
-from voxray.volume import Shape, Volume
+from voxray.runtimes import RUNTIMES, choose_runtime, network_of, open_runtime
+from voxray.runtimes.openvino.int8 import save_int8
 
 GB = 1e9 / 2**30
 PUBLISHED_GIB = 26 * GB

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from voxray.recipe import Recipe
+from voxray.core.recipe import Recipe
+from voxray.core.run import Run
 from voxray.recipes import read_recipe
-from voxray.run import Run
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Job:
 def voxray_side(job: Job) -> Callable[[], None]:
     """Ready to read, answer and write as `voxray predict` does."""
     from voxray.inference.predictor import Predictor
-    from voxray.inference.runtimes import choose_runtime, network_of, open_runtime
     from voxray.readers import read_volume, write_nifti
+    from voxray.runtimes import choose_runtime, network_of, open_runtime
 
     recipe, network = job.network()
     classes = tuple(f"class_{index}" for index in range(job.num_classes))

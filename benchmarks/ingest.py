@@ -20,11 +20,11 @@ from monai.transforms.utility.dictionary import EnsureChannelFirstd
 from scans import write_scans
 from table import Row, options, show
 
+from voxray.commands.ingest import ingest
+from voxray.core.recipe import Recipe
 from voxray.dataset import read_dataset
+from voxray.distributed.cluster import connect
 from voxray.loading import list_cases
-from voxray.pipelines.cluster import connect
-from voxray.pipelines.ingest import ingest
-from voxray.recipe import Recipe
 from voxray.recipes import read_recipe
 
 TURNS = 2

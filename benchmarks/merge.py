@@ -26,16 +26,16 @@ from table import Row, options, show
 from voxray.boxes.cluster import Clustering, Evidence, fuse
 from voxray.boxes.neighbours import Neighbours
 from voxray.boxes.nms import nms
-from voxray.inference.bench import Bench, BenchCase, Boxes
-from voxray.pipelines.cluster import connect
-from voxray.pipelines.journal import Journal
-from voxray.pipelines.space import Setting, read_space
-from voxray.pipelines.study import Outcome, Plan, Study
-from voxray.pipelines.trying import Try, open_trier
-from voxray.recipe import DetectionMerge
+from voxray.core.recipe import DetectionMerge
+from voxray.core.volume import Grid
+from voxray.distributed.cluster import connect
+from voxray.inference.candidates.replay import Bench, BenchCase, Boxes
 from voxray.recipes import read_recipe
+from voxray.sweeping.journal import Journal
+from voxray.sweeping.search_space import Setting, read_space
+from voxray.sweeping.study import Outcome, Plan, Study
+from voxray.sweeping.trials import Try, open_trier
 from voxray.tasks.candidates import Placed
-from voxray.volume import Grid
 
 MONAI_COCO: Any = importlib.import_module("monai.apps.detection.metrics.coco")
 MONAI_MATCHING: Any = importlib.import_module("monai.apps.detection.metrics.matching")

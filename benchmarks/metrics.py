@@ -22,7 +22,7 @@ from scans import enlarged
 from scipy import ndimage
 from table import Row, options, show
 
-from voxray.detections import Detections
+from voxray.core.detections import Detections
 from voxray.metrics import coco
 from voxray.metrics.bootstrap import draw_weights
 from voxray.metrics.luna16 import Marks, Nodules, Outcome, bootstrap, froc, judge

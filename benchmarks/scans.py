@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from voxray.core.volume import Grid, Shape, Vector, Volume
 from voxray.phantoms.kinds import draw_phantom
 from voxray.preprocess import resample, resample_labels
 from voxray.readers import read_label_map, read_volume, write_nifti
-from voxray.volume import Grid, Shape, Vector, Volume
 
 NOISE_HU = 12.0
 ORIGIN_MM = (-180.0, -160.0, -640.0)

@@ -35,8 +35,8 @@ from pipelines.small_runs import write_small_run  # noqa: E402
 from serving.load import resident_mib, right_answers, use  # noqa: E402
 from serving.services import Served, await_ready, small_models, small_scan, start  # noqa: E402
 from voxray.phantoms import draw_phantom  # noqa: E402
-from voxray.pipelines.answers import open_engine, write_answer  # noqa: E402
 from voxray.readers import read_volume, write_nifti  # noqa: E402
+from voxray.results.answers import open_engine, write_answer  # noqa: E402
 
 ROUNDS = 5
 WINDOWS = ["inference.window_vox=[96,96,64]", "inference.overlap=0.25"]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from voxray.recipe import Recipe, WindowIntensity
+from voxray.core.recipe import Recipe, WindowIntensity
 from voxray.recipes import read_recipe
 from voxray.store import Store
 
@@ -26,7 +26,7 @@ LOADERS = 2
 
 def voxray_worker(job: dict[str, Any], rank: int) -> float:
     """The stream, normalised and augmented, on one rank."""
-    from voxray.pipelines.stream import patch_stream
+    from voxray.distributed.patch_stream import patch_stream
     from voxray.sampling import Schedule
     from voxray.training.step import prepare
 
@@ -172,8 +172,8 @@ def _monai_detection(recipe: Recipe) -> list[Any]:
 
 
 def _on_ray(job: dict[str, Any]) -> float:
-    from voxray.pipelines.cluster import connect, require_cpus
-    from voxray.pipelines.stream import reader_cpus
+    from voxray.distributed.cluster import connect, require_cpus
+    from voxray.distributed.patch_stream import reader_cpus
 
     with connect():
         import ray

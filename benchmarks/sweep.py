@@ -27,22 +27,22 @@ import numpy as np
 from jaxtyping import Float64
 from table import Row, options, show
 
+from voxray.commands.demo import LESSONS, SEED
+from voxray.commands.ingest import ingest
+from voxray.commands.sweep import bounds_of, parts_of, sweep
+from voxray.commands.train import train
+from voxray.core.progress import PlainProgress, Progress
 from voxray.dataset import read_dataset
-from voxray.inference.bench import Bench
+from voxray.distributed.cluster import connect
+from voxray.inference.candidates.replay import Bench
 from voxray.metrics.bootstrap import band, draw_weights, ones
 from voxray.metrics.coco import IOUS
 from voxray.phantoms import write_toy
-from voxray.pipelines.benching import Wanted, keep_cases
-from voxray.pipelines.cluster import connect
-from voxray.pipelines.demo import LESSONS, SEED
-from voxray.pipelines.ingest import ingest
-from voxray.pipelines.progress import PlainProgress, Progress
-from voxray.pipelines.space import Setting, Space, read_space
-from voxray.pipelines.study import SAMPLERS
-from voxray.pipelines.sweep import bounds_of, parts_of, sweep
-from voxray.pipelines.sweep_report import SweepOptions
-from voxray.pipelines.train import train
 from voxray.recipes import read_recipe
+from voxray.sweeping.candidate_cases import Wanted, keep_cases
+from voxray.sweeping.report import SweepOptions
+from voxray.sweeping.search_space import Setting, Space, read_space
+from voxray.sweeping.study import SAMPLERS
 from voxray.training.checkpoint import Checkpoint, find_state, load_model, read_state, write_checkpoint
 
 SPACE = Path(__file__).resolve().parents[1] / "search_spaces" / "detection.toml"

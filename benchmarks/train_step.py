@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 from table import Row, options, show
 
+from voxray.commands.ingest import ingest
+from voxray.commands.train import train
+from voxray.core.recipe import Recipe
 from voxray.dataset import read_dataset
+from voxray.distributed.cluster import connect
 from voxray.phantoms import write_toy
-from voxray.pipelines.cluster import connect
-from voxray.pipelines.ingest import ingest
-from voxray.pipelines.train import train
-from voxray.recipe import Recipe
 from voxray.recipes import read_recipe
 
 AIM_PERCENT = 5.0

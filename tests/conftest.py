@@ -44,7 +44,7 @@ def one_ray(pytestconfig: pytest.Config) -> None:
     import ray
 
     if not ray.is_initialized():
-        from voxray.pipelines.cluster import connect
+        from voxray.distributed.cluster import connect
 
         with ExitStack() as stack:
             stack.enter_context(pytest.MonkeyPatch.context()).delenv("RAY_ADDRESS", raising=False)

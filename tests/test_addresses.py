@@ -9,9 +9,9 @@ from urllib.parse import unquote
 import pytest
 from sqlalchemy.engine import create_engine
 
-from voxray.addresses import at_home, file_url, local_path, sqlite_path, sqlite_url
-from voxray.errors import ConfigError
-from voxray.place import Place
+from voxray.core.addresses import at_home, file_url, local_path, sqlite_path, sqlite_url
+from voxray.core.errors import ConfigError
+from voxray.core.storage import Place
 
 NAMES = (
     "plain",

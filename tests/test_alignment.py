@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from voxray.alignment import Arrangement, arrangements, fit, put_on
-from voxray.errors import DataError
-from voxray.volume import Grid, Shape, Volume
+from voxray.core.alignment import Arrangement, arrangements, fit, put_on
+from voxray.core.errors import DataError
+from voxray.core.volume import Grid, Shape, Volume
 
 EVERY = list(arrangements())
 SPACING = (0.7, 1.3, 2.9)

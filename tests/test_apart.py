@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from voxray.apart import Input, keep_apart, keep_out, require_folder
-from voxray.errors import ConfigError
+from voxray.core.apart import Input, keep_apart, keep_out, require_folder
+from voxray.core.errors import ConfigError
 
 
 @pytest.fixture

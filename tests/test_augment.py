@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from voxray.augment import Draws, apply, draw, rotation_matrix, smooth
-from voxray.batch import IGNORED, PADDING, Batch
-from voxray.recipe import AugmentConfig
-from voxray.volume import Vector
+from voxray.core.batch import IGNORED, PADDING, Batch
+from voxray.core.recipe import AugmentConfig
+from voxray.core.volume import Vector
 
 GEOMETRY = {"flip_p": 0.5, "rot90_p": 0.75, "rotate_p": 0.7, "zoom_p": 0.7, "rotate_deg": 45.0}
 EVERYTHING = GEOMETRY | dict.fromkeys(("noise_p", "blur_p", "scale_p", "shift_p", "gamma_p"), 0.5)

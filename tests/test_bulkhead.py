@@ -8,8 +8,8 @@ import logging
 import numpy as np
 import pytest
 
-from voxray.bulkhead import LOGGER, attempt, refusal_in
-from voxray.errors import ConfigError, DataError, ResourceError
+from voxray.core.bulkhead import LOGGER, attempt, refusal_in
+from voxray.core.errors import ConfigError, DataError, ResourceError
 
 
 class LibraryError(Exception):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from voxray.case import VolumeStats, label_counts, pack, unpack
+from voxray.core.case import VolumeStats, label_counts, pack, unpack
 
 
 @given(arrays(np.int16, st.tuples(st.integers(1, 40), st.integers(1, 4), st.integers(1, 4))))

@@ -18,8 +18,9 @@ from typer.testing import CliRunner, Result
 
 from inference.bright import sphere_scan
 from pipelines.bright_runs import register, write_run, write_spheres
-from voxray import cli, terminal
-from voxray.errors import ConfigError, DataError, ResourceError
+from voxray import cli
+from voxray.cli import terminal
+from voxray.core.errors import ConfigError, DataError, ResourceError
 from voxray.readers import read_label_map, write_nifti
 from writers.dicom_series import write_volume
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from voxray.config import read_mapping
-from voxray.errors import ConfigError
+from voxray.core.config import read_mapping
+from voxray.core.errors import ConfigError
 
 
 @pytest.mark.parametrize(("name", "text"), [("a.toml", "rate = 0.1\r\n"), ("a.json", '{"rate": 0.1}')])

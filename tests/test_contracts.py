@@ -12,16 +12,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from voxray.batch import PADDING, Batch
-from voxray.case import Case
-from voxray.config import to_json
+from voxray.core.batch import PADDING, Batch
+from voxray.core.case import Case
+from voxray.core.config import to_json
+from voxray.core.outputs import DetectionOutput, Output, SegmentationOutput
+from voxray.core.recipe import NetworkConfig, Recipe, parse_recipe
+from voxray.core.volume import Grid, Volume
 from voxray.losses import local
 from voxray.models import MODELS
-from voxray.outputs import DetectionOutput, Output, SegmentationOutput
-from voxray.recipe import NetworkConfig, Recipe, parse_recipe
 from voxray.recipes import published, read_recipe
 from voxray.tasks import build_task
-from voxray.volume import Grid, Volume
 
 SMALL: dict[str, tuple[str, list[str]]] = {
     "unet": (

@@ -11,7 +11,7 @@ import pydicom
 import pytest
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from voxray.dicom_file import is_dicom, parts_of, read_header, read_with_pixels, starts_dicom, text_of
+from voxray.readers.dicom_file import is_dicom, parts_of, read_header, read_with_pixels, starts_dicom, text_of
 
 SYNTAXES = [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian]
 

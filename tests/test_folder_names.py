@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from pipelines.balls import write_balls
 from pipelines.tiny_training import segmentation_recipe
 from voxray import cli
-from voxray.config import to_toml
+from voxray.core.config import to_toml
 from voxray.models import MODELS
 from voxray.training.checkpoint import load_model
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from voxray.outputs import Head, channels_last
+from voxray.core.outputs import Head, channels_last
 
 
 def laid_out(values: Tensor, layout: str) -> Tensor:

@@ -9,8 +9,8 @@ from uuid import uuid4
 
 import pytest
 
-from voxray.errors import ConfigError, ResourceError
-from voxray.place import Place, sync_all
+from voxray.core.errors import ConfigError, ResourceError
+from voxray.core.storage import Place, sync_all
 
 
 @pytest.fixture(params=["local", "memory"])

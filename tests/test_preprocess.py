@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from monai.transforms.intensity.array import NormalizeIntensity, ScaleIntensity, ScaleIntensityRange
 from scipy.ndimage import map_coordinates
 
-from voxray.case import Case, VolumeStats
-from voxray.detections import boxes_to_world
-from voxray.errors import DataError
+from voxray.core.case import Case, VolumeStats
+from voxray.core.detections import boxes_to_world
+from voxray.core.errors import DataError
+from voxray.core.recipe import GridConfig, WindowIntensity, ZScoreIntensity
+from voxray.core.volume import Grid, Volume
 from voxray.preprocess import normalise, orient, prepare_case, resample, resample_labels
-from voxray.recipe import GridConfig, WindowIntensity, ZScoreIntensity
-from voxray.volume import Grid, Volume
 
 SITK: Any = SimpleITK
 

@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from voxray.commands.check import check
+from voxray.commands.evaluate import EvaluateOptions, evaluate
+from voxray.commands.ingest import ingest
+from voxray.commands.predict import predict
+from voxray.commands.train import train
+from voxray.core.evaluation import Evaluation
+from voxray.core.progress import SilentProgress
+from voxray.core.recipe import Recipe
 from voxray.dataset import read_dataset
-from voxray.evaluation import Evaluation
-from voxray.pipelines.check import check
-from voxray.pipelines.evaluate import EvaluateOptions, evaluate
-from voxray.pipelines.ingest import ingest
-from voxray.pipelines.predict import predict
-from voxray.pipelines.progress import SilentProgress
-from voxray.pipelines.train import train
-from voxray.recipe import Recipe
 from voxray.recipes import read_recipe
 
 DATASETS = Path(__file__).parent / "datasets"

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from voxray import terminal
-from voxray.bulkhead import LOGGER, attempt
+from voxray.cli import terminal
+from voxray.core.bulkhead import LOGGER, attempt
+from voxray.core.volume import Grid, Volume
 from voxray.readers import write_nifti
-from voxray.volume import Grid, Volume
 
 
 @pytest.fixture

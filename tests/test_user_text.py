@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from voxray.errors import DataError
-from voxray.user_text import TextError, on_disk, read_text, same, spellings, text_in
+from voxray.core.errors import DataError
+from voxray.core.text import TextError, on_disk, read_text, same, spellings, text_in
 
 NFC, NFD = (unicodedata.normalize(form, "Müller_é") for form in ("NFC", "NFD"))
 

@@ -20,15 +20,10 @@ from torch import Tensor, nn
 
 from voxray.boxes.anchors import anchor_levels
 from voxray.boxes.coding import encode
-from voxray.case import Case, row_to_tile, tile_to_row
-from voxray.dataset import read_dataset
-from voxray.detections import boxes_to_world
-from voxray.inference.predictor import Predictor
-from voxray.loading import list_cases, load_case
-from voxray.outputs import DetectionOutput
-from voxray.preprocess import prepare_case
-from voxray.readers import read_volume
-from voxray.recipe import (
+from voxray.core.case import Case, row_to_tile, tile_to_row
+from voxray.core.detections import boxes_to_world
+from voxray.core.outputs import DetectionOutput
+from voxray.core.recipe import (
     AnchorConfig,
     DetectionLoss,
     DetectionMerge,
@@ -40,7 +35,12 @@ from voxray.recipe import (
     Recipe,
     WindowIntensity,
 )
-from voxray.run import Run
+from voxray.core.run import Run
+from voxray.dataset import read_dataset
+from voxray.inference.predictor import Predictor
+from voxray.loading import list_cases, load_case
+from voxray.preprocess import prepare_case
+from voxray.readers import read_volume
 from voxray.sampling import cut_patch, cut_tiles
 
 CENTRE_MM = np.array([12.3, -20.7, 41.9])

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from monai.data.utils import compute_importance_map
 
-from voxray.volume import Shape
+from voxray.core.volume import Shape
 from voxray.windows import blend_weights, lattice, place, starts, window_for
 
 

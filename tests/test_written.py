@@ -8,12 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from voxray.errors import ConfigError
-from voxray.pictures import draw_curves
-from voxray.place import Place
-from voxray.readers import write_nifti
-from voxray.volume import Grid, Volume
-from voxray.written import (
+from voxray.core.errors import ConfigError
+from voxray.core.storage import Place
+from voxray.core.volume import Grid, Volume
+from voxray.core.written import (
     ANSWERS,
     IMAGE,
     LABEL_MAP,
@@ -27,6 +25,8 @@ from voxray.written import (
     require_empty,
     require_own,
 )
+from voxray.readers import write_nifti
+from voxray.results.pictures import draw_curves
 
 GRID = Grid((4, 3, 2), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
 

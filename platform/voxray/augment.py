@@ -18,9 +18,9 @@ import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from voxray.batch import IGNORED, PADDING, Batch
-from voxray.recipe import AugmentConfig
-from voxray.volume import Vector
+from voxray.core.batch import IGNORED, PADDING, Batch
+from voxray.core.recipe import AugmentConfig
+from voxray.core.volume import Vector
 
 KEPT_SHARE = 0.5
 """A box of which less remains inside the patch becomes an ignored region: neither object nor background."""

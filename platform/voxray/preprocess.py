@@ -17,11 +17,11 @@ import torch
 from jaxtyping import Float, Float64, Int16, Int64, UInt8
 from torch import Tensor
 
-from voxray.alignment import Arrangement
-from voxray.case import Case, VolumeStats, label_counts
-from voxray.errors import DataError
-from voxray.recipe import GridConfig, Intensity, WindowIntensity
-from voxray.volume import Grid, Shape, Vector, Volume
+from voxray.core.alignment import Arrangement
+from voxray.core.case import Case, VolumeStats, label_counts
+from voxray.core.errors import DataError
+from voxray.core.recipe import GridConfig, Intensity, WindowIntensity
+from voxray.core.volume import Grid, Shape, Vector, Volume
 
 _SAME_SPACING = 1e-5
 _WHOLE_VOXEL = 1e-3

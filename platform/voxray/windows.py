@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from voxray.recipe import Recipe
-from voxray.volume import Shape
+from voxray.core.recipe import Recipe
+from voxray.core.volume import Shape
 
 _SIGMA = 0.125
 _MIN_WEIGHT = 1e-3

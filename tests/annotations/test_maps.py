@@ -20,7 +20,7 @@ from voxray.annotations.maps import (
     labels_of_masks,
     value_counts,
 )
-from voxray.errors import DataError
+from voxray.core.errors import DataError
 
 CLASSES = ("liver", "spleen", "kidney")
 UNIT = (1.0, 1.0, 1.0)

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from voxray.annotations.placing import place_boxes
+from voxray.core.detections import Frame
+from voxray.core.volume import Grid
 from voxray.dataset.source import BoxTruth
-from voxray.detections import Frame
-from voxray.volume import Grid
 
 CLASSES = ("nodule",)
 

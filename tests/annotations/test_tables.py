@@ -16,9 +16,9 @@ from voxray.annotations.tables import (
     read_monai_json,
     read_spheres_csv,
 )
+from voxray.core.errors import DataError
 from voxray.dataset.paths import file_stem
 from voxray.dataset.truth import BoxesCsv, MonaiJson, SpheresCsv
-from voxray.errors import DataError
 
 CLASSES = ("solid", "part_solid")
 HEADER = "seriesuid,coordX,coordY,coordZ,diameter_mm\n"

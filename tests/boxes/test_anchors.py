@@ -10,7 +10,7 @@ from monai.apps.detection.utils.anchor_utils import AnchorGeneratorWithAnchorSha
 
 from voxray.boxes.anchors import all_boxes, anchor_levels, per_anchor
 from voxray.boxes.overlap import paired_iou
-from voxray.recipe import AnchorConfig
+from voxray.core.recipe import AnchorConfig
 
 BASE = ((6.0, 8.0, 4.0), (8.0, 6.0, 5.0), (10.0, 10.0, 6.0))
 STRIDES = ((4, 4, 2), (8, 8, 4), (16, 16, 8))

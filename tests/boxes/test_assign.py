@@ -10,11 +10,11 @@ from monai.apps.detection.utils.ATSS_matcher import ATSSMatcher
 from monai.apps.detection.utils.hard_negative_sampler import HardNegativeSampler
 from torch import Tensor
 
-from voxray.batch import IGNORED, PADDING
 from voxray.boxes.anchors import AnchorLevel, all_boxes, anchor_levels
 from voxray.boxes.assign import Assignment, assign, num_draws, sample
 from voxray.boxes.overlap import iou
-from voxray.recipe import AnchorConfig, DetectionLoss
+from voxray.core.batch import IGNORED, PADDING
+from voxray.core.recipe import AnchorConfig, DetectionLoss
 
 ANCHORS = AnchorConfig(
     base_shapes_vox=((6, 8, 4), (8, 6, 5), (10, 10, 6)), level_scales=(1, 2, 4), published_rounding=True

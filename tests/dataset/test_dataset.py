@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from voxray.config import to_json
+from voxray.core.config import to_json
+from voxray.core.errors import ConfigError
 from voxray.dataset import Dataset, read_dataset
 from voxray.dataset.paths import file_stem
 from voxray.dataset.truth import BoxesCsv, Labels, MaskFolder
-from voxray.errors import ConfigError
 
 MINIMAL = """
 name = "minimal"

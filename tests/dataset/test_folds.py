@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voxray.config import parse
+from voxray.core.config import parse
+from voxray.core.errors import ConfigError
 from voxray.dataset import CaseSource, num_folds, split
 from voxray.dataset.folds import (
     CsvSides,
@@ -23,7 +24,6 @@ from voxray.dataset.folds import (
     cross_splits,
     scored_side,
 )
-from voxray.errors import ConfigError
 
 
 def case(case_id: str, patient_id: str | None = None, image: str = "") -> CaseSource:

@@ -9,10 +9,10 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
-from voxray.outputs import DetectionOutput, SegmentationOutput
-from voxray.recipe import NetworkConfig, Recipe, parse_recipe
-from voxray.run import Run
-from voxray.volume import Grid, Shape, Vector, Volume
+from voxray.core.outputs import DetectionOutput, SegmentationOutput
+from voxray.core.recipe import NetworkConfig, Recipe, parse_recipe
+from voxray.core.run import Run
+from voxray.core.volume import Grid, Shape, Vector, Volume
 
 ANCHOR_VOX = 8.0
 STRIDE = 4

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from inference.bright import bright_recipe, bright_run
-from voxray.inference.candidates import Kept, KeptHead, Truth, with_truth
-from voxray.inference.findings import stamp
+from voxray.core.answer_json import stamp
+from voxray.core.volume import Grid
+from voxray.inference.candidates.file import Kept, KeptHead, Truth, with_truth
 from voxray.tasks.candidates import Placed
-from voxray.volume import Grid
 from voxray.windows import lattice
 
 SHAPE, WINDOW = (160, 160, 96), (64, 64, 64)

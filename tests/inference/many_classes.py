@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from inference.small_networks import small_recipe
-from voxray.inference.keeper import Keeper
+from voxray.core.recipe import SegmentationMerge
+from voxray.core.run import Run
+from voxray.core.volume import Grid, Volume
+from voxray.inference.candidates.recorder import Keeper
 from voxray.inference.predictor import Predictor
-from voxray.inference.runtimes import Network, network_of
-from voxray.recipe import SegmentationMerge
-from voxray.run import Run
-from voxray.volume import Grid, Volume
+from voxray.runtimes import Network, network_of
 
 MANY = 20
 """Foreground classes, after a layer of 8 channels."""

@@ -7,11 +7,11 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from voxray.inference.onnx_typing import typed
-from voxray.inference.runtimes import Network, Precision, network_of
-from voxray.outputs import Output
-from voxray.recipe import Recipe
+from voxray.core.outputs import Output
+from voxray.core.recipe import Recipe
 from voxray.recipes import read_recipe
+from voxray.runtimes import Network, Precision, network_of
+from voxray.runtimes.onnx.half_precision import typed
 
 CLASSES = ("first", "second")
 

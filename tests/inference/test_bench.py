@@ -10,16 +10,16 @@ import pytest
 
 from inference.bright import bright_recipe, bright_run
 from inference.crowds import CLASSES, crowded_case
-from voxray.errors import DataError
-from voxray.inference import bench as module
-from voxray.inference.bench import Bench, Bounds, bench_case, mean_dice
-from voxray.inference.candidates import Kept, KeptHead, Truth, merge_candidates, with_truth
-from voxray.inference.findings import stamp
+from voxray.core.answer_json import stamp
+from voxray.core.errors import DataError
+from voxray.core.recipe import DetectionMerge, SegmentationMerge
+from voxray.core.volume import Grid
+from voxray.inference.candidates import replay as module
+from voxray.inference.candidates.file import Kept, KeptHead, Truth, merge_candidates, with_truth
+from voxray.inference.candidates.replay import Bench, Bounds, bench_case, mean_dice
 from voxray.metrics import coco
 from voxray.metrics.bootstrap import ones
 from voxray.metrics.dice import confusion, dice
-from voxray.recipe import DetectionMerge, SegmentationMerge
-from voxray.volume import Grid
 
 HOWS: list[dict[str, Any]] = [
     {},

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from inference.bright import BrightConfig, bright_recipe, bright_run, sphere_scan
-from voxray.errors import DataError
+from voxray.core.answer_json import stamp
+from voxray.core.errors import DataError
+from voxray.core.outputs import DetectionOutput
+from voxray.core.recipe import DetectionMerge, Merge, Recipe, SegmentationMerge
+from voxray.core.run import Run
+from voxray.core.storage import Place
+from voxray.core.volume import Volume
 from voxray.inference import candidates as module
-from voxray.inference.candidates import Kept, Truth, file_name, read_head, read_kept, with_truth, write_kept
-from voxray.inference.findings import stamp
-from voxray.inference.keeper import Keeper
+from voxray.inference.candidates.file import Kept, Truth, file_name, read_head, read_kept, with_truth, write_kept
+from voxray.inference.candidates.recorder import Keeper
 from voxray.inference.predictor import Prediction, Predictor
-from voxray.outputs import DetectionOutput
-from voxray.place import Place
-from voxray.recipe import DetectionMerge, Merge, Recipe, SegmentationMerge
-from voxray.run import Run
-from voxray.volume import Volume
 
 TURN = np.eye(3)[[1, 2, 0]]
 

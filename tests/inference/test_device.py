@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from voxray.errors import ConfigError, ResourceError
-from voxray.inference.device import choose_device
+from voxray.core.errors import ConfigError, ResourceError
+from voxray.runtimes.device import choose_device
 
 
 def test_auto_takes_what_is_there() -> None:

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from voxray.errors import ResourceError
-from voxray.inference.estimate import Computed, _held_bytes, answer_bytes, free_bytes, require_memory
-from voxray.recipe import Recipe
+from voxray.core.errors import ResourceError
+from voxray.core.recipe import Recipe
+from voxray.core.volume import Shape
+from voxray.inference.memory_estimate import Computed, _held_bytes, answer_bytes, free_bytes, require_memory
 from voxray.recipes import read_recipe
 from voxray.tasks.stitch import _Carry, blocks
-from voxray.volume import Shape
 from voxray.windows import windows_over
 
 CPU = torch.device("cpu")

@@ -8,9 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from voxray.detections import Detections
-from voxray.errors import ConfigError
-from voxray.inference.findings import (
+from voxray.core.answer_json import (
     FindingsFile,
     LabelsFile,
     ModelStamp,
@@ -20,8 +18,10 @@ from voxray.inference.findings import (
     read_file,
     to_text,
 )
-from voxray.recipe import DetectionMerge, InferenceConfig
-from voxray.volume import Grid, Volume
+from voxray.core.detections import Detections
+from voxray.core.errors import ConfigError
+from voxray.core.recipe import DetectionMerge, InferenceConfig
+from voxray.core.volume import Grid, Volume
 
 CLASSES = ("nodule", "lymph node")
 STAMP = ModelStamp(

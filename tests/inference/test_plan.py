@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voxray.inference.plan import GROWTH, planned
+from voxray.core.volume import Shape
+from voxray.inference.fast_windows import GROWTH, planned
 from voxray.recipes import read_recipe
-from voxray.volume import Shape
 from voxray.windows import windows_over
 
 SPLEEN = read_recipe("spleen", ["inference.plan=fast"])

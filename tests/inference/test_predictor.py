@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from inference.bright import SPACING_MM, BrightConfig, ball_sides_mm, bright_recipe, bright_run, sphere_scan
-from voxray.case import Case
+from voxray.core.case import Case
+from voxray.core.recipe import DetectionMerge, SegmentationMerge
+from voxray.core.volume import Volume
 from voxray.inference.predictor import Predictor
 from voxray.inference.sliding import Precision
 from voxray.readers import read_volume
-from voxray.recipe import DetectionMerge, SegmentationMerge
-from voxray.volume import Volume
 
 TURNS = [
     np.eye(3)[list(order)] * np.array(signs)

@@ -16,10 +16,10 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from voxray.detections import Detections
+from voxray.core.detections import Detections
+from voxray.core.volume import Grid, Vector, Volume
 from voxray.inference.restore import axis_map, detections_on, labels_on, shares_on
 from voxray.preprocess import orient, resampled_grid
-from voxray.volume import Grid, Vector, Volume
 
 SIGNED_PERMUTATIONS = [
     np.eye(3)[list(order)] * np.array(signs)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from inference.bright import SPACING_MM, BrightConfig, BrightLabels, bright_recipe, sphere_scan
+from voxray.core.outputs import DetectionOutput, SegmentationOutput
+from voxray.core.recipe import Recipe, parse_recipe
+from voxray.core.volume import Grid
 from voxray.inference.sliding import cut, in_float32, in_turn, slide
-from voxray.outputs import DetectionOutput, SegmentationOutput
-from voxray.recipe import Recipe, parse_recipe
 from voxray.tasks import build_task
-from voxray.volume import Grid
 
 CPU = torch.device("cpu")
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from voxray.core.errors import DataError
 from voxray.dataset import Dataset, read_dataset
-from voxray.errors import DataError
 from voxray.loading import examine, list_cases, load_case, survey
 
 Write = Callable[..., Path]

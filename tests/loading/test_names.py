@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from voxray.core.errors import ConfigError
 from voxray.dataset import read_dataset, split
-from voxray.errors import ConfigError
 from voxray.loading import list_cases, load_case
 
 FORMS = ("NFC", "NFD")

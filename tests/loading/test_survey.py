@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from voxray.core.errors import ConfigError, DataError
 from voxray.dataset import Dataset
-from voxray.errors import ConfigError, DataError
 from voxray.loading import list_cases, read_excluded, survey
 
 Write = Callable[..., Path]

@@ -10,14 +10,14 @@ from monai.apps.detection.utils.box_coder import BoxCoder
 from torch import Tensor
 from torch.nn import functional
 
-from voxray.batch import IGNORED, PADDING, Batch
 from voxray.boxes.anchors import AnchorLevel, anchor_levels, per_anchor
 from voxray.boxes.assign import sample
+from voxray.core.batch import IGNORED, PADDING, Batch
+from voxray.core.outputs import DetectionOutput
+from voxray.core.recipe import AnchorConfig, DetectionLoss
 from voxray.losses import Reduce, local
 from voxray.losses.detection import assign_batch, detection_loss, draw
 from voxray.models.retinanet import RetinaNet, RetinaNetConfig
-from voxray.outputs import DetectionOutput
-from voxray.recipe import AnchorConfig, DetectionLoss
 
 WINDOW = (32, 32, 16)
 CONFIG = RetinaNetConfig(backbone="resnet10", width=8, channels=8, norm_groups=2)

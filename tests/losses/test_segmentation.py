@@ -7,9 +7,9 @@ import torch
 from monai.losses.dice import DiceCELoss
 from torch import Tensor
 
+from voxray.core.recipe import SegmentationLoss
 from voxray.losses import Reduce, local, segmentation
 from voxray.losses.segmentation import segmentation_loss
-from voxray.recipe import SegmentationLoss
 
 SETTINGS = [
     SegmentationLoss(squared=squared, batch_dice=batch, background=background, dice_weight=0.5, ce_weight=0.7)

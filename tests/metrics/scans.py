@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from voxray.detections import Detections
+from voxray.core.detections import Detections
 
 Scans = tuple[list[Detections], list[NDArray[np.float64]], list[NDArray[np.int64]]]
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from metrics.scans import Scans, detections, random_scans
-from voxray.errors import ConfigError
-from voxray.evaluation import Bootstrap, Evaluation, read_evaluation, write_evaluation
+from voxray.core.errors import ConfigError
+from voxray.core.evaluation import Bootstrap, Evaluation, read_evaluation, write_evaluation
 from voxray.metrics import coco
 from voxray.metrics.record import (
     compare,

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from voxray.core.volume import Vector
 from voxray.metrics.surface import surface, surface_distances
-from voxray.volume import Vector
 
 Mask = NDArray[np.bool_]
 

@@ -12,11 +12,11 @@ from monai.networks.blocks.backbone_fpn_utils import BackboneWithFPN
 from monai.networks.nets import resnet
 from torch import nn
 
-from voxray.errors import ConfigError
+from voxray.core.errors import ConfigError
+from voxray.core.outputs import DetectionOutput
+from voxray.core.recipe import parse_recipe
 from voxray.models import MODELS
 from voxray.models.retinanet import RetinaNet, RetinaNetConfig
-from voxray.outputs import DetectionOutput
-from voxray.recipe import parse_recipe
 from voxray.recipes import read_recipe
 
 TINY = RetinaNetConfig(backbone="resnet10", width=8, channels=8, norm_groups=2)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from monai.networks.nets.segresnet import SegResNet as MonaiSegResNet
 
-from voxray.config import parse
-from voxray.errors import ConfigError
+from voxray.core.config import parse
+from voxray.core.errors import ConfigError
 from voxray.models.segresnet import SegResNet, SegResNetConfig
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from monai.networks.nets.unet import UNet as MonaiUNet
 
-from voxray.config import parse
-from voxray.errors import ConfigError
+from voxray.core.config import parse
+from voxray.core.errors import ConfigError
 from voxray.models.unet import UNet, UNetConfig
 
 

@@ -7,10 +7,10 @@ from functools import cache
 import numpy as np
 import pytest
 
-from voxray.errors import ConfigError
+from voxray.core.errors import ConfigError
+from voxray.core.volume import Volume
 from voxray.phantoms import KINDS, Phantom, draw_phantom
 from voxray.preprocess import orient
-from voxray.volume import Volume
 
 # As stored by index: LPS, LPS tilted, LAS, and slices from the front to the back.
 INDICES = (0, 2, 3, 5)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from voxray.core.errors import ConfigError
 from voxray.dataset import num_folds, read_dataset
-from voxray.errors import ConfigError
 from voxray.loading import list_cases, load_case
 from voxray.phantoms import KINDS, draw_phantom, write_toy
 

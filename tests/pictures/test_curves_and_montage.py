@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from voxray.case import Case
-from voxray.detections import Detections
-from voxray.pictures import cut_closeup, draw_curves, draw_montage
-from voxray.volume import Grid, Volume
+from voxray.core.case import Case
+from voxray.core.detections import Detections
+from voxray.core.volume import Grid, Volume
+from voxray.results.pictures import cut_closeup, draw_curves, draw_montage
 
 SHAPE = (60, 50, 40)
 LPS = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)

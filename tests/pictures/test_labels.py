@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from voxray.pictures import draw_labels
-from voxray.pictures.labels import borders, class_colours
-from voxray.volume import Grid, Volume
+from voxray.core.volume import Grid, Volume
+from voxray.results.pictures import draw_labels
+from voxray.results.pictures.labels import borders, class_colours
 
 SHAPE = (40, 30, 20)
 RAS = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)

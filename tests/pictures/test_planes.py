@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.image import imread
 
-from voxray.case import Case
-from voxray.detections import Detections
-from voxray.pictures import WINDOWS, Window, draw_detections
-from voxray.pictures.planes import canonical, chosen_window, moved_boxes, nearest_voxel
-from voxray.volume import Grid, Volume
+from voxray.core.case import Case
+from voxray.core.detections import Detections
+from voxray.core.volume import Grid, Volume
+from voxray.results.pictures import WINDOWS, Window, draw_detections
+from voxray.results.pictures.planes import canonical, chosen_window, moved_boxes, nearest_voxel
 
 # Anisotropic, so that a wrong aspect shows: 120 x 80 x 60 mm.
 SHAPE, SPACING = (60, 40, 20), (2.0, 2.0, 3.0)

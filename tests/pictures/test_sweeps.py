@@ -7,7 +7,7 @@ import io
 import numpy as np
 from matplotlib import image
 
-from voxray.pictures import draw_importance, draw_slices
+from voxray.results.pictures import draw_importance, draw_slices
 
 
 def shape_of(png: bytes) -> tuple[int, ...]:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.tiny_training import ball_case, made_store, segmentation_recipe
+from voxray.core.progress import Advance
+from voxray.core.volume import Volume
 from voxray.dataset import read_dataset
-from voxray.pipelines.progress import Advance
 from voxray.readers import write_nifti
 from voxray.store import Store
-from voxray.volume import Volume
 
 RECIPE = segmentation_recipe("optim.epochs=2", "optim.steps_per_epoch=2", "inference.window_vox=[32,32,32]")
 

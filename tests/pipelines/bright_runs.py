@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from inference.bright import BrightConfig, bright_recipe, bright_run, sphere_scan
+from voxray.core.progress import SilentProgress
+from voxray.core.recipe import Recipe
+from voxray.core.volume import Volume
 from voxray.models import MODELS
-from voxray.pipelines.progress import SilentProgress
 from voxray.readers import write_nifti
-from voxray.recipe import Recipe
 from voxray.training.checkpoint import Checkpoint, write_checkpoint
-from voxray.volume import Volume
 
 TURNS = (np.eye(3), np.diag([-1.0, 1.0, -1.0]), np.eye(3)[[1, 2, 0]])
 

@@ -8,7 +8,7 @@ from typing import Any
 import nibabel
 import numpy as np
 
-from voxray.pipelines.progress import SilentProgress
+from voxray.core.progress import SilentProgress
 
 DISAGREE = "qform and sform place the volume differently; the sform was followed"
 

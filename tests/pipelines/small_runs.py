@@ -8,8 +8,8 @@ from pathlib import Path
 from torch import nn
 
 from inference.small_networks import CLASSES, small_network, small_recipe
-from voxray.config import to_json
-from voxray.run import Run
+from voxray.core.config import to_json
+from voxray.core.run import Run
 from voxray.training.checkpoint import Checkpoint, write_checkpoint
 
 

@@ -13,11 +13,11 @@ import pytest
 
 from inference.bright import sphere_scan
 from pipelines.bright_runs import TURNS, register, write_run
-from voxray.errors import ConfigError
-from voxray.pipelines.predict import AnswerOptions, PredictReport, predict
-from voxray.pipelines.progress import SilentProgress
+from voxray.commands.predict import AnswerOptions, PredictReport, predict
+from voxray.core.errors import ConfigError
+from voxray.core.progress import SilentProgress
+from voxray.core.volume import Volume
 from voxray.readers import read_label_map, write_nifti
-from voxray.volume import Volume
 
 
 @pytest.fixture(autouse=True)

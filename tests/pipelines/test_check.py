@@ -12,12 +12,12 @@ import SimpleITK
 from numpy.typing import NDArray
 
 from pipelines.odd_scans import DISAGREE, contradict
+from voxray.commands.check import Answer, CaseWarning, CheckReport, Problem, answers, check, check_case
+from voxray.core.errors import ConfigError
+from voxray.core.progress import SilentProgress
+from voxray.core.recipe import GridConfig
 from voxray.dataset import CaseSource, Dataset, read_dataset
-from voxray.errors import ConfigError
 from voxray.loading import list_cases
-from voxray.pipelines.check import Answer, CaseWarning, CheckReport, Problem, answers, check, check_case
-from voxray.pipelines.progress import SilentProgress
-from voxray.recipe import GridConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 

@@ -8,14 +8,14 @@ import sys
 
 import pytest
 
-from voxray.errors import ResourceError
-from voxray.pipelines import cluster
+from voxray.core.errors import ResourceError
+from voxray.distributed import cluster
 
 SCRIPT = """
 import os
 import ray
-from voxray.errors import ResourceError
-from voxray.pipelines.cluster import cluster_total, connect, require_cpus
+from voxray.core.errors import ResourceError
+from voxray.distributed.cluster import cluster_total, connect, require_cpus
 
 with connect(num_cpus=3) as outer:
     assert outer.local and outer.num_cpus == 3.0, outer

@@ -15,18 +15,18 @@ from inference.bright import sphere_scan
 from inference.small_networks import small_network
 from pipelines.bright_runs import Heard, register, write_run, write_spheres
 from pipelines.small_runs import write_small_run
-from voxray.config import to_toml
-from voxray.errors import ConfigError, DataError
+from voxray.commands.consolidate import ConsolidateReport, consolidate
+from voxray.commands.evaluate import EvaluateOptions, evaluate
+from voxray.commands.export import ExportOptions, export, export_bundle
+from voxray.commands.predict import AnswerOptions, predict
+from voxray.core.config import to_toml
+from voxray.core.errors import ConfigError, DataError
+from voxray.core.progress import SilentProgress
+from voxray.core.volume import Volume
 from voxray.inference.package import read_package, sha256_of
 from voxray.inference.predictor import Predictor
-from voxray.pipelines.answers import open_engine
-from voxray.pipelines.consolidate import ConsolidateReport, consolidate
-from voxray.pipelines.evaluate import EvaluateOptions, evaluate
-from voxray.pipelines.export import ExportOptions, export, export_bundle
-from voxray.pipelines.predict import AnswerOptions, predict
-from voxray.pipelines.progress import SilentProgress
+from voxray.results.answers import open_engine
 from voxray.training.checkpoint import load_model
-from voxray.volume import Volume
 
 
 @pytest.fixture(scope="module")

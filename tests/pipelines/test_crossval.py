@@ -13,18 +13,18 @@ import torch
 
 from pipelines.balls import RECIPE, Teller, store_of, told, weights_of, write_balls
 from pipelines.tiny_training import segmentation_recipe
+from voxray.commands.consolidate import consolidate
+from voxray.commands.crossval import CrossvalOptions, CrossvalReport, chosen_folds, crossval
+from voxray.commands.out_of_fold import held_out
+from voxray.core.answer_json import LabelsFile, read_file
+from voxray.core.errors import ConfigError
+from voxray.core.evaluation import read_evaluation, write_evaluation
+from voxray.core.progress import SilentProgress
 from voxray.dataset.folds import Folds, Holdout, KFold, Lists, Luna16Subsets, NoFolds
-from voxray.errors import ConfigError
-from voxray.evaluation import read_evaluation, write_evaluation
-from voxray.inference.findings import LabelsFile, read_file
-from voxray.pipelines.answers import open_engine
-from voxray.pipelines.consolidate import consolidate
-from voxray.pipelines.crossval import CrossvalOptions, CrossvalReport, chosen_folds, crossval
-from voxray.pipelines.fold_runs import finished_folds, read_crossval
-from voxray.pipelines.out_of_fold import held_out
-from voxray.pipelines.progress import SilentProgress
 from voxray.readers import read_label_map
+from voxray.results.answers import open_engine
 from voxray.training.checkpoint import read_run
+from voxray.training.crossval_folder import finished_folds, read_crossval
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's use of SQLAlchemy
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from pipelines.balls import RECIPE, Teller, store_of, told, weights_of, write_balls
-from voxray.errors import DataError, ResourceError
-from voxray.pipelines.consolidate import consolidate
-from voxray.pipelines.crossval import CrossvalOptions, crossval
-from voxray.pipelines.fold_runs import finished_folds
-from voxray.pipelines.leftovers import rooms
-from voxray.pipelines.predict import AnswerOptions, predict
-from voxray.pipelines.progress import SilentProgress
+from voxray.commands.consolidate import consolidate
+from voxray.commands.crossval import CrossvalOptions, crossval
+from voxray.commands.predict import AnswerOptions, predict
+from voxray.core.errors import DataError, ResourceError
+from voxray.core.progress import SilentProgress
+from voxray.distributed.placement_groups import rooms
 from voxray.training.checkpoint import find_state
+from voxray.training.crossval_folder import finished_folds
 
 pytestmark = [
     pytest.mark.ray,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from voxray.pipelines.doctor import PACKAGES, doctor, enough
+from voxray.commands.doctor import PACKAGES, doctor, enough
 
 
 @pytest.fixture(autouse=True)

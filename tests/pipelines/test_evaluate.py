@@ -16,20 +16,20 @@ import pytest
 
 from pipelines.bright_runs import Heard, register, write_run, write_spheres
 from pipelines.odd_scans import DISAGREE, Lines, contradict
-from voxray.alignment import arrangements
+from voxray.commands.evaluate import EvaluateOptions, choose_cases, evaluate
+from voxray.commands.predict import AnswerOptions, predict
+from voxray.core.alignment import arrangements
+from voxray.core.errors import ConfigError
+from voxray.core.evaluation import Evaluation, read_evaluation
+from voxray.core.progress import SilentProgress
+from voxray.core.volume import Volume
 from voxray.dataset import read_dataset
-from voxray.errors import ConfigError
-from voxray.evaluation import Evaluation, read_evaluation
+from voxray.distributed.mlflow_run import open_tracking
+from voxray.distributed.mlflow_server import tracking_uri
 from voxray.loading import list_cases
-from voxray.pipelines.evaluate import EvaluateOptions, choose_cases, evaluate
-from voxray.pipelines.mlflow_server import tracking_uri
-from voxray.pipelines.naming import read_labels
-from voxray.pipelines.predict import AnswerOptions, predict
-from voxray.pipelines.progress import SilentProgress
-from voxray.pipelines.tracking import open_tracking
 from voxray.readers import read_label_map, read_volume, write_nifti
+from voxray.results.class_names import read_labels
 from voxray.training.checkpoint import read_run
-from voxray.volume import Volume
 
 CASES = ("s0", "s1", "s2")
 

@@ -13,18 +13,18 @@ import pytest
 import SimpleITK
 
 from pipelines.bright_runs import register, write_run, write_spheres
-from voxray.alignment import arrangements
-from voxray.errors import ConfigError, DataError
-from voxray.evaluation import Evaluation, Luna16Evaluation, read_evaluation
-from voxray.inference.findings import FindingsFile, read_file
-from voxray.pipelines.evaluate import evaluate
-from voxray.pipelines.evaluate_files import FileOptions, Scored, evaluate_anything
-from voxray.pipelines.forms import monai_json
-from voxray.pipelines.progress import SilentProgress
-from voxray.pipelines.scans import Scan
-from voxray.pipelines.scores import parse_ious
+from voxray.commands.evaluate import evaluate
+from voxray.commands.evaluate_files import FileOptions, Scored, evaluate_anything
+from voxray.core.alignment import arrangements
+from voxray.core.answer_json import FindingsFile, read_file
+from voxray.core.errors import ConfigError, DataError
+from voxray.core.evaluation import Evaluation, Luna16Evaluation, read_evaluation
+from voxray.core.progress import SilentProgress
+from voxray.core.volume import Grid, Volume
+from voxray.loading.scans import Scan
 from voxray.readers import describe, label_names, read_label_map, read_volume, write_nifti
-from voxray.volume import Grid, Volume
+from voxray.results.formats import monai_json
+from voxray.scoring.summary import parse_ious
 
 CASES = ("s0", "s1", "s2")
 

@@ -15,17 +15,17 @@ from typer.testing import CliRunner
 from inference.bright import sphere_scan
 from pipelines.small_runs import write_small_run
 from voxray.cli import app
-from voxray.errors import ConfigError, DataError, ResourceError
-from voxray.inference import parity as comparing
+from voxray.commands.export import ExportOptions, export
+from voxray.core.errors import ConfigError, DataError, ResourceError
+from voxray.core.progress import SilentProgress, open_progress
+from voxray.core.volume import Volume
+from voxray.exporting import parity as comparing
+from voxray.exporting.sample_patches import patch_for
 from voxray.inference.package import FileEntry, Package, read_package, sha256_of
-from voxray.inference.runtimes.tensor_rt_build import find_flavour
-from voxray.pipelines.answers import open_engine
-from voxray.pipelines.export import ExportOptions, export
-from voxray.pipelines.patches import patch_for
-from voxray.pipelines.progress import SilentProgress, open_progress
 from voxray.readers import write_nifti
 from voxray.recipes import read_recipe
-from voxray.volume import Volume
+from voxray.results.answers import open_engine
+from voxray.runtimes.tensorrt_build import find_flavour
 
 
 @pytest.fixture(scope="module")

@@ -18,17 +18,17 @@ from typer.testing import CliRunner
 from inference.bright import sphere_scan
 from inference.small_networks import SMALL, small_network, small_recipe
 from pipelines.small_runs import write_small_run
-from voxray.case import VolumeStats
 from voxray.cli import app
-from voxray.errors import ConfigError, DataError
-from voxray.inference.bundle import network_definition, write_segmentation_bundle
-from voxray.pipelines.answers import open_engine
-from voxray.pipelines.export import ExportOptions, export_bundle
-from voxray.pipelines.progress import SilentProgress
+from voxray.commands.export import ExportOptions, export_bundle
+from voxray.core.case import VolumeStats
+from voxray.core.errors import ConfigError, DataError
+from voxray.core.progress import SilentProgress
+from voxray.core.run import Run
+from voxray.core.volume import Volume
+from voxray.exporting.monai_bundle import network_definition, write_segmentation_bundle
 from voxray.preprocess import normalise, orient, resample
 from voxray.readers import read_label_map, read_volume, write_nifti
-from voxray.run import Run
-from voxray.volume import Volume
+from voxray.results.answers import open_engine
 
 needs_monai_bundle = pytest.mark.skipif(
     any(find_spec(name) is None for name in ("fire", "ignite")), reason="pip install 'voxray[monai-bundle]'"

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from voxray.errors import ConfigError, DataError, ResourceError
-from voxray.pipelines.commit import git_commit
-from voxray.pipelines.desk import clear_failure, read_failure, write_failure
-from voxray.pipelines.follow import Follower, epoch_line, following
-from voxray.pipelines.progress import SilentProgress
+from voxray.core.errors import ConfigError, DataError, ResourceError
+from voxray.core.progress import SilentProgress
+from voxray.distributed.run_follower import Follower, epoch_line, following
+from voxray.training.run_files import clear_failure, read_failure, write_failure
+from voxray.training.source_commit import git_commit
 
 
 class Heard(SilentProgress):

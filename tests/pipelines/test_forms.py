@@ -14,16 +14,16 @@ import pytest
 
 from inference.bright import sphere_scan
 from pipelines.bright_runs import TURNS, register, write_run
-from voxray.errors import ConfigError, DataError
-from voxray.inference.findings import FindingsFile, detections_of, read_file
+from voxray.commands.predict import AnswerOptions, PredictReport, predict
+from voxray.core.answer_json import FindingsFile, detections_of, read_file
+from voxray.core.errors import ConfigError, DataError
+from voxray.core.progress import PlainProgress, SilentProgress
 from voxray.inference.predictor import Prediction
-from voxray.pipelines import forms
-from voxray.pipelines.answers import open_engine
-from voxray.pipelines.forms import CASE_FORMS, CaseAnswer, write_form
-from voxray.pipelines.predict import AnswerOptions, PredictReport, predict
-from voxray.pipelines.progress import PlainProgress, SilentProgress
-from voxray.pipelines.scans import find_scans
+from voxray.loading.scans import find_scans
 from voxray.readers import read_label_map, read_volume, write_nifti
+from voxray.results import formats
+from voxray.results.answers import open_engine
+from voxray.results.formats import CASE_FORMS, CaseAnswer, write_form
 from writers.dicom_series import keeps_to_itself, unpacked, without_errors, write_volume
 
 
@@ -124,7 +124,7 @@ def test_a_form_that_fails_from_anything_costs_itself_alone(
             raise error
 
     write_run(tmp_path / "run", "detection")
-    monkeypatch.setitem(forms.CASE_FORMS, "markups", replace(CASE_FORMS["markups"], write=fails))
+    monkeypatch.setitem(formats.CASE_FORMS, "markups", replace(CASE_FORMS["markups"], write=fails))
     report = answered(tmp_path, scans, "markups,csv-luna16,dicom-sr", skip=True)
     assert (report.done, report.failed) == (("file", "series"), {})
     (unmade,) = report.without["series"]
@@ -139,7 +139,7 @@ def test_a_damaged_answer_costs_its_own_rows_of_what_is_gathered(tmp_path: Path,
     answered(tmp_path, scans, "")
     (tmp_path / "out" / "file.json").write_text("{")
     (tmp_path / "out" / "monai.json").mkdir()
-    lacking = forms.gather(("csv-luna16", "monai-json"), find_scans([scans]), tmp_path / "out", ("bright",))
+    lacking = formats.gather(("csv-luna16", "monai-json"), find_scans([scans]), tmp_path / "out", ("bright",))
     assert {name: [one.form for one in some] for name, some in lacking.items()} == {
         "file": ["csv-luna16", "monai-json"],
         "monai.json": ["monai-json"],

@@ -15,13 +15,13 @@ import ray
 import SimpleITK
 
 from pipelines.odd_scans import DISAGREE, contradict
+from voxray.commands import ingest as ingest_module
+from voxray.commands.ingest import ingest, signature
+from voxray.core.errors import ConfigError, DataError, ResourceError
+from voxray.core.progress import SilentProgress
+from voxray.core.storage import Place
 from voxray.dataset import CaseSource, Dataset, read_dataset
-from voxray.errors import ConfigError, DataError, ResourceError
 from voxray.loading import list_cases, load_case
-from voxray.pipelines import ingest as ingest_module
-from voxray.pipelines.ingest import ingest, signature
-from voxray.pipelines.progress import SilentProgress
-from voxray.place import Place
 from voxray.preprocess import prepare_case
 from voxray.recipes import read_recipe
 from voxray.store import FailedCase, Store, StoredCase

@@ -9,7 +9,7 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from voxray.pipelines.journal import Journal
+from voxray.sweeping.journal import Journal
 
 
 def stored(journal: Any) -> JournalStorage:

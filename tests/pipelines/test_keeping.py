@@ -10,16 +10,16 @@ import pytest
 from inference.bright import sphere_scan
 from pipelines.bright_runs import TURNS, register, write_run
 from pipelines.tiny_training import detection_recipe, made_store, segmentation_recipe
-from voxray.errors import ConfigError
-from voxray.inference.candidates import merge_candidates, read_kept
-from voxray.pipelines.answers import open_engine
-from voxray.pipelines.keeping import Keeping, labels_to_keep
-from voxray.pipelines.predict import AnswerOptions, PredictReport, predict
-from voxray.pipelines.progress import SilentProgress
-from voxray.pipelines.train import train
-from voxray.place import Place
+from voxray.commands.predict import AnswerOptions, PredictReport, predict
+from voxray.commands.train import train
+from voxray.core.errors import ConfigError
+from voxray.core.progress import SilentProgress
+from voxray.core.recipe import DetectionMerge, SegmentationMerge
+from voxray.core.storage import Place
+from voxray.inference.candidates.file import merge_candidates, read_kept
+from voxray.inference.candidates.folder import Keeping, labels_to_keep
 from voxray.readers import read_label_map, write_nifti
-from voxray.recipe import DetectionMerge, SegmentationMerge
+from voxray.results.answers import open_engine
 from voxray.store import Store
 from voxray.tasks import build_task
 from voxray.training.checkpoint import read_state

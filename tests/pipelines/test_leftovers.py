@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from voxray.pipelines.leftovers import NOTED, give_back_room, give_back_rooms, note_room, rooms
+from voxray.distributed.placement_groups import NOTED, give_back_room, give_back_rooms, note_room, rooms
 
 
 @pytest.mark.ray

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from voxray.pipelines.memory import peak_memory, tree_memory
+from voxray.commands.peak_memory import peak_memory, tree_memory
 
 HOLD = "import sys; held = bytearray(b'x') * (200 << 20); print('ready', flush=True); sys.stdin.read()"
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from voxray.pipelines.given import cases_of, read_answers
-from voxray.pipelines.truths import read_truth
+from voxray.core.volume import Grid, Volume
 from voxray.readers import write_nifti
-from voxray.volume import Grid, Volume
+from voxray.scoring.answer_files import cases_of, read_answers
+from voxray.scoring.truth_files import read_truth
 
 GRID = Grid((4, 3, 2), (1.0, 1.0, 2.0), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
 

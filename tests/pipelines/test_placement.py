@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voxray.pipelines.placement import Placement, fitting_share, fitting_trainings
+from voxray.distributed.placement import Placement, fitting_share, fitting_trainings
 
 Nodes = list[tuple[float, float]]
 

@@ -14,15 +14,15 @@ import torch
 from inference.bright import bright_run, sphere_scan
 from pipelines.bright_runs import TURNS, register, write_run
 from pipelines.odd_scans import DISAGREE, Lines, contradict
-from voxray.errors import ConfigError
-from voxray.inference.findings import FindingsFile, LabelsFile, read_file
-from voxray.pipelines.answers import open_engine
-from voxray.pipelines.predict import AnswerOptions, PredictReport, predict
-from voxray.pipelines.progress import SilentProgress
+from voxray.commands.predict import AnswerOptions, PredictReport, predict
+from voxray.core.answer_json import FindingsFile, LabelsFile, read_file
+from voxray.core.errors import ConfigError
+from voxray.core.progress import SilentProgress
+from voxray.core.volume import Volume
 from voxray.readers import read_label_map, read_volume, write_nifti
 from voxray.recipes import read_recipe
+from voxray.results.answers import open_engine
 from voxray.training.checkpoint import Checkpoint, write_checkpoint
-from voxray.volume import Volume
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from voxray.pipelines.progress import (
+from voxray.core.progress import (
     PlainProgress,
     Progress,
     RichProgress,

@@ -13,18 +13,18 @@ from typer.testing import CliRunner
 from pipelines.bright_runs import register, write_run, write_spheres
 from report.evaluations import read_page
 from voxray.cli import app
-from voxray.errors import ConfigError
+from voxray.commands.evaluate import evaluate
+from voxray.commands.evaluate_files import FileOptions, evaluate_anything
+from voxray.commands.predict import AnswerOptions, predict
+from voxray.commands.report import ReportOptions, find_evaluation, report
+from voxray.commands.report_scans import Reach, look_at_scans, reach
+from voxray.core.errors import ConfigError
+from voxray.core.progress import SilentProgress
+from voxray.core.volume import Volume
+from voxray.distributed.mlflow_run import open_tracking
 from voxray.metrics.record import compare
-from voxray.pipelines.evaluate import evaluate
-from voxray.pipelines.evaluate_files import FileOptions, evaluate_anything
-from voxray.pipelines.predict import AnswerOptions, predict
-from voxray.pipelines.progress import SilentProgress
-from voxray.pipelines.report import ReportOptions, find_evaluation, report
-from voxray.pipelines.report_scans import Reach, look_at_scans, reach
-from voxray.pipelines.tracking import open_tracking
 from voxray.readers import read_label_map, read_volume, write_nifti
 from voxray.training.checkpoint import read_run
-from voxray.volume import Volume
 
 CASES = ("s0", "s1", "s2")
 QUIET = SilentProgress()

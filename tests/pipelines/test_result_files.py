@@ -12,9 +12,9 @@ import SimpleITK
 
 from pipelines.bright_runs import register, write_run, write_spheres
 from pipelines.test_answer_files import contents
-from voxray.errors import ConfigError
-from voxray.pipelines.evaluate_files import FileOptions, evaluate_anything
-from voxray.pipelines.progress import SilentProgress
+from voxray.commands.evaluate_files import FileOptions, evaluate_anything
+from voxray.core.errors import ConfigError
+from voxray.core.progress import SilentProgress
 
 CASES = ("s0", "s1")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from voxray.errors import ConfigError
-from voxray.pipelines.scans import Scan, find_scans, stem
+from voxray.core.errors import ConfigError
+from voxray.loading.scans import Scan, find_scans, stem
 
 
 def make(path: Path, content: bytes = b"x") -> Path:

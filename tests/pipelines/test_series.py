@@ -10,11 +10,11 @@ import pytest
 
 from inference.bright import sphere_scan
 from pipelines.bright_runs import TURNS, register, write_run
-from voxray.errors import ConfigError
-from voxray.inference.findings import FindingsFile, read_file
-from voxray.pipelines.predict import AnswerOptions, PredictReport, predict
-from voxray.pipelines.progress import SilentProgress
-from voxray.pipelines.scans import find_scans
+from voxray.commands.predict import AnswerOptions, PredictReport, predict
+from voxray.core.answer_json import FindingsFile, read_file
+from voxray.core.errors import ConfigError
+from voxray.core.progress import SilentProgress
+from voxray.loading.scans import find_scans
 from voxray.readers import series_in
 from writers.dicom_series import write_volume
 

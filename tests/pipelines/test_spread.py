@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from voxray.errors import ConfigError, ResourceError
-from voxray.pipelines.spread import cpu_share, hire, spread
+from voxray.core.errors import ConfigError, ResourceError
+from voxray.distributed.parallel import cpu_share, hire, spread
 
 
 def doubling() -> partial[int]:

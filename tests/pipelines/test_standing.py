@@ -14,14 +14,14 @@ import SimpleITK
 
 from inference.bright import sphere_scan
 from pipelines.bright_runs import TURNS, Heard, register, write_run
-from voxray.inference.candidates import read_head
-from voxray.inference.findings import LabelsFile, read_file
-from voxray.pipelines.answers import open_engine
-from voxray.pipelines.predict import AnswerOptions, PredictReport, predict
-from voxray.pipelines.scans import Scan
-from voxray.pipelines.standing import find_standing, read_any
-from voxray.place import Place
+from voxray.commands.predict import AnswerOptions, PredictReport, predict
+from voxray.core.answer_json import LabelsFile, read_file
+from voxray.core.storage import Place
+from voxray.inference.candidates.file import read_head
+from voxray.loading.scans import Scan
 from voxray.readers import read_label_map, read_volume, volume_content, write_nifti
+from voxray.results.answers import open_engine
+from voxray.results.standing import find_standing, read_any
 
 
 @pytest.fixture(autouse=True)

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from voxray.batch import PatchBatch
-from voxray.case import Case
-from voxray.errors import ConfigError, DataError, ResourceError
-from voxray.pipelines import stream
-from voxray.pipelines.stream import from_table, patch_stream, to_table
-from voxray.place import Place
-from voxray.recipe import Recipe
+from voxray.core.batch import PatchBatch
+from voxray.core.case import Case
+from voxray.core.errors import ConfigError, DataError, ResourceError
+from voxray.core.recipe import Recipe
+from voxray.core.storage import Place
+from voxray.core.volume import Grid, Volume
+from voxray.distributed import patch_stream as module
+from voxray.distributed.patch_stream import from_table, patch_stream, to_table
 from voxray.recipes import read_recipe
 from voxray.sampling import Schedule
 from voxray.store import PatchSource, Store, read_batches, stretches, write_case, write_manifest
-from voxray.volume import Grid, Volume
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 
@@ -151,8 +151,8 @@ def test_the_stream_is_the_plan_bit_for_bit(detection: Store, rank: int) -> None
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_ray")
 def test_the_stream_goes_on_over_segments(segmentation: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "_SEGMENT", 4)
-    monkeypatch.setattr(stream, "_LEAD", 2)
+    monkeypatch.setattr(module, "_SEGMENT", 4)
+    monkeypatch.setattr(module, "_LEAD", 2)
     source = PatchSource.of(segmentation, SEGMENTATION, segmentation.case_ids, SCHEDULE)
     found = patch_stream(segmentation, SEGMENTATION, segmentation.case_ids, schedule=SCHEDULE, epochs=range(5))
     for one, other in zip(found, read_batches(source, range(5)), strict=True):
@@ -196,8 +196,8 @@ def test_a_store_that_changes_under_the_stream_is_noticed(tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_ray")
 def test_readers_that_find_no_cpu_are_named(detection: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "STALL_S", 2.0)
-    monkeypatch.setattr(stream, "READER_CPUS", 100.0)
+    monkeypatch.setattr(module, "STALL_S", 2.0)
+    monkeypatch.setattr(module, "READER_CPUS", 100.0)
     with pytest.raises(ResourceError, match="no training patch has arrived for 2 s: the reading tasks find no CPU"):
         next(patch_stream(detection, DETECTION, detection.case_ids, schedule=SCHEDULE, epochs=range(1)))
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from voxray.errors import ConfigError
-from voxray.pipelines.journal import Journal
-from voxray.pipelines.space import Setting, Space, read_space
-from voxray.pipelines.study import BATCH, STARTUP, Evaluate, Outcome, Plan, Study, key, next_greedy
+from voxray.core.errors import ConfigError
 from voxray.recipes import read_recipe
+from voxray.sweeping.journal import Journal
+from voxray.sweeping.search_space import Setting, Space, read_space
+from voxray.sweeping.study import BATCH, STARTUP, Evaluate, Outcome, Plan, Study, key, next_greedy
 
 FIELDS = """
 [fields]

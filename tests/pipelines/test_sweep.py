@@ -14,20 +14,20 @@ import pytest
 
 from inference.crowds import crowded_case
 from pipelines.bright_runs import Heard, register, write_run, write_spheres
-from voxray.errors import ConfigError
-from voxray.inference.candidates import Kept, merge_candidates, read_kept, write_kept
-from voxray.inference.findings import stamp
+from voxray.commands.sweep import parts_of, sweep
+from voxray.core.answer_json import stamp
+from voxray.core.errors import ConfigError
+from voxray.core.progress import SilentProgress
+from voxray.core.recipe import DetectionMerge, SegmentationMerge
+from voxray.core.storage import Place
+from voxray.core.volume import Volume
+from voxray.inference.candidates.file import Kept, merge_candidates, read_kept, write_kept
 from voxray.metrics import coco
-from voxray.pipelines.answers import weights_digest
-from voxray.pipelines.benching import Wanted, content_of_kept, keep_cases
-from voxray.pipelines.progress import SilentProgress
-from voxray.pipelines.sweep import parts_of, sweep
-from voxray.pipelines.sweep_report import SweepOptions, SweepReport
-from voxray.place import Place
 from voxray.readers import read_label_map, read_volume, write_nifti
-from voxray.recipe import DetectionMerge, SegmentationMerge
+from voxray.results.answers import weights_digest
+from voxray.sweeping.candidate_cases import Wanted, content_of_kept, keep_cases
+from voxray.sweeping.report import SweepOptions, SweepReport
 from voxray.training.checkpoint import load_model
-from voxray.volume import Volume
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's use of SQLAlchemy
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from pipelines.tiny_training import made_store, segmentation_recipe
+from voxray.commands.sweep import sweep
+from voxray.commands.train import split_store, train
+from voxray.core.errors import ConfigError
+from voxray.core.progress import SilentProgress
 from voxray.dataset.folds import KFold
-from voxray.errors import ConfigError
-from voxray.pipelines.progress import SilentProgress
-from voxray.pipelines.sweep import sweep
-from voxray.pipelines.sweep_report import SweepOptions, SweepReport
-from voxray.pipelines.train import split_store, train
+from voxray.sweeping.report import SweepOptions, SweepReport
 from voxray.training.checkpoint import read_run, read_state
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's use of SQLAlchemy

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from pipelines.tiny_training import segmentation_recipe
-from voxray.config import to_json
-from voxray.errors import ConfigError, ResourceError
-from voxray.pipelines.mlflow_server import tracking_uri
-from voxray.pipelines.tracking import Tracking, end_unfinished, metric_name, open_tracking, prepare_tracking
-from voxray.run import Run
+from voxray.core.config import to_json
+from voxray.core.errors import ConfigError, ResourceError
+from voxray.core.run import Run
+from voxray.distributed.mlflow_run import Tracking, end_unfinished, metric_name, open_tracking, prepare_tracking
+from voxray.distributed.mlflow_server import tracking_uri
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's use of SQLAlchemy
 

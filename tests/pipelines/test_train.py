@@ -19,13 +19,13 @@ from pipelines.tiny_training import (
     made_store,
     segmentation_recipe,
 )
+from voxray.commands.train import split_store, stored_sources, train
+from voxray.core.errors import ConfigError, DataError
+from voxray.core.progress import Advance
+from voxray.core.recipe import Recipe
 from voxray.dataset import split
 from voxray.dataset.folds import KFold
-from voxray.errors import ConfigError, DataError
-from voxray.pipelines.progress import Advance
-from voxray.pipelines.train import split_store, stored_sources, train
-from voxray.pipelines.worker import Job, resume, schedule_of, train_here
-from voxray.recipe import Recipe
+from voxray.distributed.train_worker import Job, resume, schedule_of, train_here
 from voxray.store import FailedCase, Store
 from voxray.training.checkpoint import load_model, read_run, read_state
 from voxray.training.state import Training
@@ -103,7 +103,7 @@ def test_detection_trains_too(tmp_path: Path) -> None:
 
 def _stop_after(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C right after that epoch's checkpoint."""
-    from voxray.pipelines.desk import Desk
+    from voxray.training.run_files import Desk
 
     save = Desk.save
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.tiny_training import last_weights, made_store, segmentation_recipe
-from voxray.errors import DataError, ResourceError
-from voxray.pipelines.train import train
+from voxray.commands.train import train
+from voxray.core.errors import DataError, ResourceError
 from voxray.store import Store
 from voxray.training.checkpoint import find_state, read_state
 

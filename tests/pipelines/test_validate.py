@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from pipelines.tiny_training import ball_case, detection_recipe, made_store, segmentation_recipe
+from voxray.commands.train import new_run
+from voxray.core.recipe import Recipe
+from voxray.core.run import Run
+from voxray.distributed.validation import Answered, PackedLabels, Validator
 from voxray.inference.predictor import Predictor
-from voxray.pipelines.train import new_run
-from voxray.pipelines.validate import Answered, PackedLabels, Validator
-from voxray.recipe import Recipe
-from voxray.run import Run
 from voxray.store import Store
 from voxray.tasks import build_task
 from voxray.training.collective import Collective

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from training.tiny import tiny_recipe
-from voxray.case import Case
-from voxray.place import Place
-from voxray.recipe import Recipe
+from voxray.core.case import Case
+from voxray.core.recipe import Recipe
+from voxray.core.storage import Place
+from voxray.core.volume import Grid, Volume
 from voxray.store import Store, write_case, write_manifest
 from voxray.training.checkpoint import read_state
-from voxray.volume import Grid, Volume
 
 SIDE = 28
 DATASET: dict[str, Any] = {
@@ -97,7 +97,7 @@ def last_weights(run: Path) -> bytes:
 
 def main(store: str, run: str, workers: str, *overrides: str) -> None:
     """A training in a process of its own; exit code 130 after Ctrl-C."""
-    from voxray.pipelines.train import train
+    from voxray.commands.train import train
 
     try:
         print(train(store, segmentation_recipe(*overrides), run, workers=int(workers)))

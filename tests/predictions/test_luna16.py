@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from voxray.errors import DataError
-from voxray.predictions import read_marks, read_series
-from voxray.predictions.problems import read_text
+from voxray.core.errors import DataError
+from voxray.scoring.foreign import read_marks, read_series
+from voxray.scoring.foreign.problems import read_text
 
 HEADER = "seriesuid,coordX,coordY,coordZ,probability"
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from voxray.errors import DataError
-from voxray.predictions import read_monai
-from voxray.predictions.monai import is_monai
+from voxray.core.errors import DataError
+from voxray.scoring.foreign import read_monai
+from voxray.scoring.foreign.monai import is_monai
 
 BOX = [-100.0, 60.0, -230.0, 6.0, 6.0, 8.0]
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from voxray.errors import ConfigError, DataError
-from voxray.predictions import read_pickles
-from voxray.predictions.nndetection import edges_of
+from voxray.core.errors import ConfigError, DataError
+from voxray.scoring.foreign import read_pickles
+from voxray.scoring.foreign.nndetection import edges_of
 
 DIRECTION = (0.0, 1.0, 0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 1.0)
 

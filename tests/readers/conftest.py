@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from pydicom.uid import ExplicitVRLittleEndian
 
-from voxray.errors import DataError
+from voxray.core.errors import DataError
 
 Refused = Callable[[str], Any]
 WriteSeries = Callable[..., Path]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from voxray.errors import DataError
+from voxray.core.errors import DataError
 from voxray.readers import content_of, volume_content, volume_files
 
 VOXELS = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6) - 60

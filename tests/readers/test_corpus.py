@@ -14,10 +14,10 @@ import pydicom
 import pytest
 from numpy.typing import NDArray
 
-from voxray.errors import DataError
+from voxray.core.errors import DataError
+from voxray.core.volume import Volume
 from voxray.readers import describe, read_label_map, read_volume
 from voxray.readers.dicom_pixels import decode
-from voxray.volume import Volume
 
 pytestmark = pytest.mark.data
 

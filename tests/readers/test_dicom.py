@@ -13,7 +13,7 @@ import SimpleITK
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from voxray.errors import DataError
+from voxray.core.errors import DataError
 from voxray.readers import describe, read_label_map, read_volume
 
 STORED = (np.arange(6 * 5 * 8).reshape(6, 5, 8) * 3).astype(np.uint16)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydicom.encaps import encapsulate
 from pydicom.uid import RLELossless
 
-from voxray.errors import DataError
+from voxray.core.errors import DataError
 from voxray.readers import describe, read_volume
 from voxray.readers.dicom_pixels import decode, decode_pixels
 

@@ -19,7 +19,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from voxray.errors import DataError
+from voxray.core.errors import DataError
 from voxray.readers import read_volume
 from voxray.readers.dicom_pixels import decode
 

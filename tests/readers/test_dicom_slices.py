@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from voxray.core.volume import Grid
 from voxray.readers.dicom_slices import Frame, arrange
-from voxray.volume import Grid
 
 WHERE = Path("series")
 

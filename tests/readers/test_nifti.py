@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from voxray.errors import DataError
+from voxray.core.errors import DataError
+from voxray.core.volume import Volume
 from voxray.readers import describe, read_label_map, read_volume
-from voxray.volume import Volume
 
 Image: Any = nib.Nifti1Image
 Image2: Any = nib.Nifti2Image

@@ -12,9 +12,9 @@ import SimpleITK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voxray.errors import ConfigError
+from voxray.core.errors import ConfigError
+from voxray.core.volume import Grid, Volume
 from voxray.readers import read_label_map, read_volume, write_nifti
-from voxray.volume import Grid, Volume
 
 
 def oblique(shape: tuple[int, int, int], *, mirrored: bool = False, angle: float = 0.3) -> Grid:

@@ -14,7 +14,7 @@ import SimpleITK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voxray.errors import DataError
+from voxray.core.errors import DataError
 from voxray.readers import describe, read_label_map, read_volume
 
 VOXELS = np.arange(6 * 5 * 4, dtype=np.int16).reshape(6, 5, 4)

@@ -12,7 +12,7 @@ import pytest
 from jaxtyping import Float64, Int16
 from scipy import ndimage
 
-from voxray.errors import DataError
+from voxray.core.errors import DataError
 from voxray.readers import describe, read_volume
 from voxray.readers.plausibility import Fractions, judge
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from voxray.core.volume import Grid, Volume
 from voxray.readers import READERS, describe, read_label_map, read_volume, write_nifti
-from voxray.volume import Grid, Volume
 
 GRID = Grid((4, 3, 2), (0.7, 0.8, 2.5), (-30.0, 12.0, 400.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
 VOXELS = np.arange(24, dtype=np.int16).reshape(4, 3, 2) - 3

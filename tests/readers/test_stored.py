@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from voxray.core.volume import Grid
 from voxray.readers.stored import Slice, Stored, hounsfield, labels
-from voxray.volume import Grid
 
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 

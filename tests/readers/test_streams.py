@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from voxray.errors import DataError
+from voxray.core.errors import DataError
 from voxray.readers.streams import Packing, Source, StreamCodes, check_length, read_slices, read_start
 
 CODES = StreamCodes("truncated", "corrupt", "longer")

@@ -7,13 +7,13 @@ from typing import get_args
 
 import pytest
 
-from voxray.config import Config, read_mapping, to_full_toml, to_json, to_toml
+from voxray.core.config import Config, read_mapping, to_full_toml, to_json, to_toml
+from voxray.core.errors import ConfigError
+from voxray.core.recipe import Recipe, SegmentationLoss, WindowIntensity, parse_recipe
 from voxray.dataset import read_dataset
-from voxray.errors import ConfigError
 from voxray.models import MODELS
 from voxray.models.segresnet import SegResNetConfig
 from voxray.models.unet import UNetConfig
-from voxray.recipe import Recipe, SegmentationLoss, WindowIntensity, parse_recipe
 from voxray.recipes import RECIPES, published, read_recipe
 
 DATASETS = Path(__file__).resolve().parents[2] / "datasets"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from metrics.scans import Scans, random_scans
-from voxray.evaluation import Bootstrap, Evaluation
+from voxray.core.evaluation import Bootstrap, Evaluation
 from voxray.metrics.record import detection_record, segmentation_record, with_metrics
 
 NAMES = ("nodule", "cyst")

@@ -11,10 +11,10 @@ import pytest
 
 from metrics.scans import Scans, detections
 from report.evaluations import detection_evaluation, read_page, segmentation_evaluation
+from voxray.core.run import Run
 from voxray.metrics.record import compare
 from voxray.report import Data, Entry, Shown, Training, compose
 from voxray.report import Scans as ScanFacts
-from voxray.run import Run
 
 EVIL = '</script><script>alert("1")</script>'
 PNG = b"\x89PNG not really"

@@ -9,7 +9,7 @@ import pytest
 
 from metrics.scans import Scans, detections
 from report.evaluations import detection_evaluation, segmentation_evaluation
-from voxray.evaluation import Detection, Evaluation
+from voxray.core.evaluation import Detection, Evaluation
 from voxray.report.objects import Target, groups_table, operating_point, sizes_in, targets_of
 from voxray.report.picks import pick_cases, pick_findings
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voxray.batch import IGNORED, PADDING
-from voxray.case import Tile, VolumeStats
+from voxray.core.batch import IGNORED, PADDING
+from voxray.core.case import Tile, VolumeStats
 from voxray.recipes import read_recipe
 from voxray.sampling import collate, cut_patch
 

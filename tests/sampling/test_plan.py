@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voxray.errors import DataError
-from voxray.recipe import PatchConfig
+from voxray.core.errors import DataError
+from voxray.core.recipe import PatchConfig
 from voxray.recipes import read_recipe
 from voxray.sampling import Read, Schedule, TileIndex, default_steps, epoch_plan, num_rounds
 

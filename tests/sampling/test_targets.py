@@ -8,13 +8,13 @@ import torch
 from numpy.random import Generator
 
 from pipelines.tiny_training import detection_recipe
-from voxray.batch import IGNORED
 from voxray.boxes.assign import assign, best_overlaps
-from voxray.case import Case, Tile
-from voxray.recipe import DetectionLoss, Recipe
+from voxray.core.batch import IGNORED
+from voxray.core.case import Case, Tile
+from voxray.core.recipe import DetectionLoss, Recipe
+from voxray.core.volume import Grid, Volume
 from voxray.sampling import cut_patch, cut_tiles, own_objects
 from voxray.sampling.targets import TiledObjects, largest_sides_vox, patch_levels, possible_targets
-from voxray.volume import Grid, Volume
 
 SIDE = 72
 GRID = Grid((SIDE,) * 3, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (-1.0, 0, 0, 0, -1.0, 0, 0, 0, 1.0))

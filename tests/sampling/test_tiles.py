@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voxray.case import Case, Tile, row_to_tile, tile_to_row
-from voxray.recipe import Recipe
+from voxray.core.case import Case, Tile, row_to_tile, tile_to_row
+from voxray.core.recipe import Recipe
+from voxray.core.volume import Grid, Volume
 from voxray.recipes import read_recipe
 from voxray.sampling import cut_tiles, tile_shape
-from voxray.volume import Grid, Volume
 
 PATCH = ["patch.size_vox=[32,32,16]", "patch.margin_vox=[8,8,4]", "patch.max_object_vox=[20,20,12]"]
 DETECTION = read_recipe("lung_nodule", PATCH)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from voxray.serving.ledger import Ledger
+from voxray.serving.jobs.store import Ledger
 
 
 def compete(url: str, desk: str, until: float) -> list[str]:

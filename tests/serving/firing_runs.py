@@ -9,11 +9,11 @@ from torch import nn
 
 from inference.small_networks import small_network, small_recipe, tensors_of
 from pipelines.small_runs import write_small_run
-from voxray.case import VolumeStats
+from voxray.core.case import VolumeStats
+from voxray.core.outputs import Output
+from voxray.core.volume import Volume
 from voxray.inference.predictor import prepare_scan
-from voxray.outputs import Output
 from voxray.preprocess import normalise
-from voxray.volume import Volume
 
 _GAIN = 60.0
 """Spreads the scores, so that a few stand out; the weights of the second seed give them in bright places."""

@@ -14,12 +14,12 @@ import uvicorn
 
 from voxray.serving.app import check
 from voxray.serving.config import ServeConfig
-from voxray.serving.door import make_door
-from voxray.serving.doors import ROUTERS
-from voxray.serving.ledger import Ledger
-from voxray.serving.local import LocalWorkers, open_desk
-from voxray.serving.places import Places
-from voxray.serving.service import Service
+from voxray.serving.deployments.local import LocalWorkers, open_desk
+from voxray.serving.http.native import make_door
+from voxray.serving.http.routes import ROUTERS
+from voxray.serving.jobs.service import Service
+from voxray.serving.jobs.store import Ledger
+from voxray.serving.paths import Places
 
 
 @dataclass(frozen=True)

@@ -20,16 +20,16 @@ import httpx
 import numpy as np
 
 from pipelines.small_runs import write_small_run
+from voxray.core.volume import Grid, Volume
 from voxray.readers import write_nifti
 from voxray.serving.app import check
 from voxray.serving.config import ServeConfig
-from voxray.serving.door import make_door
-from voxray.serving.doors import ROUTERS
-from voxray.serving.ledger import Ledger
-from voxray.serving.local import LocalWorkers, open_desk
-from voxray.serving.places import Places
-from voxray.serving.service import Service
-from voxray.volume import Grid, Volume
+from voxray.serving.deployments.local import LocalWorkers, open_desk
+from voxray.serving.http.native import make_door
+from voxray.serving.http.routes import ROUTERS
+from voxray.serving.jobs.service import Service
+from voxray.serving.jobs.store import Ledger
+from voxray.serving.paths import Places
 
 SURE = ["merge.score_floor=0.0", "merge.max_detections=20", "inference.candidate_floor=0.0"]
 """So that a network that has learnt nothing finds something."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from voxray.serving.aliases import KEY, Aliases, key_in
-from voxray.serving.ledger import Ledger
+from voxray.serving.http.aliases import KEY, Aliases, key_in
+from voxray.serving.jobs.store import Ledger
 
 NAME = "Doe^Jane 1950-01-02"
 

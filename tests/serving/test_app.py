@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from voxray.errors import ConfigError
+from voxray.core.errors import ConfigError
 from voxray.serving.app import absolute, require_same_host
 from voxray.serving.config import ServeConfig
 

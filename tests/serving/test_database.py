@@ -9,9 +9,9 @@ import pytest
 
 from serving.databases import PASSWORD, Server
 from serving.services import free_port, in_process, small_scan, upload
-from voxray.errors import ConfigError, ResourceError, VoxrayError
-from voxray.serving.database import parse_url
-from voxray.serving.ledger import Ledger
+from voxray.core.errors import ConfigError, ResourceError, VoxrayError
+from voxray.serving.jobs.database import parse_url
+from voxray.serving.jobs.store import Ledger
 
 SECRET = "hush-hush"
 

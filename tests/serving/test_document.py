@@ -11,12 +11,12 @@ from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 
 from voxray.serving.config import ServeConfig
-from voxray.serving.deployments import RayWorkers
-from voxray.serving.door import make_door
-from voxray.serving.doors import ROUTERS
-from voxray.serving.ledger import Ledger
-from voxray.serving.places import Places
-from voxray.serving.service import Service
+from voxray.serving.deployments.ray import RayWorkers
+from voxray.serving.http.native import make_door
+from voxray.serving.http.routes import ROUTERS
+from voxray.serving.jobs.service import Service
+from voxray.serving.jobs.store import Ledger
+from voxray.serving.paths import Places
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from voxray.serving.endings import Endings
-from voxray.serving.ledger import Ledger, new_id
-from voxray.serving.workers import WorkerDiedError
+from voxray.serving.jobs.endings import Endings
+from voxray.serving.jobs.store import Ledger, new_id
+from voxray.serving.workers.protocol import WorkerDiedError
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from inference.bright import sphere_scan
 from pipelines.bright_runs import TURNS, register, write_run
 from pipelines.odd_scans import DISAGREE, contradict
 from serving.listening import Listening, listening
+from voxray.core.volume import Volume
 from voxray.readers import read_label_map, write_nifti
-from voxray.volume import Volume
 
 ANGLES = (5.0, 0.0, -8.0)
 

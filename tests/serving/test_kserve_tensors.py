@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput, InferResult
 
-from voxray.errors import ConfigError
-from voxray.serving.kserve_tensors import DATATYPES, InferRequest, Output, Tensor, read_request, write_response
+from voxray.core.errors import ConfigError
+from voxray.serving.http.kserve_tensors import DATATYPES, InferRequest, Output, Tensor, read_request, write_response
 
 SHAPES = hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=4)
 ARRAYS = st.sampled_from(sorted(DATATYPES)).flatmap(

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
+from voxray.core.volume import Grid, Volume
 from voxray.readers import read_label_map, write_nifti
-from voxray.serving.label_maps import centroids, centroids_of, label_file
-from voxray.serving.workers import EXTENSIONS, LABEL_TYPES, Extension, LabelType, LabelWish
-from voxray.volume import Grid, Volume
+from voxray.serving.workers.label_maps import centroids, centroids_of, label_file
+from voxray.serving.workers.protocol import EXTENSIONS, LABEL_TYPES, Extension, LabelType, LabelWish
 
 OBLIQUE = Grid((5, 4, 3), (0.7, 0.8, 2.5), (-12.5, 40.0, -300.25), (0.0, -1.0, 0, 0.6, 0, -0.8, 0.8, 0, 0.6))
 LABELS = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=3, max_dims=3, max_side=6), elements={"max_value": 4})

@@ -14,8 +14,8 @@ import pytest
 import sqlalchemy as sa
 
 from serving.competing import compete
-from voxray.serving.aliases import Aliases
-from voxray.serving.ledger import JOBS, Ledger, TooManyError, new_id
+from voxray.serving.http.aliases import Aliases
+from voxray.serving.jobs.store import JOBS, Ledger, TooManyError, new_id
 
 FOR_EVER = {"most": 10_000, "most_of_owner": 10_000}
 

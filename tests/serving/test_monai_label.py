@@ -20,9 +20,9 @@ from pipelines.bright_runs import TURNS, register, write_run
 from serving.archives import put, real_orthanc
 from serving.listening import Listening, listening
 from serving.plugins import KIND, RefusedError, Slicer, ohif_infer, ohif_read, ohif_segments, slicer_segments
+from voxray.core.volume import Volume
 from voxray.readers import read_label_map, read_volume, write_nifti
-from voxray.serving.tokens import make_token
-from voxray.volume import Volume
+from voxray.serving.jobs.tokens import make_token
 from writers.dicom_series import write_volume
 
 NAME = "Doe^Jane 1950-01-02 Thorax/Abdomen"

@@ -19,8 +19,8 @@ import pytest
 from pipelines.odd_scans import DISAGREE, contradict
 from serving.intake.conftest import series_files
 from serving.services import in_process, small_models, small_scan, upload
-from voxray.pipelines.predict import AnswerOptions, predict
-from voxray.pipelines.progress import SilentProgress
+from voxray.commands.predict import AnswerOptions, predict
+from voxray.core.progress import SilentProgress
 from voxray.readers import read_label_map, read_volume
 
 
@@ -269,8 +269,8 @@ def test_wrong_requests(tmp_path: Path) -> None:
 
 def test_tokens(tmp_path: Path) -> None:
     from voxray.serving.config import database_url
-    from voxray.serving.ledger import Ledger
-    from voxray.serving.tokens import make_token
+    from voxray.serving.jobs.store import Ledger
+    from voxray.serving.jobs.tokens import make_token
 
     ledger = Ledger(database_url(tmp_path / "service"))
     ann, bob = make_token(ledger, "ann"), make_token(ledger, "bob")

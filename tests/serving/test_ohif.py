@@ -28,7 +28,7 @@ from serving.browsers import SLOW_MS, browser, watched
 from serving.listening import listening
 from serving.small_servers import Page, pages
 from voxray.readers import read_label_map, write_nifti
-from voxray.serving.tokens import make_token
+from voxray.serving.jobs.tokens import make_token
 from writers.dicom_series import write_volume
 
 STUDY, SERIES = "1.2.826.0.1.1", "1.2.826.0.1.1.1"

@@ -21,8 +21,8 @@ import pytest
 
 from serving.load import resident_mib, right_answers, use
 from serving.services import await_ready, small_models, small_scan, start
+from voxray.core.volume import Grid, Volume
 from voxray.readers import write_nifti
-from voxray.volume import Grid, Volume
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 

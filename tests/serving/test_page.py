@@ -22,15 +22,15 @@ from serving.browsers import Watched, browser, watched
 from serving.firing_runs import detector, segmentation
 from serving.listening import Listening, listening
 from serving.services import QUOTA, in_process
+from voxray.core.volume import Grid, Volume
 from voxray.readers import read_label_map, read_volume
-from voxray.serving import page_door
 from voxray.serving.config import database_url
-from voxray.serving.ledger import Ledger
-from voxray.serving.tokens import make_token
-from voxray.volume import Grid, Volume
+from voxray.serving.http import page as page_routes
+from voxray.serving.jobs.store import Ledger
+from voxray.serving.jobs.tokens import make_token
 from writers.dicom_series import write_volume
 
-FOLDER = Path(page_door.__file__).parent / "page"
+FOLDER = Path(page_routes.__file__).parents[1] / "page"
 NIIVUE = "niivue-0.69.0.umd.js"
 NAMESPACE = "http://www.w3.org/2000/svg"
 

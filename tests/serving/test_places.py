@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from voxray.errors import ConfigError
-from voxray.serving.ledger import new_id
-from voxray.serving.places import Places
+from voxray.core.errors import ConfigError
+from voxray.serving.jobs.store import new_id
+from voxray.serving.paths import Places
 
 
 def test_a_new_folder_and_one_of_before_are_the_services(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voxray.serving.problems import Problem
-from voxray.serving.spool import unpacked
+from voxray.serving.errors import Problem
+from voxray.serving.http.spool import unpacked
 
 PACK: dict[str, Callable[[bytes], bytes]] = {"identity": bytes, "gzip": gzip.compress, "deflate": zlib.compress}
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from inference.small_networks import small_network
 from serving.services import in_process, small_models, small_scan, upload
-from voxray.outputs import DetectionOutput, SegmentationOutput
-from voxray.serving.together import Together, parts_of
+from voxray.core.outputs import DetectionOutput, SegmentationOutput
+from voxray.serving.workers.batching import Together, parts_of
 
 
 class Counted:

@@ -14,14 +14,14 @@ from starlette.types import Message
 from pipelines.small_runs import write_small_run
 from voxray.serving.app import check
 from voxray.serving.config import ServeConfig
+from voxray.serving.deployments.local import LocalWorkers
+from voxray.serving.errors import Problem
 from voxray.serving.intake.study import StudyInfo
-from voxray.serving.ledger import Ledger
-from voxray.serving.local import LocalWorkers
+from voxray.serving.jobs.service import Service
+from voxray.serving.jobs.store import Ledger
+from voxray.serving.jobs.waiting import answer
 from voxray.serving.messages import Job, JobRequest
-from voxray.serving.places import Places
-from voxray.serving.problems import Problem
-from voxray.serving.service import Service
-from voxray.serving.waiting import answer
+from voxray.serving.paths import Places
 
 STUDY = "a" * 32
 

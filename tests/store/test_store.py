@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from voxray.case import Case
-from voxray.errors import ConfigError, DataError
-from voxray.place import Place
+from voxray.core.case import Case
+from voxray.core.errors import ConfigError, DataError
+from voxray.core.storage import Place
+from voxray.core.volume import Grid, Volume
 from voxray.recipes import read_recipe
 from voxray.sampling import Schedule, cut_patch, cut_tiles, epoch_plan
 from voxray.store import (
@@ -30,7 +31,6 @@ from voxray.store import (
     write_case,
     write_manifest,
 )
-from voxray.volume import Grid, Volume
 
 PATCH = ["patch.size_vox=[32,32,16]", "patch.margin_vox=[8,8,4]", "patch.max_object_vox=[20,20,12]"]
 DETECTION = read_recipe("lung_nodule", PATCH)

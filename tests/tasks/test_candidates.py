@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from voxray.recipe import DetectionMerge
+from voxray.core.recipe import DetectionMerge
+from voxray.core.volume import Grid, Shape
 from voxray.tasks.candidates import Candidates, Placed, place, tile_weights
-from voxray.volume import Grid, Shape
 from voxray.windows import lattice
 
 GRID = Grid((100, 90, 50), (1.0, 2.0, 0.5), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))

@@ -11,22 +11,22 @@ from monai.apps.detection.utils.box_coder import BoxCoder
 from monai.apps.detection.utils.box_selector import BoxSelector
 from torch import Tensor
 
-from voxray.batch import Batch
 from voxray.boxes.anchors import all_boxes, anchor_levels, per_anchor
 from voxray.boxes.coding import encode
 from voxray.boxes.overlap import iou
-from voxray.case import Case
-from voxray.detections import Detections
-from voxray.errors import DataError
+from voxray.core.batch import Batch
+from voxray.core.case import Case
+from voxray.core.detections import Detections
+from voxray.core.errors import DataError
+from voxray.core.outputs import DetectionOutput
+from voxray.core.recipe import DetectionMerge, Recipe, parse_recipe
+from voxray.core.volume import Grid, Shape, Volume
 from voxray.losses import local
 from voxray.models import MODELS
-from voxray.outputs import DetectionOutput
-from voxray.recipe import DetectionMerge, Recipe, parse_recipe
 from voxray.recipes import published, read_recipe
 from voxray.tasks import build_task
 from voxray.tasks.candidates import Candidates
 from voxray.tasks.detection import DetectionTask
-from voxray.volume import Grid, Shape, Volume
 
 WINDOW = (32, 32, 16)
 CLASSES = ("nodule", "node")

@@ -10,8 +10,8 @@ import torch
 
 from voxray.boxes.nms import nms
 from voxray.boxes.overlap import iou
-from voxray.detections import Detections
-from voxray.recipe import DetectionMerge
+from voxray.core.detections import Detections
+from voxray.core.recipe import DetectionMerge
 from voxray.tasks.candidates import Placed
 from voxray.tasks.merging import best_rows, merge_placed
 from voxray.windows import lattice

@@ -13,19 +13,19 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from voxray.batch import Batch
-from voxray.case import Case
-from voxray.errors import ConfigError, DataError
+from voxray.core.batch import Batch
+from voxray.core.case import Case
+from voxray.core.errors import ConfigError, DataError
+from voxray.core.outputs import SegmentationOutput
+from voxray.core.recipe import Recipe, SegmentationMerge
+from voxray.core.volume import Grid, Shape, Volume
 from voxray.losses import local
-from voxray.outputs import SegmentationOutput
-from voxray.recipe import Recipe, SegmentationMerge
 from voxray.recipes import read_recipe
 from voxray.tasks import build_task
 from voxray.tasks.components import tidy
 from voxray.tasks.mirror import swapped_sides
 from voxray.tasks.segmentation import SegmentationTask
 from voxray.tasks.stitch import blocks, labels_of
-from voxray.volume import Grid, Shape, Volume
 from voxray.windows import Lattice, blend_weights, lattice, windows_over
 
 PLAIN = SegmentationMerge()

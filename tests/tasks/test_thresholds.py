@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voxray.errors import ConfigError
-from voxray.recipe import SegmentationMerge
+from voxray.core.errors import ConfigError
+from voxray.core.recipe import SegmentationMerge
 from voxray.tasks.thresholds import labels_above, selected, thresholds_of
 
 CLASSES = ("spleen", "liver", "kidney")

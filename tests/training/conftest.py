@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from training.tiny import ball_patches, tiny_recipe
-from voxray.batch import PatchBatch
-from voxray.config import to_json
-from voxray.recipe import Recipe
-from voxray.run import Run
+from voxray.core.batch import PatchBatch
+from voxray.core.config import to_json
+from voxray.core.recipe import Recipe
+from voxray.core.run import Run
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.multiprocessing.spawn import spawn
 
-from voxray.batch import PatchBatch
+from voxray.core.batch import PatchBatch
+from voxray.core.recipe import Recipe, parse_recipe
 from voxray.models import MODELS
-from voxray.recipe import Recipe, parse_recipe
 from voxray.tasks import build_task
 from voxray.training.collective import Collective
 from voxray.training.state import Training

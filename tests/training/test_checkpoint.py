@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from voxray.errors import ConfigError, DataError
-from voxray.recipe import Recipe
-from voxray.run import Run
+from voxray.core.errors import ConfigError, DataError
+from voxray.core.recipe import Recipe
+from voxray.core.run import Run
 from voxray.training.checkpoint import (
     Checkpoint,
     claim_folder,

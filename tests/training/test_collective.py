@@ -10,7 +10,7 @@ from torch import Tensor
 
 from training.ranks import model, on_two_ranks, sums, weights_after
 from training.tiny import ball_patches, tiny_recipe
-from voxray.recipe import Recipe
+from voxray.core.recipe import Recipe
 from voxray.training.collective import Collective
 
 SEGRESNET = (

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from voxray.batch import PatchBatch
-from voxray.errors import ConfigError
-from voxray.recipe import Recipe
-from voxray.run import Run
+from voxray.core.batch import PatchBatch
+from voxray.core.errors import ConfigError
+from voxray.core.recipe import Recipe
+from voxray.core.run import Run
 from voxray.tasks import build_task
 from voxray.training.checkpoint import Checkpoint, read_state, read_trainer, read_weights, write_checkpoint
 from voxray.training.loop import EpochRecord, Surroundings, Tick, fit

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from voxray.errors import ConfigError
-from voxray.recipe import OptimConfig
+from voxray.core.errors import ConfigError
+from voxray.core.recipe import OptimConfig
 from voxray.training.optim import Average, build_optimizer, clip_gradient, rate_at, set_rate
 
 

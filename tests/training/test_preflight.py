@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from pipelines.tiny_training import ball_case, detection_recipe, segmentation_recipe, without_ball
-from voxray.case import Case
-from voxray.errors import ConfigError
-from voxray.place import Place
-from voxray.recipe import Recipe
+from voxray.core.case import Case
+from voxray.core.errors import ConfigError
+from voxray.core.recipe import Recipe
+from voxray.core.storage import Place
 from voxray.sampling import Schedule
 from voxray.store import CaseSummary, write_case
 from voxray.training.preflight import Finding, Sides, as_warnings, data_findings, judged, recipe_findings

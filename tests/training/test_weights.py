@@ -14,10 +14,10 @@ from monai.networks.nets.unet import UNet
 from torch import Tensor, nn
 
 from voxray.boxes.anchors import anchor_levels
-from voxray.errors import ConfigError, DataError
-from voxray.recipe import Recipe
+from voxray.core.errors import ConfigError, DataError
+from voxray.core.recipe import Recipe
+from voxray.core.run import Run
 from voxray.recipes import published, read_recipe
-from voxray.run import Run
 from voxray.training.checkpoint import load_model, read_state
 from voxray.training.weights import import_published, import_weights, read_weights_file
 

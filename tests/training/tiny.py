@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from voxray.batch import PatchBatch
+from voxray.core.batch import PatchBatch
+from voxray.core.recipe import Recipe, parse_recipe
 from voxray.models import MODELS
-from voxray.recipe import Recipe, parse_recipe
 
 TINY: dict[str, Any] = {
     "name": "tiny",

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
+from voxray.core.volume import Volume
 from voxray.readers import read_volume
-from voxray.volume import Volume
-from voxray.writers import Algorithm
+from voxray.results.writers import Algorithm
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 OBLIQUE = (0.8, 0.6, 0.0, -0.36, 0.48, 0.8)

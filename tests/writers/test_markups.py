@@ -6,8 +6,8 @@ import json
 
 import numpy as np
 
-from voxray.detections import Detections
-from voxray.writers import markups_json
+from voxray.core.detections import Detections
+from voxray.results.writers import markups_json
 
 FOUND = Detections(
     boxes=np.array([[-10.5, 20, -30, -4.5, 28, -20]], np.float32),

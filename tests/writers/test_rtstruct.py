@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from matplotlib.path import Path as Outline
 from numpy.typing import NDArray
 
-from voxray.errors import DataError
+from voxray.core.errors import DataError
+from voxray.core.volume import Grid, Volume
 from voxray.readers import read_volume
-from voxray.volume import Grid, Volume
-from voxray.writers import rtstruct as module
-from voxray.writers import write_rtstruct
-from voxray.writers.rtstruct import outlines
+from voxray.results.writers import rtstruct as module
+from voxray.results.writers import write_rtstruct
+from voxray.results.writers.rtstruct import outlines
 from writers.dicom_series import (
     ALGORITHM,
     CLASSES,

@@ -12,11 +12,11 @@ import pydicom
 import pytest
 from numpy.typing import NDArray
 
-from voxray.errors import DataError
+from voxray.core.errors import DataError
+from voxray.core.volume import Volume
 from voxray.readers import read_volume
-from voxray.volume import Volume
-from voxray.writers import write_seg
-from voxray.writers.seg import Kind
+from voxray.results.writers import write_seg
+from voxray.results.writers.seg import Kind
 from writers.dicom_series import (
     ALGORITHM,
     CLASSES,

@@ -12,10 +12,10 @@ import numpy as np
 import pydicom
 import pytest
 
-from voxray.errors import DataError
+from voxray.core.errors import DataError
+from voxray.core.volume import Grid
 from voxray.readers import read_volume
-from voxray.volume import Grid
-from voxray.writers.source import Source, read_source
+from voxray.results.writers.source import Source, read_source
 from writers.dicom_series import ORIENTATIONS, files_of, write_multiframe, write_series
 
 

@@ -14,11 +14,11 @@ from highdicom import sr
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
-from voxray.detections import Detections
-from voxray.errors import DataError
+from voxray.core.detections import Detections
+from voxray.core.errors import DataError
+from voxray.core.volume import Volume
 from voxray.readers import read_volume
-from voxray.volume import Volume
-from voxray.writers import write_labels_sr, write_seg, write_sr
+from voxray.results.writers import write_labels_sr, write_seg, write_sr
 from writers.dicom_series import (
     ALGORITHM,
     CLASSES,

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64, Shaped, UInt8
 from scipy import ndimage
 
-from voxray.errors import DataError
-from voxray.volume import Vector
+from voxray.core.errors import DataError
+from voxray.core.volume import Vector
 
 Voxels = Shaped[np.ndarray, "x y z"]
 LabelMap = UInt8[np.ndarray, "x y z"]

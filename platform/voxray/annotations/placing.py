@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float64
 
+from voxray.core.detections import boxes_to_voxel
+from voxray.core.errors import DataError
+from voxray.core.volume import Grid
 from voxray.dataset.source import BoxTruth
-from voxray.detections import boxes_to_voxel
-from voxray.errors import DataError
-from voxray.volume import Grid
 
 Boxes = Float64[np.ndarray, "n 6"]
 

@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from voxray.core.detections import Frame
+from voxray.core.errors import DataError
 from voxray.dataset.naming import numbered_names
 from voxray.dataset.source import BoxTruth
 from voxray.dataset.truth import BoxesCsv, MonaiJson, SpheresCsv
-from voxray.detections import Frame
-from voxray.errors import DataError
 
 Numbers = tuple[float, ...]
 T = TypeVar("T")

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from voxray.recipe import AnchorConfig
-from voxray.volume import Shape, Vector
+from voxray.core.recipe import AnchorConfig
+from voxray.core.volume import Shape, Vector
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from voxray.batch import IGNORED
 from voxray.boxes.anchors import AnchorLevel
 from voxray.boxes.overlap import paired_iou, volumes
-from voxray.recipe import DetectionLoss
+from voxray.core.batch import IGNORED
+from voxray.core.recipe import DetectionLoss
 
 
 class Assignment(NamedTuple):

@@ -12,13 +12,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, field_validator, model_validator
 
-from voxray.config import Config, parse, read_mapping
+from voxray.core.config import Config, parse, read_mapping
+from voxray.core.errors import ConfigError
+from voxray.core.text import same
 from voxray.dataset.folds import Folds, KFold, Split, num_folds, split
 from voxray.dataset.paths import RootedPath, expand_variables, file_stem
 from voxray.dataset.source import BoxTruth, CaseSource, MapTruth
 from voxray.dataset.truth import Annotation, BoxesCsv, BoxTable, Instances, SpheresCsv
-from voxray.errors import ConfigError
-from voxray.user_text import same
 
 __all__ = [
     "BoxTruth",

@@ -8,7 +8,8 @@ from typing import Annotated, Literal, NamedTuple
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from voxray.config import Config
+from voxray.core.config import Config
+from voxray.core.errors import ConfigError
 from voxray.dataset.lists import (
     Sides,
     by_ids,
@@ -21,7 +22,6 @@ from voxray.dataset.lists import (
 )
 from voxray.dataset.paths import RootedPath
 from voxray.dataset.source import CaseSource
-from voxray.errors import ConfigError
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 

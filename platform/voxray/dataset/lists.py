@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from voxray.core.errors import ConfigError
+from voxray.core.text import TextError, on_disk, read_text, same
 from voxray.dataset.paths import file_stem
 from voxray.dataset.source import CaseSource
-from voxray.errors import ConfigError
-from voxray.user_text import TextError, on_disk, read_text, same
 
 _SIDE_NAMES = {
     "train": "train",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from voxray.errors import ConfigError
-from voxray.user_text import same
+from voxray.core.errors import ConfigError
+from voxray.core.text import same
 
 
 def numbered_names(table: Any) -> dict[int, str]:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, ValidationInfo
 
-from voxray.user_text import same
+from voxray.core.text import same
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _SUFFIXES = (".nii.gz", ".nii", ".mhd", ".mha", ".nrrd", ".nhdr", ".dcm", ".npy")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from voxray.detections import Frame
+from voxray.core.detections import Frame
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator
 
-from voxray.config import Config
+from voxray.core.config import Config
+from voxray.core.text import same
 from voxray.dataset.paths import RootedPath
-from voxray.user_text import same
 
 WorldFrame = Literal["LPS", "RAS"]
 Objects = Literal["components", "none"]

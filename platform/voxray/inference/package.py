@@ -31,16 +31,16 @@ from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt
 from safetensors import SafetensorError
 from torch import nn
 
-from voxray.addresses import local_path
-from voxray.config import Config, parse, read_mapping, to_json
-from voxray.errors import ConfigError, DataError, ResourceError
-from voxray.inference.runtimes.network import Form, Network, network_of
-from voxray.inference.runtimes.runtime import Precision
-from voxray.inference.runtimes.tensor_rt_build import EngineKey
-from voxray.inference.runtimes.tensors import TaskName
+from voxray.core.addresses import local_path
+from voxray.core.config import Config, parse, read_mapping, to_json
+from voxray.core.errors import ConfigError, DataError, ResourceError
+from voxray.core.recipe import AnchorConfig, GridConfig, Intensity, Merge, Recipe, Sides, parse_recipe
+from voxray.core.run import Run
 from voxray.models import MODELS
-from voxray.recipe import AnchorConfig, GridConfig, Intensity, Merge, Recipe, Sides, parse_recipe
-from voxray.run import Run
+from voxray.runtimes.network import Form, Network, network_of
+from voxray.runtimes.protocol import Precision
+from voxray.runtimes.tensorrt_build import EngineKey
+from voxray.runtimes.tensors import TaskName
 
 SCHEMA_VERSION = 2
 """The newest of `package.json` that is read; a newer one is refused. Packages of one network are of version 1."""

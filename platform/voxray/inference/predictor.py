@@ -16,23 +16,23 @@ import numpy as np
 import torch
 from torch import nn
 
-from voxray.case import Case
-from voxray.detections import Detections
-from voxray.errors import ConfigError
-from voxray.inference.candidates import merge_candidates
-from voxray.inference.estimate import Computed, require_memory
-from voxray.inference.keeper import Keeper
-from voxray.inference.plan import half_on, planned
+from voxray.core.case import Case
+from voxray.core.detections import Detections
+from voxray.core.errors import ConfigError
+from voxray.core.outputs import Head
+from voxray.core.recipe import DetectionMerge, GridConfig, Merge, Recipe, SegmentationMerge
+from voxray.core.run import Run
+from voxray.core.volume import Grid, Shape, Volume
+from voxray.inference.candidates.file import merge_candidates
+from voxray.inference.candidates.recorder import Keeper
+from voxray.inference.fast_windows import half_on, planned
+from voxray.inference.memory_estimate import Computed, require_memory
 from voxray.inference.restore import axis_map, detections_on, labels_on, shares_on
 from voxray.inference.sliding import Network, Precision, Watch, slide
-from voxray.outputs import Head
 from voxray.preprocess import orient, oriented_grid, require_volume, resample, resampled_grid
-from voxray.recipe import DetectionMerge, GridConfig, Merge, Recipe, SegmentationMerge
-from voxray.run import Run
 from voxray.tasks import Task, build_task
 from voxray.tasks.detection import DetectionTask
 from voxray.tasks.segmentation import SegmentationTask
-from voxray.volume import Grid, Shape, Volume
 
 Windows = Iterator[tuple[Shape, Any]]
 

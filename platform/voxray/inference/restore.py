@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float, Float64, UInt8
 from torch import Tensor
 
-from voxray.detections import Detections
+from voxray.core.detections import Detections
+from voxray.core.volume import Grid, Volume
 from voxray.tasks.stitch import labels_of
-from voxray.volume import Grid, Volume
 
 _PLANES_AT_ONCE = 16
 

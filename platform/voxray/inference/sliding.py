@@ -17,11 +17,11 @@ import torch
 from jaxtyping import Int16
 from torch import Tensor
 
-from voxray.case import VolumeStats
+from voxray.core.case import VolumeStats
+from voxray.core.recipe import Recipe
+from voxray.core.volume import Shape
 from voxray.preprocess import normalise
-from voxray.recipe import Recipe
 from voxray.tasks import Task
-from voxray.volume import Shape
 from voxray.windows import windows_over
 
 Precision = Literal["off", "bf16", "fp16"]

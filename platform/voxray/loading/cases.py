@@ -7,13 +7,13 @@ from functools import partial
 from pathlib import Path
 
 from voxray.annotations.placing import place_boxes
-from voxray.case import Case
+from voxray.core.case import Case
+from voxray.core.errors import DataError
+from voxray.core.volume import Volume
 from voxray.dataset import Dataset
 from voxray.dataset.source import CaseSource
-from voxray.errors import DataError
 from voxray.loading.maps import attempt, read_maps
 from voxray.readers import read_volume
-from voxray.volume import Volume
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from voxray.core.text import on_disk
 from voxray.dataset import BoxTruth, CaseSource, Dataset, MapTruth
 from voxray.loading.maps import mask_files
 from voxray.readers import content_of, volume_content
-from voxray.user_text import on_disk
 
 _PATHS = ("file", "excluded_file", "classes_file")
 """Where annotations lie says nothing of what they hold."""

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, UInt8
 
-from voxray.alignment import put_on
 from voxray.annotations.maps import (
     NO_VOXEL,
     components,
@@ -22,14 +21,15 @@ from voxray.annotations.maps import (
     labels_of_masks,
     value_counts,
 )
+from voxray.core.alignment import put_on
+from voxray.core.errors import DataError
+from voxray.core.text import TextError, on_disk, read_text, same
+from voxray.core.volume import Grid, Volume
 from voxray.dataset import Dataset
 from voxray.dataset.naming import listed, names_of_map
 from voxray.dataset.source import CaseSource, MapTruth
 from voxray.dataset.truth import Instances, Labels, MaskFolder, Msd
-from voxray.errors import DataError
 from voxray.readers import label_names, read_label_map
-from voxray.user_text import TextError, on_disk, read_text, same
-from voxray.volume import Grid, Volume
 
 T = TypeVar("T")
 

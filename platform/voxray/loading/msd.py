@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from voxray.core.errors import DataError
 from voxray.dataset import Dataset
 from voxray.dataset.naming import numbered_names
 from voxray.dataset.source import MapTruth
 from voxray.dataset.truth import Msd
-from voxray.errors import DataError
 
 _REMEDY = 'The form is {"labels": {"1": "spleen"}, "training": [{"image": "./imagesTr/a.nii.gz", "label": ...}]}.'
 

@@ -16,6 +16,8 @@ from voxray.annotations.tables import (
     read_monai_json,
     read_spheres_csv,
 )
+from voxray.core.errors import ConfigError, DataError
+from voxray.core.text import TextError, on_disk, read_text, same, spellings
 from voxray.dataset import Dataset
 from voxray.dataset.paths import fill
 from voxray.dataset.source import BoxTruth, CaseSource, MapTruth
@@ -30,9 +32,7 @@ from voxray.dataset.truth import (
     Msd,
     SpheresCsv,
 )
-from voxray.errors import ConfigError, DataError
 from voxray.loading.msd import read_msd
-from voxray.user_text import TextError, on_disk, read_text, same, spellings
 
 _REPORTED_ONLY = "annotations.no_image"
 

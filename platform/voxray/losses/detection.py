@@ -10,14 +10,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from voxray.batch import Batch
 from voxray.boxes.anchors import AnchorLevel, per_anchor
 from voxray.boxes.assign import Assignment, Sample, assign, num_draws, sample
 from voxray.boxes.coding import decode, encode
 from voxray.boxes.overlap import paired_giou
+from voxray.core.batch import Batch
+from voxray.core.outputs import DetectionOutput
+from voxray.core.recipe import DetectionLoss
 from voxray.losses import Reduce
-from voxray.outputs import DetectionOutput
-from voxray.recipe import DetectionLoss
 
 
 class Prediction(NamedTuple):

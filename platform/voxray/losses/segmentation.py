@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from voxray.core.recipe import SegmentationLoss
 from voxray.losses import Reduce
-from voxray.recipe import SegmentationLoss
 
 SLAB_ELEMENTS = 2**23
 """Logits worked on at once: 32 MiB in float32."""

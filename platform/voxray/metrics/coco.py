@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64
 from numpy.typing import NDArray
 
-from voxray.detections import Detections
+from voxray.core.detections import Detections
 from voxray.metrics.bootstrap import ones
 from voxray.metrics.curves import share, tally
 from voxray.metrics.pool import Pool, pool_of

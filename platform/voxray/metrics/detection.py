@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 
-from voxray.evaluation import ClassCurves, Line, ReliabilityBins, ScoreHistogram
+from voxray.core.evaluation import ClassCurves, Line, ReliabilityBins, ScoreHistogram
 from voxray.metrics.bootstrap import Weights, band, in_blocks, ones
 from voxray.metrics.calibration import histogram, reliability
 from voxray.metrics.coco import RECALL_POINTS, precision_and_recall, with_means

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 from numpy.typing import NDArray
 
-from voxray.detections import Detections
+from voxray.core.detections import Detections
 from voxray.metrics.matching import match
 
 

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64
 from numpy.typing import NDArray
 
-from voxray.detections import Detections
-from voxray.errors import ConfigError
-from voxray.evaluation import Box, CaseFindings, Detection, Evaluation, Segmentation, Structure
+from voxray.core.detections import Detections
+from voxray.core.errors import ConfigError
+from voxray.core.evaluation import Box, CaseFindings, Detection, Evaluation, Segmentation, Structure
 from voxray.metrics.bootstrap import (
     NUM_REPLICATES,
     SEED,

@@ -15,12 +15,12 @@ from jaxtyping import Float64, Int64, UInt8
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from voxray.core.volume import Vector
 from voxray.metrics.bootstrap import Weights
 from voxray.metrics.coco import with_means
 from voxray.metrics.curves import share
 from voxray.metrics.dice import confusion, dice
 from voxray.metrics.surface import surface_distances
-from voxray.volume import Vector
 
 TOLERANCES_MM = (1.0, 3.0)
 FOUND_ML, TRUTH_ML = -2, -1

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float64, Int64
 from numpy.typing import NDArray
 from scipy import spatial
 
-from voxray.volume import Vector
+from voxray.core.volume import Vector
 
 
 class Distances(NamedTuple):

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from voxray.core.recipe import NetworkConfig
 from voxray.models.retinanet import RetinaNetConfig
 from voxray.models.segresnet import SegResNetConfig
 from voxray.models.unet import UNetConfig
-from voxray.recipe import NetworkConfig
 
 MODELS: Mapping[str, type[NetworkConfig]] = {
     "retinanet": RetinaNetConfig,

@@ -16,8 +16,8 @@ from jaxtyping import Float
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from voxray.outputs import DetectionOutput
-from voxray.recipe import NetworkConfig, Recipe, Sides
+from voxray.core.outputs import DetectionOutput
+from voxray.core.recipe import NetworkConfig, Recipe, Sides
 
 if TYPE_CHECKING:
     from monai.networks.nets.resnet import ResNet

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from voxray.outputs import SegmentationOutput
-from voxray.recipe import NetworkConfig, Recipe
+from voxray.core.outputs import SegmentationOutput
+from voxray.core.recipe import NetworkConfig, Recipe
 
 NORM_GROUPS = 8
 

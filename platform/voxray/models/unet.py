@@ -9,8 +9,8 @@ from jaxtyping import Float
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from voxray.outputs import SegmentationOutput
-from voxray.recipe import NetworkConfig, Recipe, Sides
+from voxray.core.outputs import SegmentationOutput
+from voxray.core.recipe import NetworkConfig, Recipe, Sides
 
 
 class UNetConfig(NetworkConfig):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from voxray.core.volume import Volume
 from voxray.phantoms.canvas import Canvas, Tissue, levelled
 from voxray.phantoms.phantom import Phantom
 from voxray.phantoms.scanner import draw_grid, scan
@@ -39,7 +40,6 @@ from voxray.phantoms.trunk import (
     rib_path,
 )
 from voxray.phantoms.vessels import grow, paint_tree, points_inside
-from voxray.volume import Volume
 
 OBJECTS: tuple[str, ...] = ()
 STRUCTURES = ("liver", "spleen", "kidney_right", "kidney_left", "spine")

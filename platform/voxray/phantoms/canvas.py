@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import UInt8
 
+from voxray.core.volume import Grid, Vector
 from voxray.phantoms.shapes import Array, Solid, grown
-from voxray.volume import Grid, Vector
 
 AIR_HU = -1000.0
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from voxray.detections import boxes_to_world
+from voxray.core.detections import boxes_to_world
+from voxray.core.volume import Grid, Volume
 from voxray.phantoms.phantom import Phantom
-from voxray.volume import Grid, Volume
 
 OBJECTS = ("square", "square_hole")
 STRUCTURES = OBJECTS

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from voxray.errors import ConfigError
+from voxray.core.errors import ConfigError
 from voxray.phantoms import abdomen, cubes, thorax
 from voxray.phantoms.phantom import Phantom
 

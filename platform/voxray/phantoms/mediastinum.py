@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+from voxray.core.volume import Vector
 from voxray.phantoms.canvas import Canvas
 from voxray.phantoms.shapes import Solid, capsule, grown
 from voxray.phantoms.trunk import BLOOD_HU, FAT_HU
-from voxray.volume import Vector
 
 HILA: tuple[Vector, Vector] = ((-40.0, 10.0, 6.0), (42.0, 12.0, 10.0))
 """Where vessels and airways enter the right and the left lung, LPS mm."""

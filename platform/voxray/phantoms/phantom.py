@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
-from voxray.case import Case
-from voxray.detections import boxes_to_voxel
-from voxray.volume import Volume
+from voxray.core.case import Case
+from voxray.core.detections import boxes_to_voxel
+from voxray.core.volume import Volume
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import numpy as np
 from jaxtyping import Float32, Int16
 from scipy import ndimage
 
+from voxray.core.volume import Grid, Vector
 from voxray.phantoms.canvas import grid_over
 from voxray.phantoms.shapes import turn
-from voxray.volume import Grid, Vector
 
 _AXES = {
     "LPS": np.eye(3),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from voxray.volume import Vector
+from voxray.core.volume import Vector
 
 Array = NDArray[np.float32]
 Distance = Callable[[Array, Array, Array], Array]

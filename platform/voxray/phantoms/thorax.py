@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
-from voxray.detections import boxes_to_voxel
+from voxray.core.detections import boxes_to_voxel
+from voxray.core.volume import Grid, Vector, Volume
 from voxray.phantoms.canvas import Canvas, Tissue, levelled
 from voxray.phantoms.mediastinum import HILA, paint_mediastinum
 from voxray.phantoms.nodules import draw_nodules
@@ -41,7 +42,6 @@ from voxray.phantoms.trunk import (
     rib_path,
 )
 from voxray.phantoms.vessels import Tree, grow, paint_tree, points_inside
-from voxray.volume import Grid, Vector, Volume
 
 OBJECTS = ("nodule",)
 STRUCTURES = ("lung_right", "lung_left", "heart", "trachea", "spine", "ribs", "liver")

@@ -22,12 +22,12 @@ import numpy as np
 import tomlkit
 from jaxtyping import Shaped
 
-from voxray.errors import ConfigError
+from voxray.core.errors import ConfigError
+from voxray.core.storage import Place, whole
+from voxray.core.volume import Grid
+from voxray.core.written import require_empty
 from voxray.phantoms.kinds import KINDS, SIZES, Kind, draw_phantom
 from voxray.phantoms.phantom import Phantom
-from voxray.place import Place, whole
-from voxray.volume import Grid
-from voxray.written import require_empty
 
 MARK = "toy.json"
 _MAX_CASES = 1000

@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from voxray.dicom_file import is_dicom
-from voxray.errors import DataError
+from voxray.core.errors import DataError
+from voxray.core.text import on_disk
+from voxray.core.volume import Volume
 from voxray.readers.content import content_of
 from voxray.readers.dicom import read_dicom
+from voxray.readers.dicom_file import is_dicom
 from voxray.readers.dicom_series import find_series, listed_series
 from voxray.readers.info import Info, info_of
 from voxray.readers.metaimage import read_metaimage
@@ -23,8 +25,6 @@ from voxray.readers.nifti_writer import write_nifti
 from voxray.readers.nrrd import read_nrrd, segment_names
 from voxray.readers.refusals import refusal
 from voxray.readers.stored import Stored, hounsfield, labels
-from voxray.user_text import on_disk
-from voxray.volume import Volume
 
 Reader = Callable[[Path], Stored]
 

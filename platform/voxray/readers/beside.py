@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from voxray.core.text import on_disk
 from voxray.readers.refusals import refusal
-from voxray.user_text import on_disk
 
 
 def data_file(name: str, header: Path, *, outside: str, missing: str) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from voxray.errors import DataError
+from voxray.core.errors import DataError
 from voxray.readers.dicom_frames import frames_of, meaning_warnings
 from voxray.readers.dicom_padding import split_padding
 from voxray.readers.dicom_pixels import Pixels, decode_pixels

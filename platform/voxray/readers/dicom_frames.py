@@ -17,8 +17,8 @@ import pydicom
 import pydicom.config
 import pydicom.uid
 
-from voxray import dicom_file
-from voxray.dicom_file import parts_of, text_of
+from voxray.readers import dicom_file
+from voxray.readers.dicom_file import parts_of, text_of
 from voxray.readers.dicom_pixels import NATIVE, TRANSFER_SYNTAXES
 from voxray.readers.dicom_slices import Frame
 from voxray.readers.refusals import refusal

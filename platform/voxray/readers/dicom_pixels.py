@@ -23,7 +23,7 @@ from openjpeg import utils as openjpeg
 from pydicom.encaps import generate_frames
 from pydicom.pixels.utils import pixel_array
 
-from voxray.dicom_file import parts_of, read_with_pixels, value_of
+from voxray.readers.dicom_file import parts_of, read_with_pixels, value_of
 from voxray.readers.refusals import refusal
 
 Cells = np.ndarray[Any, Any]

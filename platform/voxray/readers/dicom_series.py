@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from voxray.dicom_file import is_dicom, read_header
-from voxray.errors import DataError
+from voxray.core.errors import DataError
+from voxray.readers.dicom_file import is_dicom, read_header
 from voxray.readers.dicom_frames import TAGS, Instance, has_place, is_localizer
 from voxray.readers.dicom_pixels import DEFLATED
 from voxray.readers.refusals import refusal

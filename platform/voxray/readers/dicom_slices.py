@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from voxray.core.volume import Grid, Vector
 from voxray.readers.geometry import check_spacing, grid_of, shape_of
 from voxray.readers.refusals import refusal
-from voxray.volume import Grid, Vector
 
 LACKING = ("dicom.missing_slice", "dicom.uneven_spacing")
 """The refusals that a slice which was left out may be the reason of."""

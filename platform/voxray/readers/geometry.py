@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from voxray.core.volume import Grid, Shape
 from voxray.readers.refusals import refusal
-from voxray.volume import Grid, Shape
 
 MAX_VOXELS = 2**31
 """Larger volumes are refused before anything is allocated; 1024 x 1024 x 2048 still passes."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from voxray.core.volume import Shape, Vector
 from voxray.readers.stored import Stored, hounsfield
-from voxray.volume import Shape, Vector
 
 
 @dataclass(frozen=True)

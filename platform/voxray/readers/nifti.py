@@ -18,11 +18,11 @@ import nibabel as nib
 import numpy as np
 from jaxtyping import Float
 
+from voxray.core.volume import Grid, Shape
 from voxray.readers.geometry import grid_of, shape_of
 from voxray.readers.refusals import refusal
 from voxray.readers.stored import Stored
 from voxray.readers.streams import Source, StreamCodes, check_length, is_gzip, read_slices, read_start
-from voxray.volume import Grid, Shape
 
 Affine = Float[np.ndarray, "4 4"]
 

@@ -10,10 +10,10 @@ import nibabel as nib
 import numpy as np
 from isal import isal_zlib
 
-from voxray.errors import ConfigError
-from voxray.place import whole
-from voxray.volume import Volume
-from voxray.written import IMAGE, LABEL_MAP
+from voxray.core.errors import ConfigError
+from voxray.core.storage import whole
+from voxray.core.volume import Volume
+from voxray.core.written import IMAGE, LABEL_MAP
 
 _HEADER: Any = nib.Nifti1Header
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])

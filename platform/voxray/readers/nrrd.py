@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from voxray.core.volume import Grid, Shape
 from voxray.readers.beside import data_file
 from voxray.readers.geometry import grid_of, shape_of
 from voxray.readers.refusals import refusal
 from voxray.readers.stored import Stored
 from voxray.readers.streams import Packing, Source, StreamCodes, check_length, read_slices
-from voxray.volume import Grid, Shape
 
 _CODES = StreamCodes("nrrd.truncated", "nrrd.corrupt", "nrrd.longer")
 _TYPES = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from voxray.errors import DataError
+from voxray.core.errors import DataError
 
 
 def refusal(code: str, path: Path, sentence: str, *, remedy: str) -> DataError:

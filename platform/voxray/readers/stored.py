@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from voxray.core.volume import Grid, Volume
 from voxray.readers.plausibility import Fractions, judge
 from voxray.readers.refusals import refusal
-from voxray.volume import Grid, Volume
 
 Rows = NDArray[Any]
 """One slice (y x)."""

@@ -11,9 +11,9 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 import numpy as np
 from isal import igzip_lib, isal_zlib
 
+from voxray.core.volume import Shape
 from voxray.readers.refusals import refusal
 from voxray.readers.stored import Slice
-from voxray.volume import Shape
 
 Packing = Literal["raw", "zlib", "bzip2"]
 """`zlib` is zlib or gzip: the stream itself says which."""

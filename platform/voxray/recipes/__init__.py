@@ -6,10 +6,10 @@ import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from voxray.config import Config, read, read_mapping
-from voxray.errors import ConfigError
+from voxray.core.config import Config, read, read_mapping
+from voxray.core.errors import ConfigError
+from voxray.core.recipe import Recipe, parse_recipe
 from voxray.models import MODELS
-from voxray.recipe import Recipe, parse_recipe
 
 _FOLDER = Path(__file__).parent
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from voxray.evaluation import Evaluation
+from voxray.core.evaluation import Evaluation
 from voxray.report.blocks import Block, Code, Facts, Fold, Heading, Listing, Section, Table, Text
 from voxray.report.entry import Entry
 from voxray.report.numbers import means, with_interval

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from voxray.evaluation import Evaluation
+from voxray.core.evaluation import Evaluation
 from voxray.metrics.bootstrap import Difference
 from voxray.report import detection, segmentation
 from voxray.report.about import data_section, failures_section, recipe_section, summary_section

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float64
 
-from voxray.evaluation import CaseFindings, ClassCurves, Detection, Evaluation, Line
+from voxray.core.evaluation import CaseFindings, ClassCurves, Detection, Evaluation, Line
 from voxray.report.blocks import Block, Cell, Chart, Heading, Row, Section, Table, Text
 from voxray.report.charts import Axis, Series, histogram, lines, scatter, share_axis
 from voxray.report.entry import Entry

@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float64
 
-from voxray.evaluation import Evaluation
-from voxray.run import Run
+from voxray.core.evaluation import Evaluation
+from voxray.core.run import Run
 
 Row = Mapping[str, float]
 

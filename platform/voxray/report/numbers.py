@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from voxray.evaluation import Evaluation
+from voxray.core.evaluation import Evaluation
 from voxray.metrics.bootstrap import Difference
 from voxray.report.blocks import Cell, Table
 from voxray.report.entry import Entry

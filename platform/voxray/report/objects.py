@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
-from voxray.evaluation import CaseFindings, Detection, Evaluation
+from voxray.core.evaluation import CaseFindings, Detection, Evaluation
 from voxray.metrics.bootstrap import band, draw_weights
 from voxray.metrics.curves import share
 from voxray.report.blocks import Cell, Table

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from voxray.evaluation import Evaluation, Segmentation, Structure
+from voxray.core.evaluation import Evaluation, Segmentation, Structure
 from voxray.report.blocks import Block, Cell, Chart, Heading, Row, Section, Table
 from voxray.report.charts import NUM_COLOURS, Axis, Series, scatter, strips
 from voxray.report.entry import Entry

@@ -23,11 +23,11 @@ from jaxtyping import Bool, Float32, Float64, Int16, Int64, UInt8
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from voxray.batch import IGNORED, PADDING, PatchBatch
-from voxray.case import Tile
-from voxray.recipe import Recipe
+from voxray.core.batch import IGNORED, PADDING, PatchBatch
+from voxray.core.case import Tile
+from voxray.core.recipe import Recipe
+from voxray.core.volume import Shape
 from voxray.sampling.tiles import clip_boxes
-from voxray.volume import Shape
 
 Value = TypeVar("Value", bound=np.generic)
 

@@ -19,8 +19,8 @@ from jaxtyping import Int64
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from voxray.errors import DataError
-from voxray.recipe import PatchConfig, Recipe
+from voxray.core.errors import DataError
+from voxray.core.recipe import PatchConfig, Recipe
 
 Ints = NDArray[np.int64]
 

@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float64, Int64
 
 from voxray.boxes.anchors import AnchorLevel, anchor_levels
 from voxray.boxes.assign import best_overlaps
-from voxray.recipe import DetectionLoss, Recipe
+from voxray.core.recipe import DetectionLoss, Recipe
+from voxray.core.volume import Shape
 from voxray.sampling.patches import KEPT_SHARE, is_kept, patch_starts
-from voxray.volume import Shape
 
 LEAST_IOU = 0.01
 """An object whose best anchor overlaps it less has none: its sides are more than 4.6 times the anchor's, or less than

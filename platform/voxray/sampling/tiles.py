@@ -13,9 +13,9 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from voxray.case import Case, Tile, VolumeStats
-from voxray.recipe import Recipe
-from voxray.volume import Shape
+from voxray.core.case import Case, Tile, VolumeStats
+from voxray.core.recipe import Recipe
+from voxray.core.volume import Shape
 from voxray.windows import starts
 
 _MAX_OVERLAP = 0.75

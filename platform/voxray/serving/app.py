@@ -12,17 +12,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from voxray.config import parse
-from voxray.errors import ConfigError, ResourceError
-from voxray.pipelines.cluster import cluster_total, connect
-from voxray.pipelines.progress import Progress
-from voxray.place import Place
+from voxray.core.config import parse
+from voxray.core.errors import ConfigError, ResourceError
+from voxray.core.progress import Progress
+from voxray.core.storage import Place
+from voxray.distributed.cluster import cluster_total, connect
 from voxray.serving.cards import card
 from voxray.serving.config import LOOPBACK, ServeConfig
 from voxray.serving.flow import PROXY_HALF, PROXY_SETTING
-from voxray.serving.ledger import Ledger
+from voxray.serving.jobs.store import Ledger
 from voxray.serving.messages import ModelInfo
-from voxray.serving.places import Places
+from voxray.serving.paths import Places
 from voxray.serving.stopping import Stop, nothing_said
 
 NAME = "voxray"
@@ -39,7 +39,7 @@ def build(args: dict[str, Any]) -> Any:
     require_same_host(config, _listening_on())
     cards = check(config)
     _require_gpus(config)
-    from voxray.serving.deployments import application
+    from voxray.serving.deployments.ray import application
 
     return application(config, cards)
 

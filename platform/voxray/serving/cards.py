@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from voxray.core.recipe import Recipe
+from voxray.core.run import Run
 from voxray.inference.package import is_package, read_package
-from voxray.inference.runtimes import backend
-from voxray.recipe import Recipe
-from voxray.run import Run
+from voxray.runtimes import backend
 from voxray.serving.config import ServedModel
 from voxray.serving.messages import ModelInfo
 from voxray.training.checkpoint import read_best_run, recipe_of

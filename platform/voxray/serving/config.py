@@ -17,10 +17,10 @@ from pydantic import (
     model_validator,
 )
 
-from voxray.addresses import sqlite_url
-from voxray.config import Config
-from voxray.errors import ConfigError
-from voxray.place import Place
+from voxray.core.addresses import sqlite_url
+from voxray.core.config import Config
+from voxray.core.errors import ConfigError
+from voxray.core.storage import Place
 from voxray.serving.intake.dicomweb import Access
 from voxray.serving.intake.limits import Limits
 

@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from voxray.config import Config
-from voxray.inference.findings import FindingsFile, LabelsFile
-from voxray.recipe import GridConfig
+from voxray.core.answer_json import FindingsFile, LabelsFile
+from voxray.core.config import Config
+from voxray.core.recipe import GridConfig
+from voxray.serving.errors import ProblemDetails
 from voxray.serving.intake.study import ScanFacts
-from voxray.serving.problems import ProblemDetails
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 Stage = Literal["queued", "preparing", "answering", "writing", "done"]

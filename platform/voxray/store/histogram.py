@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int16, Int64
 from numpy.typing import NDArray
 
-from voxray.case import Case
+from voxray.core.case import Case
 from voxray.store.manifest import ForegroundHu
 
 LOW_HU, HIGH_HU = -1024, 3071

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from voxray.config import Config
+from voxray.core.config import Config
 
 SCHEMA_VERSION = 1
 

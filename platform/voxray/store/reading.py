@@ -17,16 +17,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Int64
 
-from voxray.case import Case, Tile, row_to_tile
-from voxray.config import parse
-from voxray.errors import ConfigError, DataError
-from voxray.place import Place
-from voxray.recipe import Recipe
+from voxray.core.case import Case, Tile, row_to_tile
+from voxray.core.config import parse
+from voxray.core.errors import ConfigError, DataError
+from voxray.core.recipe import Recipe
+from voxray.core.storage import Place
+from voxray.core.volume import Grid, Volume
 from voxray.sampling import TileIndex
 from voxray.store.manifest import SCHEMA_VERSION, CaseEntry, CaseSummary, Manifest
 from voxray.store.shards import damaged, read_summary
 from voxray.store.tables import MANIFEST, OBJECTS, TILES, recipe_digest, recipe_fields
-from voxray.volume import Grid, Volume
 
 _OPEN_FILES = 32
 _LOOKS = 16

@@ -8,8 +8,8 @@ from itertools import islice
 
 import numpy as np
 
-from voxray.batch import PatchBatch
-from voxray.recipe import Recipe
+from voxray.core.batch import PatchBatch
+from voxray.core.recipe import Recipe
 from voxray.sampling import Read, Schedule, TileIndex, collate, cut_patch, epoch_plan, num_rounds
 from voxray.store.reading import Store
 

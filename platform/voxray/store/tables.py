@@ -16,14 +16,14 @@ import pyarrow.parquet as pq
 from jaxtyping import Float64
 
 from voxray import __version__
-from voxray.config import to_json
-from voxray.place import Place
-from voxray.recipe import Recipe
+from voxray.core.config import to_json
+from voxray.core.recipe import Recipe
+from voxray.core.storage import Place
+from voxray.core.volume import Grid, Shape, Vector
+from voxray.core.written import require_empty
 from voxray.store import histogram
 from voxray.store.manifest import CaseEntry, FailedCase, Fingerprint, Manifest, ObjectSizes
 from voxray.store.shards import StoredCase, is_shard, stored_case_ids
-from voxray.volume import Grid, Shape, Vector
-from voxray.written import require_empty
 
 MANIFEST, TILES, OBJECTS = "manifest.json", "tiles.parquet", "objects.parquet"
 ASIDE = "manifest.aside.json"

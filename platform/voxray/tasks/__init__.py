@@ -7,13 +7,13 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
-from voxray.batch import Batch
-from voxray.case import Case
+from voxray.core.batch import Batch
+from voxray.core.case import Case
+from voxray.core.recipe import Recipe
+from voxray.core.volume import Grid, Shape
 from voxray.losses import Reduce
-from voxray.recipe import Recipe
 from voxray.tasks.detection import DetectionTask
 from voxray.tasks.segmentation import SegmentationTask
-from voxray.volume import Grid, Shape
 
 Out = TypeVar("Out", contravariant=True)
 Decoded = TypeVar("Decoded")

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from voxray.recipe import DetectionMerge
-from voxray.volume import Grid, Shape, Vector
+from voxray.core.recipe import DetectionMerge
+from voxray.core.volume import Grid, Shape, Vector
 
 _GAUSSIAN_SHARE = 0.8
 

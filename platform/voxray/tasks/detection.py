@@ -9,21 +9,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from voxray.batch import Batch
 from voxray.boxes.anchors import AnchorLevel, anchor_levels
 from voxray.boxes.coding import decode
-from voxray.case import Case
-from voxray.detections import Detections
-from voxray.errors import DataError
+from voxray.core.batch import Batch
+from voxray.core.case import Case
+from voxray.core.detections import Detections
+from voxray.core.errors import DataError
+from voxray.core.outputs import DetectionOutput
+from voxray.core.recipe import DetectionLoss, DetectionMerge, Recipe
+from voxray.core.volume import Grid, Shape
 from voxray.losses import Reduce
 from voxray.losses.detection import assign_batch, detection_loss, draw
 from voxray.metrics import coco
-from voxray.outputs import DetectionOutput
-from voxray.recipe import DetectionLoss, DetectionMerge, Recipe
 from voxray.tasks.candidates import Candidates, Placed, clipped, has_volume, place
 from voxray.tasks.merging import merge_placed
 from voxray.tasks.mirror import swapped_sides
-from voxray.volume import Grid, Shape
 from voxray.windows import windows_over
 
 

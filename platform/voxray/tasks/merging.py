@@ -14,8 +14,8 @@ from torch import Tensor
 
 from voxray.boxes.cluster import Clustering, Evidence, Groups, fuse_groups, group
 from voxray.boxes.nms import nms
-from voxray.detections import Detections
-from voxray.recipe import DetectionMerge
+from voxray.core.detections import Detections
+from voxray.core.recipe import DetectionMerge
 from voxray.tasks.candidates import Placed
 
 

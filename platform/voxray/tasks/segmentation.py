@@ -9,19 +9,19 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from voxray.batch import Batch
-from voxray.case import Case
-from voxray.errors import ConfigError
+from voxray.core.batch import Batch
+from voxray.core.case import Case
+from voxray.core.errors import ConfigError
+from voxray.core.outputs import Head, SegmentationFeatures, SegmentationOutput
+from voxray.core.recipe import Recipe, SegmentationLoss, SegmentationMerge
+from voxray.core.volume import Grid, Shape, Volume
 from voxray.losses import Reduce
 from voxray.losses.segmentation import segmentation_loss
 from voxray.metrics.dice import confusion, dice
-from voxray.outputs import Head, SegmentationFeatures, SegmentationOutput
-from voxray.recipe import Recipe, SegmentationLoss, SegmentationMerge
 from voxray.tasks.components import tidy
 from voxray.tasks.mirror import swapped_sides
 from voxray.tasks.stitch import Window, blocks, corner, labels_of, refuse_not_finite, slabs
 from voxray.tasks.thresholds import labels_above, selected, thresholds_of
-from voxray.volume import Grid, Shape, Volume
 from voxray.windows import Lattice, windows_over
 
 MAX_CLASSES = 255

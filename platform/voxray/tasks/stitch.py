@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
-from voxray.errors import DataError
-from voxray.outputs import Head, channels_last
-from voxray.volume import Shape
+from voxray.core.errors import DataError
+from voxray.core.outputs import Head, channels_last
+from voxray.core.volume import Shape
 from voxray.windows import Lattice, blend_weights
 
 Window = tuple[Shape, Float[Tensor, "c x y z"]]

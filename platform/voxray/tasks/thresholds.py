@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
-from voxray.errors import ConfigError
-from voxray.recipe import SegmentationMerge, Selection
+from voxray.core.errors import ConfigError
+from voxray.core.recipe import SegmentationMerge, Selection
 
 
 def thresholds_of(how: SegmentationMerge, classes: Sequence[str]) -> list[float | None] | None:

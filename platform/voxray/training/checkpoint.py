@@ -27,13 +27,13 @@ from pydantic import NonNegativeInt, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from voxray.config import Config, to_json
-from voxray.errors import ConfigError, DataError
+from voxray.core.config import Config, to_json
+from voxray.core.errors import ConfigError, DataError
+from voxray.core.recipe import Recipe, parse_recipe
+from voxray.core.run import Run
+from voxray.core.storage import Location, Place
+from voxray.core.written import require_empty
 from voxray.models import MODELS
-from voxray.place import Location, Place
-from voxray.recipe import Recipe, parse_recipe
-from voxray.run import Run
-from voxray.written import require_empty
 
 SCHEMA_VERSION = 1
 """Of `state.json` and `run.json`; a newer one is refused."""

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from voxray.errors import ConfigError
-from voxray.place import Location, Place
-from voxray.run import DataVersion, Run
+from voxray.core.errors import ConfigError
+from voxray.core.run import DataVersion, Run
+from voxray.core.storage import Location, Place
 from voxray.store import Changes, Contents, Store, counted, named
 from voxray.training.checkpoint import claim_folder, find_state, read_run, refuse_another
 

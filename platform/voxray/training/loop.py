@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from voxray.batch import PatchBatch
-from voxray.recipe import Recipe
+from voxray.core.batch import PatchBatch
+from voxray.core.recipe import Recipe
 from voxray.tasks import Task
 from voxray.training.collective import Collective
 from voxray.training.optim import rate_at, set_rate

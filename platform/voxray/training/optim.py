@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from voxray.errors import ConfigError
-from voxray.recipe import OptimConfig
+from voxray.core.errors import ConfigError
+from voxray.core.recipe import OptimConfig
 
 POLY_POWER = 0.9
 """Of the polynomial schedule (Chen 2017, DeepLab; nnU-Net)."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from voxray.errors import ConfigError
-from voxray.recipe import DetectionLoss, Recipe, SegmentationLoss
+from voxray.core.errors import ConfigError
+from voxray.core.recipe import DetectionLoss, Recipe, SegmentationLoss
 from voxray.sampling import Schedule, num_rounds
 from voxray.sampling.targets import (
     LEAST_IOU,

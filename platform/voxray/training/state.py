@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from voxray.recipe import OptimConfig
+from voxray.core.recipe import OptimConfig
 from voxray.training.optim import Average, build_optimizer
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from voxray import augment
-from voxray.batch import Batch, PatchBatch
-from voxray.errors import ConfigError
+from voxray.core.batch import Batch, PatchBatch
+from voxray.core.errors import ConfigError
+from voxray.core.recipe import Recipe, ZScoreIntensity
 from voxray.preprocess import normalise
-from voxray.recipe import Recipe, ZScoreIntensity
 from voxray.tasks import Task
 from voxray.training.collective import Collective
 from voxray.training.optim import clip_gradient

@@ -19,15 +19,15 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from voxray import __version__
-from voxray.config import to_json
+from voxray.core.config import to_json
+from voxray.core.errors import ConfigError, DataError
+from voxray.core.recipe import Recipe
+from voxray.core.run import Run
+from voxray.core.storage import Place
+from voxray.core.written import require_empty
 from voxray.dataset.naming import numbered_names
-from voxray.errors import ConfigError, DataError
-from voxray.place import Place
-from voxray.recipe import Recipe
 from voxray.recipes import published, read_recipe
-from voxray.run import Run
 from voxray.training.checkpoint import Checkpoint, find_state, load_weights, write_checkpoint
-from voxray.written import require_empty
 
 _WRAPPINGS = ("model", "state_dict", "network")
 """Keys under which others keep the network's weights beside an optimizer's."""

@@ -11,9 +11,9 @@ from torch import nn
 
 from inference.many_classes import MANY, Whole, answered, many_classes, some_patches
 from inference.small_networks import SMALL, exported, furthest
-from voxray.inference.runtimes import open_runtime
-from voxray.inference.runtimes.eager import TorchRuntime
-from voxray.inference.runtimes.eager_head import without_head
+from voxray.runtimes import open_runtime
+from voxray.runtimes.torch_eager import TorchRuntime
+from voxray.runtimes.torch_head import without_head
 
 STRIDE = many_classes().stride_vox
 

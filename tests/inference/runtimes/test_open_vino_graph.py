@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from voxray.inference.runtimes import network_of
-from voxray.inference.runtimes.open_vino_graph import quicken
-from voxray.inference.runtimes.open_vino_norm import group_means, spread_group_norms
-from voxray.inference.runtimes.open_vino_upsampling import phases_kernel, subpixel_kernel
 from voxray.recipes import read_recipe
+from voxray.runtimes import network_of
+from voxray.runtimes.openvino.graph import quicken
+from voxray.runtimes.openvino.group_norm import group_means, spread_group_norms
+from voxray.runtimes.openvino.upsampling import phases_kernel, subpixel_kernel
 
 
 def test_a_subpixel_convolution_is_the_transposed_one() -> None:

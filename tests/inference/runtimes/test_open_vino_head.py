@@ -10,10 +10,10 @@ import torch
 
 from inference.many_classes import MANY, Whole, answered, many_classes, many_classes_onnx, some_patches
 from inference.small_networks import exported_onnx, furthest
-from voxray.inference.keeper import Keeper
-from voxray.inference.runtimes.open_vino import OpenVinoRuntime, save_ir
-from voxray.inference.runtimes.open_vino_int8 import save_int8
-from voxray.recipe import SegmentationMerge
+from voxray.core.recipe import SegmentationMerge
+from voxray.inference.candidates.recorder import Keeper
+from voxray.runtimes.openvino.engine import OpenVinoRuntime, save_ir
+from voxray.runtimes.openvino.int8 import save_int8
 
 
 def test_logits_are_those_of_the_module(tmp_path: Path) -> None:

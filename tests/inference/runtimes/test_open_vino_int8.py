@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from inference.small_networks import SMALL, exported, exported_onnx, furthest, patches, tensors_of
-from voxray.errors import ConfigError, ResourceError
-from voxray.inference.runtimes import choose_runtime, open_runtime
-from voxray.inference.runtimes import open_vino_int8 as made_by
-from voxray.inference.runtimes.open_vino import _ANY, OpenVinoRuntime
-from voxray.inference.runtimes.open_vino_int8 import save_int8
+from voxray.core.errors import ConfigError, ResourceError
+from voxray.runtimes import choose_runtime, open_runtime
+from voxray.runtimes.openvino import int8 as made_by
+from voxray.runtimes.openvino.engine import _ANY, OpenVinoRuntime
+from voxray.runtimes.openvino.int8 import save_int8
 
 pytest.importorskip("nncf")
 
@@ -76,7 +76,7 @@ def test_nothing_is_told_to_anybody(tmp_path: Path) -> None:
     program = f"""
 from pathlib import Path
 import torch
-from voxray.inference.runtimes.open_vino_int8 import save_int8
+from voxray.runtimes.openvino.int8 import save_int8
 folder = Path({str(tmp_path)!r})
 save_int8((folder / "model.onnx").read_bytes(), [torch.randn(1, 1, 16, 24, 16)], folder / "model.xml")
 from nncf.telemetry.wrapper import telemetry

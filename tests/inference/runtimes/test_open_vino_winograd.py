@@ -12,12 +12,12 @@ import torch
 
 from inference.many_classes import many_classes_onnx
 from inference.small_networks import SMALL, exported, exported_onnx, furthest, patches, small_recipe
-from voxray.inference.runtimes import network_of
-from voxray.inference.runtimes.open_vino import OpenVinoRuntime
-from voxray.inference.runtimes.open_vino_graph import quicken
-from voxray.inference.winograd import can_compile
+from voxray.core.volume import Shape
+from voxray.kernels.winograd import can_compile
 from voxray.recipes import read_recipe
-from voxray.volume import Shape
+from voxray.runtimes import network_of
+from voxray.runtimes.openvino.engine import OpenVinoRuntime
+from voxray.runtimes.openvino.graph import quicken
 
 openvino = pytest.importorskip("openvino")
 opset = pytest.importorskip("openvino.opset13")
@@ -74,7 +74,7 @@ def test_answers_stay_as_they_are_when_the_next_come() -> None:
 
 
 def test_shapes_that_are_no_longer_used_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("voxray.inference.runtimes.open_vino._VOXELS_KEPT", 16 * 16 * (16 + 24 + 40))
+    monkeypatch.setattr("voxray.runtimes.openvino.engine._VOXELS_KEPT", 16 * 16 * (16 + 24 + 40))
     runtime = OpenVinoRuntime(exported_onnx("segresnet"), usual_vox=small_recipe("segresnet").inference.window_vox)
     for side in (16, 24, 32, 40, 16):
         runtime(torch.zeros(1, 1, side, 16, 16))
@@ -91,7 +91,7 @@ def test_half_precision_and_whole_numbers_keep_openvinos_own() -> None:
 
 
 def test_without_llvm_openvino_has_it_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("voxray.inference.runtimes.open_vino_graph.can_compile", lambda: False)
+    monkeypatch.setattr("voxray.runtimes.openvino.graph.can_compile", lambda: False)
     runtime = OpenVinoRuntime(exported_onnx("segresnet"), usual_vox=small_recipe("segresnet").inference.window_vox)
     assert not runtime._wants_shapes
     with torch.inference_mode():

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from inference.small_networks import SMALL, exported, exported_onnx, furthest, patches, tensors_of
-from voxray.errors import ConfigError, DataError, ResourceError
-from voxray.inference.runtimes import RUNTIMES, Precision, Runtime, choose_runtime, open_runtime
-from voxray.inference.runtimes.eager import TorchRuntime
-from voxray.inference.runtimes.onnx_runtime import OnnxRuntime
-from voxray.inference.runtimes.open_vino import OpenVinoRuntime, offered_precisions
+from voxray.core.errors import ConfigError, DataError, ResourceError
+from voxray.runtimes import RUNTIMES, Precision, Runtime, choose_runtime, open_runtime
+from voxray.runtimes.onnxruntime import OnnxRuntime
+from voxray.runtimes.openvino.engine import OpenVinoRuntime, offered_precisions
+from voxray.runtimes.torch_eager import TorchRuntime
 
 FURTHEST: dict[Precision, float] = {"fp32": 2e-5, "fp16": 5e-3, "bf16": 4e-2}
 
@@ -130,7 +130,7 @@ def test_damaged_files_are_refused() -> None:
 
 
 def test_a_conversion_is_kept_beside_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from voxray.inference import onnx_export
+    from voxray.runtimes.onnx import export
 
     calls: list[str] = []
 
@@ -139,7 +139,7 @@ def test_a_conversion_is_kept_beside_the_run(tmp_path: Path, monkeypatch: pytest
         return exported_onnx("unet")
 
     # The conversion itself is tested above; here it is only counted.
-    monkeypatch.setattr(onnx_export, "export_onnx", instead)
+    monkeypatch.setattr(export, "export_onnx", instead)
     network = replace(exported("unet"), digest="0123456789abcdef" * 4, folder=tmp_path / "runtimes")
     assert network.onnx() == network.onnx() == exported_onnx("unet")
     assert calls == ["logits"]
@@ -156,7 +156,7 @@ def test_a_conversion_is_kept_beside_the_run(tmp_path: Path, monkeypatch: pytest
 def test_a_folder_that_cannot_be_written_is_replaced_by_the_users_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from voxray.inference.keeping import kept
+    from voxray.runtimes.engine_cache import kept
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "file").write_text("not a folder")
@@ -189,4 +189,4 @@ def without(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
         return None if name in names else real(name, package)
 
     for module in ("onnx_runtime", "open_vino"):
-        monkeypatch.setattr(f"voxray.inference.runtimes.{module}.find_spec", find)
+        monkeypatch.setattr(f"voxray.runtimes.{module}.find_spec", find)

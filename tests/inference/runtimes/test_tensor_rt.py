@@ -10,10 +10,10 @@ import torch
 from onnx import TensorProto, helper
 
 from inference.small_networks import SMALL, exported, exported_onnx, furthest, patches, small_recipe
-from voxray.errors import ConfigError, DataError, ResourceError
-from voxray.inference.runtimes import Precision, TorchRuntime, choose_runtime, open_runtime
-from voxray.inference.runtimes import tensor_rt_build as building
-from voxray.inference.runtimes.tensor_rt_build import (
+from voxray.core.errors import ConfigError, DataError, ResourceError
+from voxray.runtimes import Precision, TorchRuntime, choose_runtime, open_runtime
+from voxray.runtimes import tensorrt_build as building
+from voxray.runtimes.tensorrt_build import (
     EngineKey,
     Flavour,
     build_engine,

@@ -16,8 +16,8 @@ from torch.nn import functional
 
 pytest.importorskip("llvmlite")
 
-from voxray.inference.winograd import Convolution, can_compile, convolution, is_worth_it, machine, norm_affine
-from voxray.inference.winograd.points import ANSWER, DATA, weights_at_points
+from voxray.kernels.winograd import Convolution, can_compile, convolution, is_worth_it, machine, norm_affine
+from voxray.kernels.winograd.points import ANSWER, DATA, weights_at_points
 
 pytestmark = pytest.mark.skipif(not can_compile(), reason="the processor has no vectors that are long enough")
 

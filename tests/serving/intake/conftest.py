@@ -13,10 +13,10 @@ import numpy as np
 import pydicom
 import pytest
 
-from voxray.errors import DataError
+from voxray.core.errors import DataError
+from voxray.core.volume import Grid, Volume
 from voxray.readers import write_nifti
 from voxray.serving.intake import Limits, Part, StudyInfo, take_in
-from voxray.volume import Grid, Volume
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 PLANTED = "QUIMBYSALLOW"

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from voxray.errors import DataError
+from voxray.core.errors import DataError
 
 
 def hang() -> None:

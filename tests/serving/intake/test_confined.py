@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from voxray.errors import DataError, ResourceError
+from voxray.core.errors import DataError, ResourceError
 from voxray.serving.intake import warm_up
 from voxray.serving.intake.confined import _FORKER, Bounds, CallEndedError, call
 from voxray.serving.intake.reading import practise

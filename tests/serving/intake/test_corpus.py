@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from serving.intake.conftest import check_study, code_of, parts_of, read_all, series_files, taken, zip_of
-from voxray.errors import DataError
+from voxray.core.errors import DataError
 from voxray.readers import read_volume
 from voxray.serving.intake import Limits, series_handle, take_in
 

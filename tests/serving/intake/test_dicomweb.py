@@ -19,7 +19,7 @@ from serving.archives import put, real_orthanc
 from serving.intake.conftest import PLANTED, series_files, slice_file
 from serving.services import free_port
 from serving.small_servers import Answer, serving
-from voxray.errors import ConfigError, DataError
+from voxray.core.errors import ConfigError, DataError
 from voxray.readers import read_volume
 from voxray.serving.intake import Access, Limits, Received, StudyInfo, fetch, parse, series_handle, store
 
@@ -151,7 +151,7 @@ def test_only_allowed_origins_are_spoken_to(tmp_path: Path) -> None:
 
 
 def test_an_origin_must_be_one() -> None:
-    from voxray.config import parse as parse_config
+    from voxray.core.config import parse as parse_config
 
     for wrong in ("pacs.example.org", "https://pacs.example.org/dicom-web", "ftp://pacs.example.org"):
         with pytest.raises(ConfigError, match="must be origins"):

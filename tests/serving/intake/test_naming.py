@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from serving.intake.conftest import Files, parts_of, series_files, slice_file, zip_of
-from voxray.errors import DataError
+from voxray.core.errors import DataError
 from voxray.serving.intake import Limits, take_in
 from voxray.serving.intake.naming import as_sent, noting, shown
 

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 
 from serving.intake.conftest import PLANTED, code_of, parts_of, series_files, slice_file, taken, zip_of
-from voxray.errors import DataError
+from voxray.core.errors import DataError
+from voxray.core.volume import Grid, Volume
 from voxray.readers import read_volume, write_nifti
+from voxray.serving.errors import problem_of
 from voxray.serving.intake import (
     STATUS,
     Limits,
@@ -29,8 +31,6 @@ from voxray.serving.intake import (
     status_of,
     take_in,
 )
-from voxray.serving.problems import problem_of
-from voxray.volume import Grid, Volume
 
 Nifti = Callable[..., bytes]
 UID = "1.2.3.4.5.6.7.1.1"

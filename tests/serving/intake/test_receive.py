@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from serving.intake.conftest import PLANTED, chunks_of, parts_of
-from voxray.errors import DataError
+from voxray.core.errors import DataError
 from voxray.serving.intake import Limits, Part, receive
 from voxray.serving.intake.items import read_list
 

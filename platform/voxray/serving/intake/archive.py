@@ -14,7 +14,7 @@ import pydicom
 import requests
 from dicomweb_client.web import DICOMwebClient
 
-from voxray.errors import DataError
+from voxray.core.errors import DataError
 from voxray.serving.intake.items import item_of, own_name, write_list
 from voxray.serving.intake.limits import Limits
 from voxray.serving.intake.receive import too_many_files

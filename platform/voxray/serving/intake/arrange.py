@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from voxray.errors import DataError
+from voxray.core.errors import DataError
+from voxray.core.text import same
 from voxray.readers.streams import is_gzip
 from voxray.serving.intake.items import Item, digest_of, is_dicom, is_named_dicom, start_of
-from voxray.user_text import same
 
 _MAX_HEADER = 1 << 20
 _VOLUMES = (".seg.nrrd", ".nii.gz", ".nii", ".mhd", ".mha", ".nrrd", ".nhdr")

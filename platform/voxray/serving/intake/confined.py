@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from voxray.errors import DataError, ResourceError
+from voxray.core.errors import DataError, ResourceError
 from voxray.serving.intake.disk import disk_full, in_thread
 from voxray.serving.intake.forker import LENGTH
 

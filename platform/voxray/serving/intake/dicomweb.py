@@ -14,8 +14,8 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
-from voxray.config import Config
-from voxray.errors import DataError
+from voxray.core.config import Config
+from voxray.core.errors import DataError
 from voxray.serving.intake.confined import Bounds, CallEndedError, Reason, call
 from voxray.serving.intake.disk import in_thread, remove
 from voxray.serving.intake.limits import Limits

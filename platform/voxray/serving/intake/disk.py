@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from voxray.errors import ResourceError
+from voxray.core.errors import ResourceError
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from voxray.errors import DataError
+from voxray.core.errors import DataError
 
 LENGTH = struct.Struct("!I")
 PRELOADED = ("voxray.readers", "voxray.serving.intake.reading")

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from voxray.dicom_file import read_header, text_of, value_of
-from voxray.errors import DataError
+from voxray.core.errors import DataError
+from voxray.readers.dicom_file import read_header, text_of, value_of
 from voxray.readers.dicom_frames import TAGS, Instance, has_place, is_localizer
 from voxray.serving.intake.items import is_dicom, start_of
 from voxray.serving.intake.study import series_handle

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from voxray.dicom_file import START_BYTES, starts_dicom
-from voxray.errors import DataError
-from voxray.place import whole
-from voxray.user_text import same
+from voxray.core.errors import DataError
+from voxray.core.storage import whole
+from voxray.core.text import same
+from voxray.readers.dicom_file import START_BYTES, starts_dicom
 
 _LIST = "list.json"
 SENT = "sent"

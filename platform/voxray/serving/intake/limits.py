@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from voxray.config import Config
+from voxray.core.config import Config
 
 GIB = 2**30
 

@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
-from voxray.errors import DataError
+from voxray.core.errors import DataError
 from voxray.readers.dicom_slices import LACKING
 from voxray.serving.intake.items import SENT, Item, facts_of
 from voxray.serving.intake.receive import Part

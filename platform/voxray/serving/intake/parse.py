@@ -7,7 +7,7 @@ import shutil
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
-from voxray.errors import DataError
+from voxray.core.errors import DataError
 from voxray.serving.intake.confined import Bounds, CallEndedError, Reason, call
 from voxray.serving.intake.disk import in_thread, remove
 from voxray.serving.intake.limits import Limits

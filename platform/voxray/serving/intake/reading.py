@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from voxray.errors import DataError
-from voxray.place import sync_all, whole
+from voxray.core.errors import DataError
+from voxray.core.storage import sync_all, whole
+from voxray.core.volume import Grid, Volume
 from voxray.readers import Stored, hounsfield, open_scan, write_nifti
 from voxray.serving.intake.arrange import Arranged, arrange
 from voxray.serving.intake.identity import series_of
@@ -35,7 +36,6 @@ from voxray.serving.intake.study import (
 )
 from voxray.serving.intake.unpack import check_expansion, unpack
 from voxray.serving.intake.wording import for_sender, plain
-from voxray.volume import Grid, Volume
 
 
 def read_received(*, folder: str, limits: Mapping[str, Any], series: str | None) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from voxray.dicom_file import START_BYTES
-from voxray.errors import DataError
+from voxray.core.errors import DataError
+from voxray.readers.dicom_file import START_BYTES
 from voxray.serving.intake.disk import disk_full, in_thread, remove
 from voxray.serving.intake.items import (
     Item,

@@ -8,9 +8,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from voxray.config import Config
-from voxray.place import whole
-from voxray.volume import Grid, Shape, Vector
+from voxray.core.config import Config
+from voxray.core.storage import whole
+from voxray.core.volume import Grid, Shape, Vector
 
 RECEIVED, SOURCE, VOLUME, STUDY = "received", "source", "volume.npy", "study.json"
 """In a study's folder: what was sent until it is read, what was sent once it was read, the voxels, what is known."""

@@ -15,11 +15,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from voxray.errors import DataError
+from voxray.core.errors import DataError
+from voxray.core.text import same
 from voxray.serving.intake.items import Item, is_foreign_archive, is_zip, member_of, start_of
 from voxray.serving.intake.limits import Limits
 from voxray.serving.intake.receive import too_many_files
-from voxray.user_text import same
 
 _PIECE = 1 << 20
 _UTF8 = 0x800

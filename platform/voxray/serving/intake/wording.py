@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from voxray.errors import DataError
+from voxray.core.errors import DataError
 from voxray.serving.intake.study import series_handle
 
 _UID = re.compile(r"(?<![\w.])(?!1\.2\.840\.10008\.)\d+(?:\.\d+){5,}(?![\w.]*\w)")

@@ -1,0 +1,78 @@
+"""The verbs to begin with: a dataset to try, the whole road on it, and what this machine has; `cli` registers them.
+
+Heavy imports wait inside them.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from voxray.cli import terminal
+from voxray.cli.options import Workers
+from voxray.core.addresses import sqlite_url
+
+
+def toy(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the dataset is written.")],
+    kind: Annotated[str, typer.Option(help="thorax, abdomen or cubes.")] = "thorax",
+    cases: Annotated[int, typer.Option(help="How many scans.")] = 12,
+    size: Annotated[str, typer.Option(help="small, or large for scans of clinical size.")] = "small",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Generate a small dataset of phantoms to try everything on."""
+    from voxray.core.progress import open_progress
+    from voxray.phantoms import write_toy
+
+    with open_progress().track("toy", total=cases, unit="scans") as advance:
+        path = write_toy(folder, kind=kind, num_cases=cases, seed=seed, size=size, progress=advance)
+    typer.echo(str(path))
+
+
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where everything is written.")],
+    cases: Annotated[int, typer.Option(min=6, help="Scans of each kind.")] = 24,
+    workers: Workers = 2,
+) -> None:
+    """Walk the whole road on generated scans, for all three recipes, and show what was learnt."""
+    from voxray.commands.demo import demo as run_demo
+    from voxray.commands.demo import headline
+    from voxray.core.progress import open_progress
+
+    report = run_demo(folder, num_cases=cases, workers=workers, progress=open_progress())
+    rows = [
+        (outcome.recipe, name, f"{untrained:.3f}", f"{trained:.3f}")
+        for outcome in report.outcomes
+        for name, trained, untrained in headline(outcome)
+    ]
+    terminal.show(terminal.table(("recipe", "metric", "untrained", "trained"), rows))
+    steps = ("phantoms", "check", "ingest", "train", "evaluate")
+    costs = [
+        (
+            outcome.recipe,
+            f"{outcome.num_train}+{outcome.num_val}",
+            *(f"{outcome.seconds[step]:.0f} s" for step in steps),
+            f"{outcome.peak_memory_bytes / 2**30:.1f} GiB",
+        )
+        for outcome in report.outcomes
+    ]
+    terminal.show(terminal.table(("recipe", "cases", *steps, "peak"), costs))
+    typer.echo(
+        f"took {report.seconds / 60:.1f} minutes; stores, runs, answers, pictures and summary.json: {report.folder}"
+    )
+    tables = shlex.quote(sqlite_url(folder / "runs" / "mlflow.db"))
+    typer.echo(f"curves and pictures: mlflow ui --backend-store-uri {tables}")
+
+
+def doctor() -> None:
+    """Say what this machine and its cluster have: versions, cores, memory, GPUs, disk."""
+    from voxray.commands.doctor import doctor as run_doctor
+
+    findings = run_doctor()
+    rows = [(finding.name, finding.found, "ok" if finding.ok else finding.remedy) for finding in findings]
+    terminal.show(terminal.table(("", "found", ""), rows))
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)

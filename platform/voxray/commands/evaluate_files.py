@@ -1,0 +1,322 @@
+"""Evaluate whatever is given: a run, which answers scans itself, or answers that lie in files, whoever wrote them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import UInt8
+
+from voxray.commands.evaluate import EvaluateOptions, attempt_comparison, evaluate, unjudged
+from voxray.commands.result_outputs import ResultFiles, given_inputs, named_inputs, truth_inputs
+from voxray.core.addresses import local_path
+from voxray.core.bulkhead import attempt
+from voxray.core.detections import Detections
+from voxray.core.errors import ConfigError
+from voxray.core.evaluation import EVALUATION, Evaluation, Luna16Evaluation, read_evaluation, write_evaluation
+from voxray.core.progress import Progress, tell_warnings
+from voxray.dataset.naming import parse_values
+from voxray.distributed.parallel import DIED, hire, spread
+from voxray.inference.package import is_package
+from voxray.metrics.record import compare
+from voxray.metrics.segmentation import structure_table
+from voxray.results.class_names import Naming
+from voxray.scoring.answer_files import (
+    MAP_FORMS,
+    Answers,
+    cases_of,
+    detections_in,
+    doubts_of,
+    labels_in,
+    marks_of,
+    naming_of,
+    read_answers,
+)
+from voxray.scoring.luna16_official import Luna16Truth, evaluate_luna16, is_luna16_folder, some, unwritten
+from voxray.scoring.summary import CaseScore, parse_ious, summarise
+from voxray.scoring.tables import ScoreTable, difference_table, luna16_tables, score_tables
+from voxray.scoring.truth_files import CaseTruth, Truth, case_truth, read_luna16_truth, read_truth
+from voxray.training.checkpoint import read_best_run
+
+RULES = ("iou", "luna16")
+FILE_CASES = ("all", "answered")
+NO_ANSWER = "has no answer; it counts as an empty one."
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """How answers are scored, and where the result goes."""
+
+    which: str | None = None
+    """Of a run ``val`` (None), ``test`` or ``all``; of answers in files ``all`` (None) or only those ``answered``."""
+    root: Path | None = None
+    output: Path | None = None
+    json_file: Path | None = None
+    rules: str | None = None
+    """None: LUNA16's for its CSV, which has no sizes; else overlap."""
+    ious: str = "0.1:0.5:0.05"
+    against: Path | None = None
+    trust_pickle: bool = False
+    workers: int = 1
+    values: str | None = None
+    """What the numbers of answers, or of a folder of true label maps, stand for: ``1=kidney,2=liver``."""
+    overwrite: bool = False
+    """Whether files in the way that voxray did not write may be written over."""
+
+    def of_run(self, *, official: bool = False) -> EvaluateOptions:
+        """The same for a run, which answers its cases itself."""
+        return EvaluateOptions(
+            which=self.which or "val",
+            ious=parse_ious(self.ious),
+            workers=self.workers,
+            json_file=self.json_file,
+            against=self.against,
+            official=official,
+            overwrite=self.overwrite,
+        )
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A result, and how it is told: lines, tables, and lines after them."""
+
+    result: Evaluation | Luna16Evaluation
+    lines: tuple[str, ...]
+    tables: tuple[ScoreTable, ...]
+    ending: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+    """What was asked for beside the score and could not be had: files, a comparison."""
+
+
+def evaluate_anything(answers: str, truth: Path | None, options: FileOptions, *, progress: Progress) -> Scored:
+    """The score of a run or of answers in files, told apart by what they are."""
+    if options.rules is not None and options.rules not in RULES:
+        raise ConfigError(f"--rules {options.rules}: must be {' or '.join(RULES)}.")
+    parse_ious(options.ious)
+    if options.values is not None and (is_run(answers) or options.rules == "luna16"):
+        raise ConfigError("--values: a run names its classes, and LUNA16's rules have none; leave it out.")
+    if options.rules == "luna16":
+        _refuse_against(options)
+    if is_run(answers):
+        if options.rules == "luna16":
+            return _told_luna16(*_run_by_luna16(answers, truth, options, progress=progress))
+        other = _other(options)
+        report = evaluate(
+            answers, options.of_run(), dataset=truth, root=options.root, output=options.output, progress=progress
+        )
+        return _told(report, options, other, is_written=True)
+    if options.which not in (None, *FILE_CASES):
+        raise ConfigError(f"--cases {options.which}: of answers in files must be {' or '.join(FILE_CASES)}.")
+    found = read_answers(Path(answers), trust_pickle=options.trust_pickle)
+    if truth is None:
+        raise ConfigError(f"{answers}: holds answers; say what to score them against: a dataset's file or a folder.")
+    by_luna16 = options.rules == "luna16" or (options.rules is None and found.marks is not None)
+    files = ResultFiles(
+        options.output, options.json_file, found.name if by_luna16 else None, overwrite=options.overwrite
+    )
+    read = chain(given_inputs(found, Path(answers)), truth_inputs(truth, root=options.root))
+    files.require_free(chain(read, named_inputs([options.against])))
+    if by_luna16:
+        _refuse_against(options)
+        return _told_luna16(*_by_luna16(found, read_luna16_truth(truth, root=options.root), options))
+    if found.marks is not None:
+        raise ConfigError(f"--rules iou: the marks of {answers} have no size; only the rules luna16 judge them.")
+    other = _other(options)
+    values = None if options.values is None else parse_values(options.values)
+    names_truth = found.form in ("findings", *MAP_FORMS)
+    task: Literal["detection", "segmentation"] = "segmentation" if found.is_segmentation else "detection"
+    known = read_truth(truth, root=options.root, values=values if names_truth else None, task=task)
+    return _told(evaluate_files(found, known, options, progress=progress), options, other)
+
+
+def is_run(answers: str) -> bool:
+    """Whether it is a run or a package, which answers scans itself, and not a file or folder of answers."""
+    path = local_path(answers)
+    return path is None or is_package(path) or (path / "state.json").exists()
+
+
+def evaluate_files(answers: Answers, truth: Truth, options: FileOptions, *, progress: Progress) -> Evaluation:
+    """The score of all cases of the truth; one without an answer counts as an empty one, and is listed."""
+    begin = time.monotonic()
+    if answers.is_segmentation and not truth.has_labels:
+        raise ConfigError(
+            f"{truth.name}: has boxes alone; the label maps of {answers.name} need label maps as truth."
+        )
+    naming = naming_of(answers, truth, None if options.values is None else parse_values(options.values))
+    names, unknown = cases_of(answers, truth)
+    which = options.which or "all"
+    cases = list(truth.patients) if which == "all" else [case_id for case_id in truth.patients if case_id in names]
+    with hire(options.workers) as crew, progress.track("evaluate", total=len(cases), unit="cases") as advance:
+        scores = []
+        scorer = partial(FileScorer, answers, truth, names, naming)
+        for score in spread(scorer, cases, crew, lost=lambda case: unjudged(case, truth.patients[case], DIED)):
+            scores.append(score)
+            tell_warnings(progress, f"case {score.case_id}", score.warnings)
+            advance(1)
+    about = {"run": answers.name, "dataset": truth.name, "which": which}
+    task: Literal["detection", "segmentation"] = "segmentation" if answers.is_segmentation else "detection"
+    report = summarise(scores, truth.classes, task=task, ious=parse_ious(options.ious), **about)
+    notices = [f"left out, as they are of no case of {truth.name}: answers {some(unknown)}"] if unknown else []
+    output = "" if options.output is None else str(options.output)
+    return report.model_copy(
+        update={"notices": tuple(notices), "output": output, "seconds": time.monotonic() - begin}
+    )
+
+
+class FileScorer:
+    """Scores one case after another; an answer that is missing or unreadable counts as an empty one."""
+
+    def __init__(self, answers: Answers, truth: Truth, names: dict[str, str], naming: Naming) -> None:
+        self._answers, self._truth, self._names, self._naming = answers, truth, names, naming
+
+    def __call__(self, case_id: str) -> CaseScore:
+        """What the case adds to the score."""
+        held: dict[str, CaseTruth] = {}
+        with_labels = self._answers.is_segmentation
+        error = attempt(lambda: held.update(truth=case_truth(self._truth, case_id, with_labels=with_labels)))
+        patient = self._truth.patients[case_id]
+        if error:
+            return unjudged(case_id, patient, error)
+        truth = held["truth"]
+        scored: dict[str, CaseScore] = {}
+        score_it = self._labels if with_labels else self._boxes
+        error = attempt(lambda: scored.update(score=score_it(case_id, truth)))
+        score = unjudged(case_id, patient, error) if error else scored["score"]
+        source = self._truth.sources.get(case_id)
+        doubts = doubts_of(self._answers, self._names[case_id], source) if case_id in self._names else ()
+        return replace(score, patient_id=patient, warnings=(*truth.warnings, *doubts, *score.warnings))
+
+    def _boxes(self, case_id: str, truth: CaseTruth) -> CaseScore:
+        held = {"found": Detections.empty("voxel" if truth.frame == "voxel" else "LPS")}
+        error, judged = self._compare(case_id, lambda name: held.update(found=self._detections(name, truth)))
+        if not judged:
+            return unjudged(case_id, "", error)
+        return CaseScore(case_id, "", held["found"], truth.boxes, truth.classes, None, error)
+
+    def _labels(self, case_id: str, truth: CaseTruth) -> CaseScore:
+        assert truth.labels is not None
+        assert truth.grid is not None
+        held = {"found": np.zeros_like(truth.labels)}
+        error, judged = self._compare(case_id, lambda name: held.update(found=self._map(name, truth)))
+        if not judged:
+            return unjudged(case_id, "", error)
+        nothing = np.zeros((0, 6)), np.zeros(0, np.int64)
+        num_classes = len(self._truth.classes)
+        table = structure_table(held["found"], truth.labels, truth.grid.spacing_mm, num_classes=num_classes)
+        return CaseScore(case_id, "", Detections.empty(), *nothing, table, error)
+
+    def _compare(self, case_id: str, action: Callable[[str], Any]) -> tuple[str, bool]:
+        """Runs the action on the case's answer; why it failed, and whether it is judged all the same."""
+        if case_id not in self._names:
+            return NO_ANSWER, True
+        return attempt_comparison(lambda: action(self._names[case_id]))
+
+    def _detections(self, name: str, truth: CaseTruth) -> Detections:
+        return detections_in(self._answers, name, self._naming, self._truth, truth)
+
+    def _map(self, name: str, truth: CaseTruth) -> UInt8[np.ndarray, "x y z"]:
+        return labels_in(self._answers, name, self._naming, self._truth, truth)
+
+
+def _run_by_luna16(
+    run: str, truth: Path | None, options: FileOptions, *, progress: Progress
+) -> tuple[Luna16Evaluation, tuple[str, ...]]:
+    """The run's score by the rules: it answers its cases first, and those alone count."""
+    is_folder = truth is not None and is_luna16_folder(truth)
+    own = None if is_package(run) else read_best_run(run).dataset_file
+    place = truth or (None if own is None else Path(own))
+    if place is None or (is_folder and own is None):
+        raise ConfigError(
+            f"{run}: names no dataset, so its scans are not known; score it against a dataset's file with "
+            f"annotations of kind spheres_csv."
+        )
+    known = read_luna16_truth(place, root=options.root)
+    how = options.of_run(official=True)
+    dataset = None if is_folder else truth
+    report = evaluate(run, how, dataset=dataset, root=options.root, output=options.output, progress=progress)
+    if absent := [case_id for case_id in report.cases if case_id not in known.case_ids]:
+        raise ConfigError(
+            f"{place}: knows nothing of {some(absent)}, which {run} was scored on; give the truth of these scans."
+        )
+    answers = read_answers(Path(report.output), trust_pickle=False)
+    files = {name: file for name, file in answers.files.items() if name in report.cases}
+    scans = tuple(case_id for case_id in known.case_ids if case_id in report.cases)
+    answers = replace(answers, name=report.run, files=files)
+    result, lost = _by_luna16(answers, replace(known, case_ids=scans), replace(options, which=None))
+    failed = {**report.failed, **report.not_judged}
+    odd = tuple(f"{case_id}: warning: {text}" for case_id, texts in report.warnings.items() for text in texts)
+    return result.model_copy(update={"notices": (*result.notices, *odd), "failed": failed}), lost
+
+
+def _other(options: FileOptions) -> Evaluation | None:
+    """What the score will be compared with, read before the work."""
+    return None if options.against is None else read_evaluation(options.against)
+
+
+def _refuse_against(options: FileOptions) -> None:
+    if options.against is not None:
+        raise ConfigError(
+            f"--against {options.against}: compares scores by overlap; LUNA16's rules have bands instead."
+        )
+
+
+def _by_luna16(
+    answers: Answers, known: Luna16Truth, options: FileOptions
+) -> tuple[Luna16Evaluation, tuple[str, ...]]:
+    marks = marks_of(answers)
+    if answers.marks is None:
+        names, _ = cases_of(answers, Truth(known.name, (), {case_id: case_id for case_id in known.case_ids}))
+        case_of = {name: case_id for case_id, name in names.items()}
+        marks = replace(marks, case_ids=tuple(case_of.get(name, name) for name in marks.case_ids))
+        if options.which == "answered":
+            known = replace(known, case_ids=tuple(case_id for case_id in known.case_ids if case_id in names))
+    elif options.which == "answered":
+        raise ConfigError("--cases answered: a CSV does not say which scans without a mark were answered; give all.")
+    return evaluate_luna16(
+        marks,
+        known,
+        name=answers.name,
+        output=options.output,
+        json_file=options.json_file,
+        overwrite=options.overwrite,
+    )
+
+
+def _told(report: Evaluation, options: FileOptions, other: Evaluation | None, *, is_written: bool = False) -> Scored:
+    """The score as it is told, and written where it is not yet."""
+    judged, not_judged = len(report.cases), len(report.not_judged)
+    tables = score_tables(report) if report.metrics else []
+    ending, lost = [*report.notices], list[str]()
+    noun = f"case{'s' * (judged + not_judged != 1)}"
+    if not_judged:
+        ending.append(f"not judged, so in no metric: {not_judged} of {judged + not_judged} {noun}")
+    if not report.metrics:
+        ending.append("no case has an answer that could be judged, so there is no score")
+    if report.without_truth:
+        ending.append(f"without truth, so without a score: {some(report.without_truth)}")
+    if other is not None:
+        error = attempt(lambda: tables.append(difference_table(compare(other, report))))
+        paired = f"differences are {report.run} minus {other.run}, paired case by case"
+        (lost if error else ending).append(error or paired)
+    if options.json_file is not None:
+        named = options.json_file
+        error = unwritten(lambda: write_evaluation(report, named), named)
+        (lost if error else ending).append(error or f"written: {named}")
+    if report.output:
+        file = Path(report.output) / EVALUATION
+        error = "" if is_written else unwritten(lambda: write_evaluation(report, file), file)
+        (lost if error else ending).append(error or f"answers and {EVALUATION}: {report.output}")
+    cases = f"{judged} of {judged + not_judged}" if not_judged else f"{judged}"
+    head = f"{report.run} on {cases} {noun} ({report.which}) of {report.dataset}"
+    return Scored(report, (head,), tuple(tables), tuple(ending), tuple(lost))
+
+
+def _told_luna16(result: Luna16Evaluation, lost: tuple[str, ...]) -> Scored:
+    head = f"{result.answers} on {result.scans} scan{'s' * (result.scans != 1)} of {result.truth}, by LUNA16's rules"
+    return Scored(result, (head,), tuple(luna16_tables(result)), result.notices, lost)

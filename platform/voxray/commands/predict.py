@@ -1,0 +1,333 @@
+"""Predict: scans in, findings or label maps out, one file set per scan. A rerun answers only what is missing."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from voxray.core.answer_json import ScanStamp
+from voxray.core.apart import Input
+from voxray.core.bulkhead import attempt
+from voxray.core.progress import Progress, tell_warnings
+from voxray.core.storage import Place
+from voxray.core.volume import Volume
+from voxray.distributed.parallel import DIED, Crew, hire, spread
+from voxray.inference.candidates.folder import FOLDER, Keeping
+from voxray.inference.predictor import Prediction
+from voxray.loading.inputs import run_inputs, scan_inputs
+from voxray.loading.scans import Scan, find_scans
+from voxray.readers import read_volume
+from voxray.results.answer_outputs import AnswerFiles, task_of
+from voxray.results.answers import Engine, open_engine, read_answer, warnings_of, write_answer
+from voxray.results.formats import (
+    CaseAnswer,
+    NotMade,
+    are_saved,
+    chosen_forms,
+    drop_answer,
+    gather,
+    lacking_dicom,
+    save_forms,
+)
+from voxray.results.standing import Standing, find_standings, refusal_of
+
+AT_ONCE = 2
+"""Scans under way in each worker: while one is answered, the next is read and the last is written."""
+
+
+@dataclass(frozen=True)
+class PredictReport:
+    """What became of every scan."""
+
+    output: Path
+    done: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    """The same scan, answered earlier by the same model with the same settings."""
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """Name -> what went wrong, in a sentence."""
+    without: Mapping[str, tuple[NotMade, ...]] = field(default_factory=dict)
+    """Name of a scan or a gathered file -> the forms that could not be made; the answer is there all the same."""
+    skip_unsupported: bool = False
+    """Whether forms that a scan cannot have were waived."""
+    warnings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Name -> what is worth knowing of the scan; of those that were answered before, too."""
+    seconds: float = 0.0
+
+    @property
+    def not_made(self) -> int:
+        """How many forms that were asked for are not there."""
+        return sum(map(len, self.without.values()))
+
+    @property
+    def waived(self) -> tuple[str, ...]:
+        """A sentence for each form that is not there as no such form can be, where that was accepted."""
+        return tuple(f"{name}: without {one}" for name, one in self._forms if self._is_waived(one))
+
+    @property
+    def missing(self) -> Mapping[str, str]:
+        """What was asked for and is not there, neither as an answer nor as a form, with the reason."""
+        forms = {f"{name}: without {one.form}": one.why for name, one in self._forms if not self._is_waived(one)}
+        return {**self.failed, **forms}
+
+    @property
+    def _forms(self) -> list[tuple[str, NotMade]]:
+        return [(name, one) for name, some in self.without.items() for one in some]
+
+    def _is_waived(self, one: NotMade) -> bool:
+        return self.skip_unsupported and one.is_unsupported
+
+    def __str__(self) -> str:
+        forms = f", {self.not_made} form{'s'[: self.not_made != 1]} not made" if self.not_made else ""
+        return (
+            f"{len(self.done)} answered, {len(self.skipped)} answered before, {len(self.failed)} failed{forms}: "
+            f"{self.output}"
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one scan; `error` is empty where it has its answer."""
+
+    name: str
+    error: str = ""
+    without: tuple[NotMade, ...] = ()
+    """The forms that could not be made of the answer."""
+    warnings: tuple[str, ...] = ()
+    """What is worth knowing of the scan."""
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """How scans are answered, and what is saved of the answers."""
+
+    overrides: Sequence[str] = ()
+    """Of ``merge.`` and ``inference.`` fields."""
+    device: str = "auto"
+    runtime: str = "auto"
+    """One of `runtimes.RUNTIMES`; ``auto``: the best of this machine, or what a package was made for."""
+    precision: str = "auto"
+    save: str = ""
+    """Further forms, as ``preview,csv-luna16,dicom-sr``."""
+    skip_unsupported: bool = False
+    """Whether a form that a scan cannot have is no failure."""
+    workers: int = 1
+    series: Sequence[str] = ()
+    """UIDs of the CT series that are answered; none stands for every scan of the inputs."""
+    keep_candidates: bool = False
+    """Whether what the network said before the merge is written to ``candidates/``, one file a scan."""
+    accept_values: bool = False
+    """Whether scans whose values can be no Hounsfield units are taken, with a warning."""
+    keep_classes: Sequence[str] = ()
+    """Segmentation: the classes whose probabilities are kept."""
+    overwrite: bool = False
+    """Whether files in the way that voxray did not write may be written over."""
+
+
+def predict(
+    run: str | Path,
+    inputs: Sequence[Path],
+    output: Path,
+    options: AnswerOptions | None = None,
+    *,
+    progress: Progress,
+) -> PredictReport:
+    """The run's or package's answers to every scan among the inputs; one bad scan does not stop the rest.
+
+    With more than one worker the scans are spread over Ray; inputs and output must then be in reach of every node.
+    """
+    begin, options = time.monotonic(), options or AnswerOptions()
+    scans = find_scans(inputs, series=options.series, say=progress.say)
+    forms = chosen_forms(options.save, task_of(run))
+    _require_free(run, scans, inputs, output, forms=forms, options=options)
+    _say_unsupported(forms, scans, progress)
+    with hire(options.workers, device=options.device) as crew:
+        engine = _engine(run, crew.device, options)
+        keeping = _keeping(engine, output, options)
+        if engine.choice is not None:
+            progress.say(engine.choice.why)
+        output.mkdir(parents=True, exist_ok=True)
+        standings = find_standings(scans, output, engine.stamp)
+        refused = {one.scan.name: refusal_of(one, output) for one in standings if one.others}
+        free = [one for one in standings if not one.others]
+        skipped = [one.scan for one in free if is_saved(one, output, engine, forms, keeping)]
+        todo = [one for one in free if one.scan not in skipped]
+        warnings = {scan.name: warnings_of(output, case=scan.name, engine=engine) for scan in skipped}
+        for name, texts in warnings.items():
+            tell_warnings(progress, name, texts)
+        for one in todo:
+            if one.remark:
+                progress.say(f"{one.scan.name}: {one.remark}; it is answered anew")
+        answerer = partial(
+            Answerer,
+            engine,
+            output,
+            forms,
+            keeping,
+            overwrite=options.overwrite,
+            accept_values=options.accept_values,
+        )
+        outcomes = _outcomes(answerer, todo, crew, progress)
+        warnings |= {outcome.name: outcome.warnings for outcome in outcomes}
+        failed = refused | {outcome.name: outcome.error for outcome in outcomes if outcome.error}
+        answered = [scan for scan in scans if scan.name not in failed]
+        gathered = gather(forms, answered, output, engine.run.classes, overwrite=options.overwrite)
+    without = {outcome.name: outcome.without for outcome in outcomes if outcome.without}
+    return PredictReport(
+        output=output,
+        done=tuple(outcome.name for outcome in outcomes if not outcome.error),
+        skipped=tuple(scan.name for scan in skipped),
+        failed=failed,
+        without={name: (*without.get(name, ()), *gathered.get(name, ())) for name in [*without, *gathered]},
+        skip_unsupported=options.skip_unsupported,
+        warnings={name: texts for name, texts in sorted(warnings.items()) if texts},
+        seconds=time.monotonic() - begin,
+    )
+
+
+def _engine(run: str | Path, device: str, options: AnswerOptions) -> Engine:
+    return open_engine(
+        run,
+        overrides=options.overrides,
+        device=device,
+        runtime=options.runtime,
+        precision=options.precision,
+    )
+
+
+def _outcomes(
+    answerer: Callable[[], Answerer], todo: Sequence[Standing], crew: Crew, progress: Progress
+) -> list[Outcome]:
+    """What becomes of each scan, told as it is known."""
+    found: list[Outcome] = []
+    with progress.track("predict", total=len(todo), unit="scans") as advance:
+        for outcome in spread(answerer, todo, crew, at_once=AT_ONCE, lost=_died):
+            found.append(outcome)
+            tell_warnings(progress, outcome.name, outcome.warnings)
+            advance(1)
+    return found
+
+
+def _died(asked: Standing) -> Outcome:
+    return Outcome(asked.scan.name, DIED)
+
+
+class Answerer:
+    """Reads, answers and writes scans; what fails becomes a sentence, not an end.
+
+    It may be called for several scans at once: they are read and written side by side, and answered one by one.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        output: Path,
+        forms: Sequence[str] = (),
+        keeping: Keeping | None = None,
+        *,
+        overwrite: bool = False,
+        accept_values: bool = False,
+    ) -> None:
+        self._overwrite, self._accept_values = overwrite, accept_values
+        self._engine, self._output, self._forms, self._keeping = engine, output, forms, keeping
+        self._predictor, self._busy = engine.predictor(), threading.Lock()
+
+    def __call__(self, asked: Standing) -> Outcome:
+        """What became of the scan."""
+        held: dict[str, Any] = {}
+        without: list[NotMade] = []
+        error = attempt(lambda: held.update(self._read(asked)))
+        if not error:
+            error = attempt(lambda: without.extend(self._answer(asked, held["stamp"], held["volume"])))
+        read = held.get("volume")
+        return Outcome(asked.scan.name, error, tuple(without), read.warnings if read else ())
+
+    def _read(self, asked: Standing) -> dict[str, Any]:
+        """The scan, and what it is: its content first, so that a later change is noticed by the next run."""
+        scan = asked.scan
+        stamp = asked.stamp()
+        volume = read_volume(scan.path, series_uid=scan.series_uid, accept_values=self._accept_values)
+        return {"stamp": stamp, "volume": volume}
+
+    def _answer(self, asked: Standing, stamp: ScanStamp, volume: Volume) -> list[NotMade]:
+        """Writes the answer and its forms; the forms that could not be made."""
+        scan = asked.scan
+        engine, output = self._engine, self._output
+        before = asked.is_answered and is_kept(asked, engine, self._keeping)
+        not_made: list[NotMade] = []
+        if not before:
+            AnswerFiles(output, engine.recipe.task, overwrite=self._overwrite).require_unchanged(scan.name)
+        prediction = (
+            read_answer(output, case=scan.name, grid=volume.grid, engine=engine)
+            if before
+            else self._predict(scan, volume, stamp.sha256, not_made)
+        )
+        answer = CaseAnswer(
+            scan.name, prediction, engine.run.classes, engine.stamp, scan.path, volume, scan.series_uid
+        )
+        if not before:
+            drop_answer(output, scan.name)
+        not_made += save_forms(self._forms, answer, output, overwrite=self._overwrite)
+        if not before:
+            write_answer(prediction, output, case=scan.name, engine=engine, scan=stamp, overwrite=self._overwrite)
+        return not_made
+
+    def _predict(self, scan: Scan, volume: Volume, content: str, not_made: list[NotMade]) -> Prediction:
+        keeping = self._keeping
+        keep = None if keeping is None else keeping.keeper()
+        with self._busy:
+            prediction = self._predictor.predict(volume, keep=keep)
+        if keeping is not None and keep is not None:
+            noted = self._engine.noted(scan.name, volume.grid, content=content)
+            error = attempt(lambda: keeping.write(keep, noted))
+            not_made += [NotMade("candidates", error, is_unsupported=False)] if error else []
+        return prediction
+
+
+def is_saved(asked: Standing, output: Path, engine: Engine, forms: Sequence[str], keeping: Keeping | None) -> bool:
+    """Whether the scan has its answer, and its forms and candidates where they are wanted."""
+    made = are_saved(forms, output, asked.scan.name)
+    return asked.is_answered and made and is_kept(asked, engine, keeping)
+
+
+def is_kept(asked: Standing, engine: Engine, keeping: Keeping | None) -> bool:
+    """Whether the scan's candidates are there, where they are wanted."""
+    head = None if keeping is None else keeping.find(asked.scan.name, engine.stamp)
+    return keeping is None or (head is not None and head.scan_sha256 == asked.content)
+
+
+def _require_free(
+    run: str | Path,
+    scans: Sequence[Scan],
+    inputs: Sequence[Path],
+    output: Path,
+    *,
+    forms: tuple[str, ...],
+    options: AnswerOptions,
+) -> None:
+    """A ConfigError, before any work, where an answer would be written over what is read or what is not voxray's."""
+    files = AnswerFiles(output, task_of(run), forms, options.keep_candidates, options.overwrite)
+    lists = (Input(path, "the list of scans") for path in inputs if path.is_file())
+    files.require_free([scan.name for scan in scans], chain(scan_inputs(scans), lists, run_inputs(run)), run=run)
+
+
+def _say_unsupported(forms: Sequence[str], scans: Sequence[Scan], progress: Progress) -> None:
+    """Says before the work which forms will be missing, as they belong to DICOM series and scans are none."""
+    of_dicom, lacking = lacking_dicom(forms, scans)
+    if lacking:
+        progress.say(
+            f"--save {','.join(of_dicom)}: {len(lacking)} of {len(scans)} scans are no DICOM series and will be "
+            f"without, such as {lacking[0].path}"
+        )
+
+
+def _keeping(engine: Engine, output: Path, options: AnswerOptions) -> Keeping | None:
+    if not options.keep_candidates:
+        return None
+    folder = Place.of(output).below(FOLDER)
+    return Keeping.of(folder, engine.recipe, engine.run.classes, options.keep_classes)

@@ -1,0 +1,1 @@
+"""What runs on Ray: joining a cluster, work spread over it, trainings and their patches; and MLflow."""

@@ -1,0 +1,216 @@
+"""The same work on many items: in this process, or on a Ray Data pool of actors that each hold what the work needs.
+
+    with hire(workers, device="auto") as crew:
+        for result in spread(make_work, items, crew):
+
+Items go to whichever worker is free, so one slow scan holds up nobody; an actor that dies with its node is started
+again and its item with it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import pyarrow as pa
+from ray import cloudpickle
+
+from voxray.core.bulkhead import log_fault, refusal_in
+from voxray.core.errors import ConfigError, ResourceError
+from voxray.distributed.cancellation import Switch, ends_at
+from voxray.distributed.cluster import cluster_total, connect
+from voxray.inference.sliding import in_turn
+from voxray.runtimes.device import choose_device
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+MAX_RESTARTS = 3
+"""How often an actor is started again before its loss is reported."""
+DIED = (
+    f"the worker that had it died {MAX_RESTARTS + 1} times, probably for want of memory. Use fewer workers, or a "
+    f"machine with more."
+)
+"""What became of an item that its workers died of."""
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Who does the work: this process, or so many actors, each with `num_cpus` and, for CUDA, a GPU of its own."""
+
+    workers: int
+    device: str
+    num_cpus: float
+    on_ray: bool
+
+
+@contextmanager
+def hire(workers: int, *, device: str = "cpu") -> Iterator[Crew]:
+    """The crew: this process for one worker without a cluster, else actors of the cluster or of a local Ray.
+
+    The device ``auto`` is CUDA where every worker can have a GPU to itself, else the CPU.
+    """
+    if workers < 1:
+        raise ConfigError(f"workers must be at least 1, got {workers}; 1 without a cluster is this process.")
+    if workers == 1 and not os.environ.get("RAY_ADDRESS"):
+        yield Crew(1, str(choose_device(device)), num_cpus=0.0, on_ray=False)
+        return
+    with connect():
+        gpus = cluster_total("GPU")
+        chosen = ("cuda" if gpus >= workers else "cpu") if device == "auto" else device.split(":")[0]
+        if chosen == "cuda" and gpus < workers:
+            raise ResourceError(
+                f"{workers} workers on CUDA need a GPU each, the cluster has {gpus:g}; use fewer, or the device cpu."
+            )
+        yield Crew(workers, chosen, num_cpus=cpu_share(cluster_total("CPU"), workers), on_ray=True)
+
+
+def spread(
+    make: Callable[[], Callable[[Item], Result]],
+    items: Sequence[Item],
+    crew: Crew,
+    *,
+    at_once: int = 1,
+    lost: Callable[[Item], Result] | None = None,
+) -> Iterator[Result]:
+    """Each item's result as it is ready; `make` builds the work once per worker.
+
+    An item whose worker dies again and again, as for want of memory, has the result that `lost` gives, and the others
+    have theirs; without `lost` it ends everything.
+
+    Each worker has so many items under way `at_once`, in threads: the work must bear that. In this process the
+    results come in the items' order.
+    """
+    if not items:
+        return
+    if crew.on_ray:
+        yield from _on_actors(make, items, crew, at_once, lost)
+    else:
+        yield from in_turn(make(), items, workers=at_once)
+
+
+def cpu_share(total: float, workers: int) -> float:
+    """CPUs per actor, one left for everything else; whole numbers above 1, which torch uses as its threads."""
+    share = max(total - 1.0, 0.5) / workers
+    return float(int(share)) if share >= 1 else round(share - 5e-5, 4)
+
+
+def _on_actors(
+    make: Callable[[], Callable[[Item], Result]],
+    items: Sequence[Item],
+    crew: Crew,
+    at_once: int,
+    lost: Callable[[Item], Result] | None,
+) -> Iterator[Result]:
+    stop = Switch()
+    results = _results(make, items, crew, at_once=at_once, stop=stop, may_lose=lost is not None)
+    missing = dict(enumerate(items))
+    try:
+        for table in results:
+            for row in table.to_pylist():
+                result = cloudpickle.loads(row["result"])
+                if isinstance(result, _Raised):
+                    raise result.error
+                del missing[row["number"]]
+                yield result
+        for item in missing.values():
+            assert lost is not None
+            yield lost(item)
+    finally:
+        stop.on()
+        with suppress(Exception):
+            deque(results, maxlen=0)
+
+
+def _results(
+    make: Callable[[], Callable[[Item], Result]],
+    items: Sequence[Item],
+    crew: Crew,
+    *,
+    at_once: int,
+    stop: Switch,
+    may_lose: bool,
+) -> Iterator[pa.Table]:
+    """Tables with the packed results, one item each, as they are ready."""
+    ray: Any = importlib.import_module("ray")
+    data: Any = importlib.import_module("ray.data")
+    rows = [{"item": _packed(item), "number": number} for number, item in enumerate(items)]
+    pool = data.ActorPoolStrategy(
+        size=min(crew.workers, len(items)),
+        max_tasks_in_flight_per_actor=2 * at_once,
+        max_concurrent_calls_per_actor=at_once,
+        enable_true_multi_threading=True,
+    )
+    with warnings.catch_warnings():
+        # Ray Data has no other word for it yet, and would by default bring back for ever what a scan kills.
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        dataset = data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            _Holder,
+            fn_kwargs={"made": [ray.put(make)]},
+            batch_format="pyarrow",
+            batch_size=None,
+            num_cpus=crew.num_cpus,
+            num_gpus=1.0 if crew.device == "cuda" else None,
+            compute=pool,
+            max_restarts=MAX_RESTARTS,
+            max_task_retries=MAX_RESTARTS,
+        )
+    dataset.context.execution_no_progress_timeout_s = -1  # one scan may take longer than any limit
+    dataset.context.max_errored_blocks = -1 if may_lose else 0
+    dataset.context.custom_execution_callback_classes.append(ends_at(stop))
+    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+
+
+def _packed(value: Any) -> bytes:
+    packed: bytes = cloudpickle.dumps(value)  # type: ignore[no-untyped-call]
+    return packed
+
+
+class _Holder:
+    """What an actor is: the work, built once.
+
+    The recipe for it comes with each item, as a reference within a list: an actor that is started again would not
+    find it among its constructor's arguments.
+    """
+
+    def __init__(self) -> None:
+        self._work: Callable[[Any], Any] | None = None
+        self._making = threading.Lock()
+
+    def __call__(self, block: pa.Table, made: list[Any]) -> pa.Table:
+        """The results for a block of items; what the work raises is a result, too."""
+        results = [_packed(self._result(cloudpickle.loads(item), made)) for item in block["item"].to_pylist()]
+        return pa.table({"result": pa.array(results, pa.large_binary()), "number": block["number"]})
+
+    def _result(self, item: Any, made: list[Any]) -> Any:
+        try:
+            with self._making:
+                if self._work is None:
+                    self._work = importlib.import_module("ray").get(made[0])()
+            return self._work(item)
+        except Exception as error:
+            if refusal_in(error) is None:
+                log_fault(error)
+            return _Raised(error if _travels(error) else RuntimeError(f"{type(error).__name__}: {error}"))
+
+
+@dataclass(frozen=True)
+class _Raised:
+    """What the work raised."""
+
+    error: Exception
+
+
+def _travels(error: Exception) -> bool:
+    """Whether it is still an exception on the other side; some libraries' cannot be packed, or unpacked."""
+    try:
+        return isinstance(cloudpickle.loads(_packed(error)), type(error))
+    except Exception:
+        return False

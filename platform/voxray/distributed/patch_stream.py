@@ -1,0 +1,250 @@
+"""Training patches as they stream from a store to a training worker, over Ray Data.
+
+Each rank runs a dataset of its own whose rows are the *stretches* of the epoch plan: a task reads a stretch's tiles,
+decodes them, cuts the patches and emits ready int16 batches. Ray's `streaming_split` would give every rank whatever
+block is ready next, so who sees what would depend on timing; here the same (seed, epoch, rank, number of ranks) gives
+the same batches, bit for bit, in the same order, and training that goes on at epoch 70 starts there without replaying
+what came before. Nothing is kept between batches, so memory grows neither with the cases nor with the epochs.
+
+Epochs follow each other without a gap: a dataset runs over many of them, and before it ends the next one is started.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from voxray.core.batch import PatchBatch
+from voxray.core.errors import DataError, ResourceError, VoxrayError
+from voxray.core.recipe import NetworkConfig, Recipe
+from voxray.distributed.cancellation import Switch, ends_at
+from voxray.distributed.cluster import cluster_total, configure_data
+from voxray.sampling import Schedule
+from voxray.store import PatchSource, Round, Store, stretches
+
+READER_CPUS = 0.25
+"""Logical CPUs that a reading task takes: readers must find room beside the training workers."""
+
+MAX_READERS = 8
+STALL_S = 120.0
+"""How long a worker waits for a batch before it says so: the sign that its readers find no CPU."""
+
+_DTYPES = {"voxels": np.int16, "stats": np.float32, "boxes": np.float32, "classes": np.int64, "labels": np.uint8}
+_TORCH_DTYPES = {name: torch.from_numpy(np.zeros(0, dtype)).dtype for name, dtype in _DTYPES.items()}
+_SEGMENT = 512
+_LEAD = 16
+_PREFETCH = 2
+
+
+def patch_stream(
+    store: Store,
+    recipe: Recipe,
+    case_ids: Sequence[str],
+    *,
+    schedule: Schedule,
+    epochs: range,
+    rank: int = 0,
+    start_step: int = 0,
+) -> Iterator[PatchBatch]:
+    """One rank's batches of those epochs, one after another; of the first epoch without its first `start_step`.
+
+    Call it where Ray runs, such as in a training worker, and close it when done with it (a generator's `close`).
+    """
+    source = PatchSource.of(store, recipe, case_ids, schedule)
+    source.plan(epochs.start)
+    bare = recipe.model_copy(update={"network": NetworkConfig(kind=recipe.network.kind)})
+    spec = _Spec(uuid4().hex, store.uri, store.digest, bare, tuple(case_ids), schedule)
+    todo = stretches(recipe, schedule, epochs, rank=rank, start_step=start_step)
+    return _follow(spec, todo, _num_readers(schedule.world_size))
+
+
+def reader_cpus(world_size: int) -> float:
+    """Logical CPUs that the streams of all ranks need at the least."""
+    return READER_CPUS * world_size
+
+
+@dataclass(frozen=True)
+class _Spec:
+    """What a task needs to make a `PatchSource`; the source itself is made once per process.
+
+    The recipe's network is left out: to unpickle it, a reading task would import the networks, for seconds.
+    """
+
+    key: str
+    uri: str
+    digest: str
+    recipe: Recipe
+    case_ids: tuple[str, ...]
+    schedule: Schedule
+
+
+def _num_readers(world_size: int) -> int:
+    return int(min(MAX_READERS, max(1.0, cluster_total("CPU") / world_size / 2)))
+
+
+def _follow(spec: _Spec, todo: Iterator[Round], num_readers: int) -> Iterator[PatchBatch]:
+    """The batches of segment after segment, each segment's dataset started before the last one's end."""
+    configure_data()
+    segments = (rounds for rounds in iter(lambda: list(islice(todo, _SEGMENT)), []))
+    running = [_Segment(spec, rounds, num_readers) for rounds in islice(segments, 1)]
+    try:
+        while running:
+            current = running[0]
+            for left, batch in current.batches():
+                if left <= _LEAD and len(running) == 1:
+                    running += [_Segment(spec, rounds, num_readers) for rounds in islice(segments, 1)]
+                yield batch
+            running.remove(current)
+    finally:
+        for segment in running:
+            segment.stop()
+
+
+class _Segment:
+    """A dataset over some stretches, drained by a thread of its own into a short queue."""
+
+    def __init__(self, spec: _Spec, rounds: list[Round], num_readers: int) -> None:
+        self._num_batches = sum(one.last - one.first for one in rounds)
+        self._ready: queue.Queue[PatchBatch | BaseException] = queue.Queue(_PREFETCH)
+        self._stopped = Switch()
+        self._thread = threading.Thread(target=self._drain, args=(spec, rounds, num_readers), daemon=True)
+        self._thread.start()
+
+    def batches(self) -> Iterator[tuple[int, PatchBatch]]:
+        """(batches left after this one, batch)."""
+        for left in reversed(range(self._num_batches)):
+            found = self._next()
+            if isinstance(found, BaseException):
+                raise _plain(found)
+            yield left, found
+
+    def stop(self) -> None:
+        """Ends the dataset, wherever it is, and waits for that: it must not outlive this process's Ray."""
+        self._stopped.on()
+        self._thread.join(timeout=30)
+
+    def _next(self) -> PatchBatch | BaseException:
+        begin = time.monotonic()
+        while True:
+            try:
+                return self._ready.get(timeout=1.0)
+            except queue.Empty:
+                if time.monotonic() - begin > STALL_S:
+                    return _stalled()
+
+    def _drain(self, spec: _Spec, rounds: list[Round], num_readers: int) -> None:
+        try:
+            for batch in _dataset_batches(spec, rounds, num_readers, self._stopped):
+                if not self._put(batch):
+                    return
+        except BaseException as error:
+            self._put(error)
+
+    def _put(self, item: PatchBatch | BaseException) -> bool:
+        while not self._stopped:
+            try:
+                self._ready.put(item, timeout=0.2)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+
+def _dataset_batches(spec: _Spec, rounds: list[Round], num_readers: int, stop: Switch) -> Iterator[PatchBatch]:
+    import ray.data
+
+    rows = [{"round": [one.epoch, one.number, one.rank, one.first, one.last]} for one in rounds]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        _cut,  # type: ignore[arg-type]
+        fn_kwargs={"spec": spec},
+        batch_format="pyarrow",
+        batch_size=None,
+        num_cpus=READER_CPUS,
+        compute=ray.data.TaskPoolStrategy(size=num_readers),
+    )
+    dataset.context.execution_no_progress_timeout_s = -1  # a worker that validates for minutes does not stall
+    dataset.context.custom_execution_callback_classes.append(ends_at(stop))
+    options = dataset.context.execution_options
+    options.preserve_order = True
+    share = cluster_total("object_store_memory") / spec.schedule.world_size / 2
+    options.resource_limits = ray.data.ExecutionResources.for_limits(object_store_memory=share)
+    for table in dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
+        yield from_table(table)
+
+
+def _cut(block: pa.Table, spec: _Spec) -> Iterator[pa.Table]:
+    """What a reading task does: the batches of a block of stretches."""
+    source = _source(spec)
+    for numbers in block["round"].to_pylist():
+        for batch in source.batches(Round(*numbers)):
+            yield to_table(batch)
+
+
+_SOURCES: dict[str, PatchSource] = {}
+
+
+def _source(spec: _Spec) -> PatchSource:
+    """The spec's source, kept for the tasks to come in this process."""
+    if spec.key not in _SOURCES:
+        store = Store.open(spec.uri)
+        if store.digest != spec.digest:
+            raise DataError(
+                "store.changed",
+                f"{spec.uri} was changed while it was being read.",
+                remedy="Let `voxray ingest` end, then start the training again: it goes on from its last checkpoint.",
+            )
+        _SOURCES.clear()
+        _SOURCES[spec.key] = PatchSource.of(store, spec.recipe, spec.case_ids, spec.schedule)
+    return _SOURCES[spec.key]
+
+
+def to_table(batch: PatchBatch) -> pa.Table:
+    """The batch as one row of raw bytes: cheaper than Arrow's tensor columns."""
+    columns: dict[str, pa.Array] = {}
+    for name, tensor in zip(PatchBatch._fields, batch, strict=True):
+        array = None if tensor is None else np.ascontiguousarray(tensor.numpy())
+        size = 0 if array is None else array.nbytes
+        buffers = [None, pa.py_buffer(np.array([0, size], np.int64)), pa.py_buffer(b"" if array is None else array)]
+        columns[name] = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, buffers)
+        columns[f"{name}_shape"] = pa.array([None if array is None else list(array.shape)], pa.list_(pa.int64()))
+    return pa.table(columns)
+
+
+def from_table(table: pa.Table) -> PatchBatch:
+    """The inverse of `to_table`, in memory of its own, pinned where there is a GPU to copy it to."""
+    pinned = torch.cuda.is_available()
+    found: list[torch.Tensor | None] = []
+    for name, dtype in _DTYPES.items():
+        shape = table[f"{name}_shape"][0].as_py()
+        if shape is None:
+            found.append(None)
+            continue
+        data = np.frombuffer(table[name][0].as_buffer() or b"", dtype)
+        made = torch.empty(shape, dtype=_TORCH_DTYPES[name], pin_memory=pinned)
+        made.numpy()[...] = data.reshape(shape)
+        found.append(made)
+    return PatchBatch(*found)  # type: ignore[arg-type]
+
+
+def _plain(error: BaseException) -> BaseException:
+    """Our own error out of what Ray wrapped around it, innermost first: Ray's wrapper is of its class, too."""
+    cause = getattr(error, "cause", None) or error.__cause__
+    inner = _plain(cause) if isinstance(cause, BaseException) else error
+    return inner if isinstance(inner, VoxrayError) else error
+
+
+def _stalled() -> ResourceError:
+    return ResourceError(
+        f"no training patch has arrived for {STALL_S:g} s: the reading tasks find no CPU, or the store is very slow. "
+        f"Leave {READER_CPUS:g} logical CPUs per worker free (fewer or smaller workers, or more logical CPUs with "
+        f"`ray start --num-cpus`), and see that the store can be read."
+    )

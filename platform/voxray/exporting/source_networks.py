@@ -1,0 +1,90 @@
+"""Trained networks as an export takes them: those of a run, or of a package, with where each comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from voxray.core.addresses import local_path
+from voxray.core.recipe import Recipe
+from voxray.core.run import Run
+from voxray.inference.package import (
+    WEIGHTS,
+    Ensemble,
+    Member,
+    Provenance,
+    is_package,
+    load_module,
+    read_package,
+)
+from voxray.results.answers import runtimes_folder, weights_digest
+from voxray.training.checkpoint import load_model
+
+
+@dataclass(frozen=True)
+class Part:
+    """One network, and how its files are called."""
+
+    module: nn.Module
+    digest: str
+    """Of its weights."""
+    weights: str
+    """The name of their file."""
+    engine: str
+    """What the names of its engines begin with."""
+    number: int | None = None
+    """Its place in an ensemble, from 1."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is exported: one network, or those of an ensemble, which are of one recipe."""
+
+    run: Run
+    recipe: Recipe
+    provenance: Provenance
+    parts: tuple[Part, ...]
+    ensemble: Ensemble | None = None
+    kept_in: Path | None = None
+    """Where what is converted from a run is kept."""
+
+
+def read_trained(location: str | Path) -> Trained:
+    """The best weights of a run, or all that a package holds."""
+    path = local_path(location)
+    if path is not None and is_package(path):
+        return _of_package(path)
+    about, recipe, module = load_model(location)
+    digest = weights_digest(module)
+    provenance = Provenance(
+        run=about.name,
+        commit=about.commit,
+        dataset=about.dataset,
+        licence=about.licence,
+        weights_sha256=digest,
+        voxray_version=about.voxray_version,
+    )
+    return Trained(about, recipe, provenance, (_single(module, digest),), kept_in=runtimes_folder(location))
+
+
+def _of_package(folder: Path) -> Trained:
+    package, recipe = read_package(folder)
+    if package.ensemble is None:
+        part = _single(load_module(folder, package, recipe), package.provenance.weights_sha256)
+        return Trained(package.run, recipe, package.provenance, (part,))
+    parts = tuple(
+        _member(number, member, load_module(folder, package, recipe, weights=member.weights))
+        for number, member in enumerate(package.ensemble.members, start=1)
+    )
+    return Trained(package.run, recipe, package.provenance, parts, package.ensemble)
+
+
+def _single(module: nn.Module, digest: str) -> Part:
+    return Part(module, digest, weights=WEIGHTS, engine="model")
+
+
+def _member(number: int, member: Member, module: nn.Module) -> Part:
+    digest = member.provenance.weights_sha256
+    return Part(module, digest, weights=member.weights, engine=f"model-{number}", number=number)

@@ -1,0 +1,118 @@
+"""Where candidates are kept, and which of them are: beside answers, beside a run's checkpoints, for a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from voxray.core.answer_json import ModelStamp
+from voxray.core.errors import ConfigError, DataError
+from voxray.core.recipe import Recipe
+from voxray.core.storage import Location, Place
+from voxray.core.volume import Grid
+from voxray.inference.candidates.file import Kept, KeptHead, Truth, file_name, read_head, with_truth, write_kept
+from voxray.inference.candidates.recorder import Keeper
+from voxray.inference.predictor import FEW_CLASSES
+from voxray.tasks.thresholds import selected
+from voxray.training.checkpoint import EPOCH, read_state
+
+FOLDER = "candidates"
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """A folder of kept cases, and the classes that are kept: a detection's all, the chosen ones of a segmentation."""
+
+    folder: Place
+    classes: tuple[str, ...]
+    labels: tuple[int, ...] = ()
+    """Of those classes; none for a detection."""
+
+    @staticmethod
+    def of(folder: Place, recipe: Recipe, classes: Sequence[str], wanted: Sequence[str] = ()) -> Keeping:
+        """For a network that answers `classes`; a ConfigError where these are too many and none are `wanted`."""
+        labels = labels_to_keep(recipe, classes, wanted)
+        names = tuple(classes[label - 1] for label in labels) if recipe.task == "segmentation" else tuple(classes)
+        return Keeping(folder, names, labels)
+
+    def keeper(self) -> Keeper:
+        """What takes notes of one scan."""
+        return Keeper(self.labels)
+
+    def kept(self, keep: Keeper, noted: Noted) -> Kept:
+        """The notes of one scan."""
+        kept = keep.kept(
+            noted.recipe,
+            noted.stamp,
+            case=noted.case,
+            classes=noted.classes,
+            scan_grid=noted.scan_grid,
+            patient=noted.patient,
+        )
+        origin = {"scan_sha256": noted.scan_sha256, "shard": noted.shard}
+        return replace(kept, head=kept.head.model_copy(update=origin))
+
+    def write(self, keep: Keeper, noted: Noted, truth: Truth | None = None) -> None:
+        """Writes the notes of one scan."""
+        kept = self.kept(keep, noted)
+        write_kept(self.folder, kept if truth is None else with_truth(kept, truth))
+
+    def find(self, case: str, stamp: ModelStamp) -> KeptHead | None:
+        """What is kept of a case, if the same network said it in the same way; how it was merged does not matter.
+
+        Whether it said it of the same scan is for the caller to ask: `KeptHead.scan_sha256`.
+        """
+        try:
+            head = read_head(self.folder, file_name(case))
+        except DataError:
+            return None
+        return head if head.classes == self.classes and said_by(head.model) == said_by(stamp) else None
+
+
+@dataclass(frozen=True)
+class Noted:
+    """Whose answer to what it is that notes were taken of."""
+
+    recipe: Recipe
+    stamp: ModelStamp
+    classes: tuple[str, ...]
+    case: str
+    scan_grid: Grid
+    patient: str = ""
+    scan_sha256: str = ""
+    """The content of the scan, or else the signature of the shard that was answered in its place."""
+    shard: str = ""
+
+
+def said_by(stamp: ModelStamp) -> dict[str, object]:
+    """What of a stamp the candidates depend on."""
+    return stamp.model_dump(exclude={"merge": True, "inference": {"restore"}, "engine": True})
+
+
+def labels_to_keep(recipe: Recipe, classes: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...]:
+    """The labels of the wanted classes, or of all where there are few; none for a detection."""
+    if recipe.task == "detection":
+        if wanted:
+            raise ConfigError("--keep-classes: is for segmentation; a detection keeps the candidates of all classes.")
+        return ()
+    if wanted:
+        return tuple(selected(tuple(wanted), classes, field="--keep-classes"))
+    if len(classes) > FEW_CLASSES:
+        raise ConfigError(
+            f"--keep-candidates: {len(classes)} classes are too many to keep the probabilities of; name up to "
+            f"{FEW_CLASSES}, as --keep-classes {classes[0]},{classes[1]}."
+        )
+    return tuple(range(1, len(classes) + 1))
+
+
+def candidates_folder(run: Location, epoch: int) -> Place:
+    """Where a training keeps what its network said in the validation of an epoch."""
+    return Place.of(run).below(FOLDER).below(f"epoch_{epoch:04d}")
+
+
+def forget_candidates(run: Location, *, but: int) -> None:
+    """Removes what was kept of validations but that epoch's and the best checkpoint's."""
+    place, wanted = Place.of(run), {f"epoch_{but:04d}", read_state(run).best}
+    for name in place.folders(FOLDER):
+        if EPOCH.fullmatch(name) and name not in wanted:
+            place.remove(f"{FOLDER}/{name}")

@@ -1,0 +1,106 @@
+"""The files that answers to scans are written to, and what must hold before the first of them is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from voxray.core.addresses import local_path
+from voxray.core.answer_json import LabelsFile, read_file
+from voxray.core.apart import Input, keep_apart, require_folder
+from voxray.core.errors import ConfigError, DataError
+from voxray.core.run import Run
+from voxray.core.written import ANSWERS, LABEL_MAP, mark_of, require_own, sha256_of
+from voxray.inference.candidates.file import file_name
+from voxray.inference.candidates.folder import FOLDER
+from voxray.inference.package import is_package, read_about
+from voxray.loading.inputs import ELSEWHERE, keep_out_of_run
+from voxray.readers import read_label_map
+from voxray.results.formats import GATHERED, form_files
+from voxray.training.checkpoint import read_best_run, recipe_of
+
+
+@dataclass(frozen=True)
+class AnswerFiles:
+    """Where the answers of a task go, each case's under its own name."""
+
+    output: Path
+    task: str
+    forms: tuple[str, ...] = ()
+    """What is saved beside the answers themselves, as ``--save`` calls it."""
+    with_candidates: bool = False
+    overwrite: bool = False
+    """Whether what somebody else wrote may be written over. What is read never is."""
+
+    def of(self, case: str) -> list[Path]:
+        """All files of a case."""
+        found = [self.output / f"{case}.json"]
+        if self.task == "segmentation":
+            found.append(self.output / f"{case}.nii.gz")
+        if self.with_candidates:
+            found.append(self.output / FOLDER / file_name(case))
+        return [*found, *form_files(self.forms, self.output, case).values()]
+
+    @property
+    def gathered(self) -> list[Path]:
+        """The files that hold the answers to all cases."""
+        return [self.output / GATHERED[form][0] for form in self.forms if form in GATHERED]
+
+    def require_free(self, cases: Iterable[str], read: Iterable[Input], *, run: str | Path) -> None:
+        """A ConfigError where anything that is read, or that somebody else wrote, would be written over."""
+        require_folder(self.output, "-o")
+        keep_out_of_run(self.output, run)
+        of_case = {case: self.of(case) for case in cases}
+        written = [*self.gathered, *(path for paths in of_case.values() for path in paths)]
+        keep_apart([self.output, *written], read, instead=ELSEWHERE)
+        require_own(self.gathered, overwrite=self.overwrite)
+        for case in of_case:
+            self.require_own(case)
+
+    def require_unchanged(self, case: str) -> None:
+        """A ConfigError where somebody has corrected the label map of an answer; one that is damaged is no loss."""
+        path = self.output / f"{case}.json"
+        if self.overwrite or self.task != "segmentation" or not mark_of(path).startswith("voxray-labels/"):
+            return
+        try:
+            index = read_file(LabelsFile, path)
+            labels = self.output / index.file
+            if not index.file_sha256 or sha256_of(labels) == index.file_sha256:
+                return
+            read_label_map(labels)
+        except (ConfigError, DataError, OSError):
+            return
+        raise ConfigError(
+            f"{labels}: was changed since voxray wrote it, and would be written over; move it away, give another "
+            f"folder with -o, or have it written over with --overwrite."
+        )
+
+    def require_own(self, case: str) -> None:
+        """A ConfigError where one of the case's files is there and was not written by voxray."""
+        damaged = self.output / f"{case}.json"
+        paths = [path for path in self.of(case) if path != damaged or not self._is_damaged(case)]
+        require_own(paths, ANSWERS, overwrite=self.overwrite)
+
+    def _is_damaged(self, case: str) -> bool:
+        """Whether what lies beside voxray's label map of the case is no JSON at all: a copy that was cut short."""
+        path, labels = self.output / f"{case}.json", self.output / f"{case}.nii.gz"
+        if self.task != "segmentation" or not path.is_file() or mark_of(labels) != LABEL_MAP:
+            return False
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return True
+        return False
+
+
+def about_of(run: str | Path) -> Run:
+    """What a run or package says of itself, without a look at its weights."""
+    path = local_path(run)
+    return read_about(path).run if path is not None and is_package(path) else read_best_run(run)
+
+
+def task_of(run: str | Path) -> str:
+    """What a run or package answers, without a look at its weights."""
+    return recipe_of(about_of(run), where=f"{run}: recipe").task

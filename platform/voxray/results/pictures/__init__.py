@@ -1,0 +1,25 @@
+"""Pictures of scans with what was found in them and of how training went, as PNG bytes.
+
+Scans are shown as radiologists look at them: from the feet and from the front, so the patient's right is on the left
+of the picture; front at the top of an axial slice, head at the top of the others.
+"""
+
+from voxray.results.pictures.curves import draw_curves
+from voxray.results.pictures.detections import draw_detections
+from voxray.results.pictures.labels import draw_labels
+from voxray.results.pictures.montage import Closeup, cut_closeup, draw_montage
+from voxray.results.pictures.planes import WINDOWS, Window
+from voxray.results.pictures.sweeps import draw_importance, draw_slices
+
+__all__ = [
+    "WINDOWS",
+    "Closeup",
+    "Window",
+    "cut_closeup",
+    "draw_curves",
+    "draw_detections",
+    "draw_importance",
+    "draw_labels",
+    "draw_montage",
+    "draw_slices",
+]

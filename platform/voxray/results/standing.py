@@ -1,0 +1,113 @@
+"""What stands in a folder of answers under a scan's name: the answer to this very scan, an older one, or another's.
+
+An answer is that of a scan where it records the same content, and the same model gave it with the same settings;
+names and times say nothing. One rule for what else may stand there:
+
+* the answer to the same scan by another model or setting, or one that is damaged, is made anew;
+* the answer to the same path, whose files have other content now, is made anew, and that is said;
+* the answer to another scan that lies elsewhere stays, and the scan of its name is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from voxray.core.answer_json import FindingsFile, LabelsFile, ModelStamp, ScanStamp, read_file
+from voxray.core.config import read_mapping
+from voxray.core.errors import ConfigError, DataError
+from voxray.loading.scans import Scan
+from voxray.readers import content_of, volume_content
+
+_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A scan to answer, and what is known of an answer of its name."""
+
+    scan: Scan
+    content: str = ""
+    """Of the scan; empty where there was nothing to compare it with, or it cannot be read."""
+    is_answered: bool = False
+    """Whether its answer is there: of this scan, by this model."""
+    others: str = ""
+    """Where the other scan lay whose answer is there instead."""
+    remark: str = ""
+    """Why an answer that is there is made anew, where a user would wonder."""
+
+    def stamp(self) -> ScanStamp:
+        """What its answer records of the scan, which is read for it where that was not done yet.
+
+        It is to be asked for before the scan is read: what changes in between is then found by the next run.
+        """
+        return ScanStamp(sha256=self.content or content_of_scan(self.scan), path=place_of(self.scan))
+
+
+def place_of(scan: Scan) -> str:
+    """Where a scan lies, as answers record it; a series that was named is a place of its own in its folder."""
+    return str(scan.path.resolve()) + (f" (series {scan.series_uid})" if scan.series_uid else "")
+
+
+def content_of_scan(scan: Scan) -> str:
+    """The content of all files that the scan consists of."""
+    return volume_content(scan.path, series_uid=scan.series_uid)
+
+
+def find_standings(scans: Sequence[Scan], output: Path, mark: ModelStamp) -> list[Standing]:
+    """What stands in `output` under the name of each scan; only scans with an answer of their name are read."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(partial(find_standing, output=output, mark=mark), scans))
+
+
+def find_standing(scan: Scan, output: Path, mark: ModelStamp) -> Standing:
+    """What stands in `output` under the scan's name."""
+    path = output / f"{scan.name}.json"
+    if not path.exists():
+        return Standing(scan)
+    try:
+        content = content_of_scan(scan)
+    except DataError:
+        return Standing(scan)  # whoever reads it says why it cannot be
+    file = read_any(path)
+    if file is None:
+        return Standing(scan, content, remark=f"{path} is no answer that can be read")
+    if file.scan is None:
+        return Standing(scan, content, remark=f"{path} does not say which scan it answers")
+    if file.scan.sha256 != content:
+        if file.scan.path != place_of(scan):
+            return Standing(scan, content, others=file.scan.path or "(unknown)")
+        return Standing(scan, content, remark="its files have changed since it was answered")
+    if isinstance(file, LabelsFile) and not is_whole(file, output):
+        return Standing(scan, content, remark=f"{output / file.file} is not the label map that was written")
+    return Standing(scan, content, is_answered=file.model == mark)
+
+
+def read_any(path: Path) -> FindingsFile | LabelsFile | None:
+    """The answer at `path`, or None where it is none that can be read."""
+    try:
+        if "labels" in read_mapping(path):
+            return read_file(LabelsFile, path)
+        return read_file(FindingsFile, path)
+    except ConfigError:
+        return None
+
+
+def is_whole(file: LabelsFile, output: Path) -> bool:
+    """Whether the label map of an answer is there as it was written; what earlier versions wrote is not known."""
+    try:
+        return content_of([output / file.file]) == file.file_sha256
+    except OSError:
+        return False
+
+
+def refusal_of(standing: Standing, output: Path) -> str:
+    """The sentence for a scan whose name another scan's answer has."""
+    name = standing.scan.name
+    return (
+        f"{standing.scan.path}: {output / name}.json answers another scan of that name, {standing.others}; "
+        f"give another folder with -o, or rename the scan."
+    )

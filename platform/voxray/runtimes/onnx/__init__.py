@@ -1,0 +1,1 @@
+"""A network as ONNX, in single and half precision."""

@@ -1,0 +1,1 @@
+"""The ``openvino`` runtime, and what makes its graphs faster."""

@@ -1,0 +1,1 @@
+"""The service put together: on Ray Serve, or in one process."""

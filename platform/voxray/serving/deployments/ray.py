@@ -1,0 +1,403 @@
+"""The service on Ray Serve: a door, a desk, readers of scans, and one deployment for each model.
+
+Scans travel between them as files, or as references into Ray's object store; jobs as identifiers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from voxray.core.errors import VoxrayError
+from voxray.distributed.cluster import QUIET
+from voxray.serving.config import Replicas, ServeConfig, ServedModel
+from voxray.serving.errors import Problem
+from voxray.serving.flow import DoorHalf
+from voxray.serving.http.native import make_door
+from voxray.serving.http.routes import ROUTERS
+from voxray.serving.intake.study import StudyInfo, is_small, read_study
+from voxray.serving.jobs.scheduler import Desk
+from voxray.serving.jobs.service import Service
+from voxray.serving.jobs.store import Ledger
+from voxray.serving.logs import set_up_logs
+from voxray.serving.messages import DicomwebSource, Form, ModelInfo
+from voxray.serving.paths import Places
+from voxray.serving.workers.protocol import Centroids, LabelWish, Step, WorkerDiedError
+
+if TYPE_CHECKING:
+    from voxray.inference.predictor import Prepared
+
+DRAIN_S = 3600.0
+"""How long a replica that is replaced may take to finish what it has begun."""
+_ASK_S = 5.0
+
+
+class ModelReplica:
+    """A warm model."""
+
+    def __init__(self, name: str, model: dict[str, Any], folder: str) -> None:
+
+        from voxray.serving.workers.model import Answering
+
+        places = Places(Path(folder))
+        set_up_logs(places.logs, f"model-{name}")
+        self._answering = Answering(name, ServedModel.model_validate(model), places)
+
+    async def info(self) -> ModelInfo:
+        """What it is."""
+        return self._answering.info
+
+    async def answer(self, scan: Prepared | None, job: str, study: str) -> AsyncGenerator[Step, None]:
+        """Steps, the last with the seconds that the answer took; whoever stops listening stops the work."""
+
+        from voxray.serving.workers.model import watched
+
+        async for step in watched(self._answering, scan, job, study):
+            yield step
+
+    async def check_health(self) -> None:
+        """A real, tiny answer now and then; Ray Serve replaces a replica that fails at it."""
+        await asyncio.to_thread(self._answering.check)
+
+
+class ReaderReplica:
+    """Reads uploads in children of its own, prepares scans, and makes forms of results."""
+
+    def __init__(self, config: dict[str, Any], cards: list[dict[str, Any]]) -> None:
+        from voxray.serving.workers.reader import Reading
+
+        made = ServeConfig.model_validate(config)
+        set_up_logs(Places(made.root).logs, "scans")
+        self._reading = Reading(made, Places(made.root), cards_of(cards))
+
+    async def reconfigure(self, _user_config: Any) -> None:
+        """Makes ready what reads uploads, before the first comes."""
+        await self._reading.warm_up()
+
+    async def read(self, study: str, series_uid: str | None) -> StudyInfo:
+        """See `workers.Readers`."""
+        return await self._reading.read(study, series_uid=series_uid)
+
+    async def fetch(self, study: str, source: DicomwebSource) -> StudyInfo:
+        """See `workers.Readers`."""
+        return await self._reading.fetch(study, source)
+
+    async def prepare(self, study: str, model: str) -> Prepared:
+        """A study on a model's grid."""
+        return await self._reading.prepare(study, model)
+
+    async def scan(self, study: str) -> Path:
+        """See `workers.Readers`."""
+        return await self._reading.scan(study)
+
+    async def make(self, job: str, study: str, form: Form) -> Path:
+        """See `workers.Readers`."""
+        return await self._reading.make(job, study, form)
+
+    async def viewer_labels(self, job: str, study: str, wish: LabelWish) -> Path:
+        """See `workers.Readers`."""
+        return await self._reading.viewer_labels(job, study, wish)
+
+    async def centroids(self, job: str, study: str) -> Centroids:
+        """See `workers.Readers`."""
+        return await self._reading.centroids(job, study)
+
+    async def store(self, job: str, study: str, url: str) -> None:
+        """See `workers.Readers`."""
+        await self._reading.store(job, study, url)
+
+
+class RayWorkers:
+    """The deployments, as the door and the desk see them."""
+
+    def __init__(
+        self,
+        config: ServeConfig,
+        cards: Sequence[ModelInfo],
+        readers: DeploymentHandle[Any],
+        models: Mapping[str, DeploymentHandle[Any]],
+        desk: DeploymentHandle[Any] | None = None,
+    ) -> None:
+        self._config, self._grids = config, {card.name: card.grid for card in cards}
+        self._readers, self._models, self._desk = readers, models, desk
+
+    async def read(self, study: str, *, series_uid: str | None) -> StudyInfo:
+        """See `workers.Readers`."""
+        with _deaths():
+            found: StudyInfo = await self._readers.read.remote(study, series_uid)
+        return found
+
+    async def fetch(self, study: str, source: DicomwebSource) -> StudyInfo:
+        """See `workers.Readers`."""
+        with _deaths():
+            found: StudyInfo = await self._readers.fetch.remote(study, source)
+        return found
+
+    async def scan(self, study: str) -> Path:
+        """See `workers.Readers`."""
+        with _deaths():
+            path: Path = await self._readers.scan.remote(study)
+        return path
+
+    async def make(self, job: str, study: str, form: Form) -> Path:
+        """See `workers.Readers`."""
+        with _deaths():
+            path: Path = await self._readers.make.remote(job, study, form)
+        return path
+
+    async def viewer_labels(self, job: str, study: str, wish: LabelWish) -> Path:
+        """See `workers.Readers`."""
+        with _deaths():
+            path: Path = await self._readers.viewer_labels.remote(job, study, wish)
+        return path
+
+    async def centroids(self, job: str, study: str) -> Centroids:
+        """See `workers.Readers`."""
+        with _deaths():
+            found: Centroids = await self._readers.centroids.remote(job, study)
+        return found
+
+    async def store(self, job: str, study: str, url: str) -> None:
+        """See `workers.Readers`."""
+        with _deaths():
+            await self._readers.store.remote(job, study, url)
+
+    async def answer(self, job: str, study: str, model: str) -> AsyncGenerator[Step, None]:
+        """See `workers.Workers`; a large scan goes, prepared, from its reader to the model by reference."""
+        begin, prepare_s = time.monotonic(), None
+        info = await asyncio.to_thread(read_study, Places(self._config.root).study(study))
+        small = is_small(info, self._grids[model].spacing_mm, self._config.models[model].prepared_here_vox)
+        prepared = None if small else self._readers.prepare.remote(study, model)
+        steps: Any = self._models[model].options(stream=True).answer.remote(prepared, job, study)
+        try:
+            with _deaths():
+                async for step in steps:
+                    prepare_s = prepare_s if prepare_s is not None else time.monotonic() - begin
+                    yield step if small else replace(step, prepare_s=prepare_s)
+        finally:
+            for one in (steps,) if prepared is None else (prepared, steps):
+                with contextlib.suppress(Exception):
+                    one.cancel()
+
+    async def models(self) -> dict[str, ModelInfo]:
+        """See `workers.Workers`."""
+
+        async def ask(handle: DeploymentHandle[Any]) -> ModelInfo | None:
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(_ASK_S):
+                    found: ModelInfo = await handle.info.remote()
+                    return found
+            return None
+
+        found = await asyncio.gather(*(ask(handle) for handle in self._models.values()))
+        return {name: info for name, info in zip(self._models, found, strict=True) if info is not None}
+
+    def poke(self) -> None:
+        """See `workers.Workers`."""
+        if self._desk is not None:
+            self._desk.poke.remote()
+
+    async def news(self, seen: int) -> int:
+        """See `workers.Workers`."""
+        if self._desk is None:
+            raise WorkerDiedError("no desk")
+        with _deaths():
+            found: int = await self._desk.news.remote(seen)
+        return found
+
+
+class DeskReplica:
+    """The desk; one, though two may overlap while one replaces the other."""
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        cards: list[dict[str, Any]],
+        readers: DeploymentHandle[Any],
+        models: dict[str, DeploymentHandle[Any]],
+    ) -> None:
+        made = ServeConfig.model_validate(config)
+        set_up_logs(Places(made.root).logs, "desk")
+        workers = RayWorkers(made, cards_of(cards), readers, models)
+        widths = {name: model.replicas.max * model.at_once for name, model in made.models.items()}
+        self._desk = Desk(Ledger(made.database_url), workers, Places(made.root).prepared(), widths)
+        self._task: asyncio.Task[None] | None = None
+
+    async def reconfigure(self, _user_config: Any) -> None:
+        """Begins to work; Ray Serve calls it on the replica's own loop."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._desk.run())
+
+    async def poke(self) -> None:
+        """There is something to do."""
+        self._desk.poke()
+
+    async def news(self, seen: int) -> int:
+        """See `Desk.news`."""
+        return await self._desk.news(seen)
+
+    async def check_health(self) -> None:
+        """Fails where the loop has ended."""
+        if self._task is not None and self._task.done():
+            raise RuntimeError("the desk has stopped")
+
+    async def __del__(self) -> None:
+        """Lets what is under way end, when another desk takes over."""
+        await self._desk.stop()
+
+
+class DoorReplica:
+    """HTTP."""
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        cards: list[dict[str, Any]],
+        readers: DeploymentHandle[Any],
+        models: dict[str, DeploymentHandle[Any]],
+        desk: DeploymentHandle[Any],
+    ) -> None:
+        made = ServeConfig.model_validate(config)
+        set_up_logs(Places(made.root).logs, "door")
+        shown = cards_of(cards)
+        workers = RayWorkers(made, shown, readers, models, desk)
+        self._service = Service(made, Ledger(made.database_url), workers, Places(made.root).prepared(), shown)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:  # the name is Ray Serve's
+        """The application that Ray Serve puts behind its proxy."""
+        door = make_door(self._service, routers=ROUTERS)
+        door.add_middleware(DoorHalf)
+        return door
+
+
+def cards_of(cards: Sequence[dict[str, Any]]) -> list[ModelInfo]:
+    """The models as they travelled."""
+    return [ModelInfo.model_validate(card) for card in cards]
+
+
+@contextlib.contextmanager
+def _deaths() -> Iterator[None]:
+    """What Ray raises as what it means: the worker's own refusal, its death, or a fault of ours."""
+    try:
+        yield
+    except RayTaskError as error:
+        cause = refusal_in(error)
+        if cause is not None:
+            raise cause from None
+        if _lost(error):
+            raise WorkerDiedError(type(error).__name__) from None
+        raise
+    except (RayError, RayServeException) as error:
+        raise WorkerDiedError(type(error).__name__) from None
+
+
+def refusal_in(error: BaseException | None) -> VoxrayError | Problem | None:
+    """What a worker refused with, below Ray's wrappings."""
+    while error is not None:
+        if isinstance(error, VoxrayError | Problem) and not isinstance(error, RayError):
+            return error
+        cause = getattr(error, "cause", None)
+        error = cause if isinstance(cause, BaseException) else error.__cause__
+    return None
+
+
+def _lost(error: BaseException | None) -> bool:
+    """Whether what lies below is the loss of a process or of what it had made."""
+    while error is not None:
+        if isinstance(error, RayError) and not isinstance(error, RayTaskError):
+            return True
+        cause = getattr(error, "cause", None)
+        error = cause if isinstance(cause, BaseException) else error.__cause__
+    return False
+
+
+def application(config: ServeConfig, cards: Sequence[ModelInfo]) -> serve.Application:
+    """The service as Ray Serve runs it."""
+    plain, shown = config.model_dump(mode="json"), [card.model_dump(mode="json") for card in cards]
+    readers = _deployment(ReaderReplica, "scans", config.scans, at_once=8, user_config={}).bind(plain, shown)
+    models = {
+        name: _deployment(
+            ModelReplica,
+            f"model-{name}",
+            model.replicas,
+            at_once=model.at_once,
+            actor=_actor(model.num_cpus, model.num_gpus, **_awake()),
+        ).bind(name, plain["models"][name], str(config.root))
+        for name, model in config.models.items()
+    }
+    desk = _deployment(DeskReplica, "desk", Replicas(), at_once=1000, user_config={}).bind(
+        plain, shown, readers, models
+    )
+    door = serve.ingress()(DoorReplica)
+    made: serve.Application = _deployment(door, "door", config.doors, at_once=200).bind(
+        plain, shown, readers, models, desk
+    )
+    return made
+
+
+def _deployment(
+    kind: Any,
+    name: str,
+    replicas: Replicas,
+    *,
+    at_once: int,
+    user_config: Any = None,
+    actor: dict[str, Any] | None = None,
+) -> Any:
+    scaling: dict[str, Any] = {"num_replicas": replicas.min}
+    if replicas.max > replicas.min:
+        scaling = {
+            "autoscaling_config": {
+                "min_replicas": replicas.min,
+                "max_replicas": replicas.max,
+                "initial_replicas": replicas.min,
+                "target_ongoing_requests": at_once,
+                "upscale_delay_s": 5,
+                "downscale_delay_s": 120,
+            }
+        }
+    made: Any = serve.deployment(kind)
+    return made.options(
+        name=name,
+        max_ongoing_requests=at_once,
+        graceful_shutdown_timeout_s=DRAIN_S,
+        graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=5,
+        health_check_timeout_s=60,
+        ray_actor_options=actor or _actor(0, 0),
+        logging_config={"enable_access_log": False, "log_level": "ERROR"},
+        **({"user_config": user_config} if user_config is not None else {}),
+        **scaling,
+    )
+
+
+def _actor(cpus: float, gpus: float, **environment: str) -> dict[str, Any]:
+    return {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": {**_environment(), **environment}}}
+
+
+def _environment() -> dict[str, str]:
+    """Threads wait passively, and as many as there are cores: a replica without reserved CPUs gets one otherwise."""
+    return {**QUIET, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count() or 1))}
+
+
+def _awake() -> dict[str, str]:
+    """A network's threads look out for work for 3 ms before they sleep, as torch's do by default: 10 % of an answer.
+
+    All others sleep at once, lest they take the cores that the networks need; what the user has set stays.
+    """
+    name = "OMP_WAIT_POLICY"
+    if os.environ.get(name, QUIET[name]) != QUIET[name]:
+        return {}
+    return {name: "ACTIVE", "GOMP_SPINCOUNT": "300000"}

@@ -1,0 +1,265 @@
+"""The kept cases that a sweep is tried on: those of a run's validation, answered now where they are not yet kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from voxray.commands.ingest import signature_of
+from voxray.core.bulkhead import attempt, sentence_of
+from voxray.core.case import Case
+from voxray.core.errors import ConfigError, VoxrayError
+from voxray.core.progress import Progress, tell_warnings
+from voxray.core.recipe import Recipe
+from voxray.core.storage import Place
+from voxray.dataset import CaseSource, Dataset, read_dataset
+from voxray.distributed.parallel import DIED, hire, spread
+from voxray.inference.candidates.file import Kept, KeptHead, Truth, file_name, read_kept, with_truth, write_kept
+from voxray.inference.candidates.folder import FOLDER, Keeping, said_by
+from voxray.inference.restore import boxes_on
+from voxray.loading import CaseContent, case_content, list_cases, load_case
+from voxray.results.answers import Engine, open_engine
+from voxray.sweeping.search_space import Setting, as_overrides
+from voxray.training.checkpoint import read_state
+
+_AT_ONCE = 4
+"""Cases whose files are compared side by side."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Whose cases are wanted, and how they are answered where that is needed."""
+
+    run: str
+    dataset: Path | None = None
+    """In place of the run's own."""
+    root: Path | None = None
+    workers: int = 1
+    device: str = "auto"
+    classes: tuple[str, ...] = ()
+    """Segmentation: those that are swept; none are all, where there are few."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A case in reach, and what it holds now: whatever is kept of it must have been made of that."""
+
+    source: CaseSource
+    content: CaseContent
+    shard: str
+    """The signature that a shard made of it has."""
+
+    def has_scan(self, head: KeptHead) -> bool:
+        """Whether the kept candidates are of this scan."""
+        return head.scan_sha256 == self.content.scan or (not head.scan_sha256 and head.shard == self.shard)
+
+    def has_truth(self, head: KeptHead) -> bool:
+        """Whether the truth that is kept with them is this truth."""
+        return head.truth_sha256 == self.content.truth or (not head.truth_sha256 and head.shard == self.shard)
+
+
+@dataclass(frozen=True)
+class Todo:
+    """A case to answer, or one that is kept without its truth."""
+
+    origin: Origin
+    kept_in: Place | None = None
+
+
+def keep_cases(wanted: Wanted, variant: Setting, *, progress: Progress) -> tuple[list[Kept], dict[str, str]]:
+    """The kept validation cases of the run, with truth, as the network answers them with the variant's settings.
+
+    Beside them the cases that could not be answered or read, each with its reason.
+
+    What is kept is taken for cases whose scan and truth hold what they held then. Where the dataset is not in reach
+    that cannot be known, which is said.
+    """
+    with hire(wanted.workers, device=wanted.device) as crew:
+        engine = open_engine(wanted.run, overrides=as_overrides(variant), device=crew.device)
+        if not engine.run.val_cases:
+            raise ConfigError(f"run {engine.run.name} validated on no cases; sweep a run of a fold.")
+        keeping = keeping_of(wanted, engine)
+        folders = [keeping.folder] if wanted.dataset else [keeping.folder, validation_folder(wanted.run)]
+        reached = _reach(wanted, engine)
+        origins = {} if isinstance(reached, VoxrayError) else reached.origins
+        failed = {} if isinstance(reached, VoxrayError) else dict(reached.failed)
+        cases = [case for case in engine.run.val_cases if case not in failed]
+        places = {case: _find(case, engine, keeping, folders, origins.get(case)) for case in cases}
+        missing = [case for case, (_, has_truth) in places.items() if not has_truth]
+        if isinstance(reached, VoxrayError):
+            if missing:
+                raise reached
+            progress.say(
+                f"what is kept of {len(places)} validation cases is taken as it is, because their scans are not in "
+                f"reach: {reached}"
+            )
+        elif missing:
+            todo = [Todo(origins[case], places[case][0]) for case in missing]
+            with progress.track("answer", total=len(todo), unit="cases") as advance:
+                keeper = partial(CaseKeeper, engine, reached.dataset, keeping)
+                for case, warnings, error in spread(keeper, todo, crew, lost=_died):
+                    tell_warnings(progress, f"case {case}", warnings)
+                    failed |= {case: error} if error else {}
+                    advance(1)
+    folders_of = {case: place if has_truth else keeping.folder for case, (place, has_truth) in places.items()}
+    found: list[Kept] = []
+    for case, folder in folders_of.items():
+        if case not in failed:
+            error = attempt(partial(_read_into, found, folder or keeping.folder, case))
+            failed |= {case: error} if error else {}
+    return found, failed
+
+
+def _read_into(found: list[Kept], folder: Place, case: str) -> None:
+    found.append(read_kept(folder, file_name(case)))
+
+
+def _died(todo: Todo) -> tuple[str, tuple[str, ...], str]:
+    return todo.origin.source.case_id, (), DIED
+
+
+def keeping_of(wanted: Wanted, engine: Engine) -> Keeping:
+    """Where this network's candidates with these settings are kept: beside the run, by what they depend on.
+
+    Scans of another dataset are other scans, though their cases have the same names.
+    """
+    depends: list[object] = [said_by(engine.stamp), wanted.classes]
+    if wanted.dataset is not None:
+        depends += [str(wanted.dataset.resolve()), str(wanted.root and wanted.root.resolve())]
+    digest = hashlib.sha256(json.dumps(depends, sort_keys=True, default=str).encode())
+    folder = Place.of(wanted.run).below(FOLDER).below(digest.hexdigest()[:12])
+    return Keeping.of(folder, engine.recipe, engine.run.classes, wanted.classes)
+
+
+def validation_folder(run: str) -> Place:
+    """Where training kept what the run's best network said in its validation."""
+    return Place.of(run).below(FOLDER).below(read_state(run).best)
+
+
+class CaseKeeper:
+    """Answers one case after another and keeps what the network said, with the truth; or the truth alone."""
+
+    def __init__(self, engine: Engine, dataset: Dataset, keeping: Keeping) -> None:
+        self._engine, self._dataset, self._keeping = engine, dataset, keeping
+        self._predictor = engine.predictor()
+
+    def __call__(self, todo: Todo) -> tuple[str, tuple[str, ...], str]:
+        """The case's id, what is worth knowing of its files, and why it is not kept, or an empty text."""
+        origin, case_id = todo.origin, todo.origin.source.case_id
+        warnings: tuple[str, ...] = ()
+        try:
+            case = load_case(self._dataset, origin.source)
+            warnings = case.warnings
+            kept = self._answered(case, origin) if todo.kept_in is None else self._known(case, todo.kept_in)
+            truth = replace(truth_of(case, kept, self._engine.run.classes), sha256=origin.content.truth)
+            write_kept(self._keeping.folder, with_truth(kept, truth))
+        except Exception as error:
+            return case_id, warnings, sentence_of(error)
+        return case_id, warnings, ""
+
+    def _answered(self, case: Case, origin: Origin) -> Kept:
+        keep = self._keeping.keeper()
+        self._predictor.predict(case.image, keep=keep)
+        content = origin.content.scan
+        noted = self._engine.noted(case.case_id, case.image.grid, patient=case.patient_id, content=content)
+        return self._keeping.kept(keep, noted)
+
+    def _known(self, case: Case, folder: Place) -> Kept:
+        return read_kept(folder, file_name(case.case_id))
+
+
+def truth_of(case: Case, kept: Kept, classes: Sequence[str]) -> Truth:
+    """What is to be found in a case, as it lies beside its candidates."""
+    if kept.shares is None:
+        return Truth(boxes_on(case.boxes, case.image.grid, kept.grid), case.classes)
+    if case.labels is None:
+        raise ConfigError(f"case {case.case_id} has no label map; a segmentation is swept on label maps.")
+    table = np.zeros(256, np.uint8)
+    for number, name in enumerate(kept.head.classes, start=1):
+        table[classes.index(name) + 1] = number
+    labels: UInt8[np.ndarray, "x y z"] = table[case.labels]
+    return Truth(labels=labels)
+
+
+def content_of_kept(kept: Kept) -> str:
+    """A digest of what a kept case was made of: another one makes another bench."""
+    digest = hashlib.sha256(f"{kept.head.case} {kept.head.scan_sha256 or kept.head.shard}".encode())
+    if kept.truth is not None:
+        for array in (kept.truth.boxes, kept.truth.classes, kept.truth.labels):
+            digest.update(b"" if array is None else np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _find(
+    case: str, engine: Engine, keeping: Keeping, folders: Sequence[Place], origin: Origin | None
+) -> tuple[Place | None, bool]:
+    """Where the case is kept, and whether its truth is; without an origin whatever is kept is taken."""
+    without: Place | None = None
+    for folder in folders:
+        head = Keeping(folder, keeping.classes, keeping.labels).find(case, engine.stamp)
+        if head is None or (origin is not None and not origin.has_scan(head)):
+            continue
+        if head.truth_boxes is not None and (origin is None or origin.has_truth(head)):
+            return folder, True
+        without = folder
+    return without, False
+
+
+class _Reached(NamedTuple):
+    """The dataset, what its validation cases hold now, and those whose files cannot be read, with the reason."""
+
+    dataset: Dataset
+    origins: dict[str, Origin]
+    failed: dict[str, str]
+
+
+def _reach(wanted: Wanted, engine: Engine) -> _Reached | VoxrayError:
+    """The run's validation cases, or why they are not in reach."""
+    try:
+        data, sources = _sources(wanted, engine)
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            looked = list(pool.map(partial(_origin, data, engine.recipe), sources))
+    except VoxrayError as error:
+        if wanted.dataset is not None:
+            raise
+        return error
+    found = dict(zip((source.case_id for source in sources), looked, strict=True))
+    origins = {case: one for case, one in found.items() if isinstance(one, Origin)}
+    return _Reached(data, origins, {case: one for case, one in found.items() if isinstance(one, str)})
+
+
+def _origin(data: Dataset, recipe: Recipe, source: CaseSource) -> Origin | str:
+    """What the case holds now, or why that cannot be known."""
+    try:
+        content = case_content(data, source)
+    except Exception as error:
+        return sentence_of(error)
+    return Origin(source, content, signature_of(content, source.patient_id, recipe))
+
+
+def _sources(wanted: Wanted, engine: Engine) -> tuple[Dataset, list[CaseSource]]:
+    cases, file = engine.run.val_cases, wanted.dataset or engine.run.dataset_file
+    if file is None or not Path(file).exists():
+        raise ConfigError(
+            f"run {engine.run.name}: its dataset file {file or ''} is not there; give one with --dataset FILE."
+        )
+    data = read_dataset(file, root=wanted.root).for_task(engine.recipe.task)
+    if data.classes != engine.run.classes:
+        raise ConfigError(
+            f"{file}: classes are {', '.join(data.classes)}; run {engine.run.name} answers "
+            f"{', '.join(engine.run.classes)}."
+        )
+    known = {source.case_id: source for source in list_cases(data)}
+    gone = [case for case in cases if case not in known]
+    if gone:
+        raise ConfigError(f"{file}: has no case {gone[0]}, which run {engine.run.name} validated on.")
+    return data, [known[case] for case in cases]

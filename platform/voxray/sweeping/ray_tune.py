@@ -1,0 +1,77 @@
+"""The settings of a study tried through Ray Tune: the same space and the same study, with Tune's actors and reports.
+
+It takes tens of milliseconds more a trial than asking and telling does, and is here for what is built upon Tune.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+from voxray.core.storage import Place
+from voxray.sweeping.study import Study, quiet
+from voxray.sweeping.trials import Benches, Trials, try_one
+
+
+def tune_settings(study: Study, benches: Benches, trials: Trials, advance: Callable[[int], None]) -> None:
+    """Makes the trials that are missing of the study's plan; nothing is given up early."""
+    missing = study.plan.trials - len(study.finished())
+    if missing <= 0:
+        return
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its tables would go to standard output
+    tune: Any = importlib.import_module("ray.tune")
+    search: Any = importlib.import_module("ray.tune.search.optuna")
+    ray: Any = importlib.import_module("ray")
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+
+    class Trial(tune.Trainable):  # type: ignore[misc]
+        """One setting after another in one actor."""
+
+        def setup(self, config: dict[str, Any]) -> None:
+            """Opens the bench, once."""
+            if not hasattr(self, "_benches"):
+                self._benches = ray.get(held[0])
+            self._setting = config
+
+        def step(self) -> dict[str, Any]:
+            """The score of the setting."""
+            return {"score": try_one(self._benches, trials.of(self._setting)).score, "done": True}
+
+        def save_checkpoint(self, checkpoint_dir: str) -> None:
+            """Nothing: a trial is over before it could be interrupted."""
+            del checkpoint_dir
+
+        def load_checkpoint(self, checkpoint: Any) -> None:
+            """Nothing."""
+            del checkpoint
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            """Takes the next setting."""
+            self._setting = new_config
+            return True
+
+    held = [ray.put(benches)]
+    with quiet(), tempfile.TemporaryDirectory(prefix="voxray_tune_") as scratch:
+        path, system = Place.of(scratch).arrow()
+        algorithm = search.OptunaSearch(
+            space=study.distributions,
+            metric="score",
+            mode="max",
+            sampler=study.study.sampler,
+            storage=study.storage,
+            study_name=study.name,
+        )
+        tuner = tune.Tuner(
+            Trial,
+            tune_config=tune.TuneConfig(search_alg=algorithm, num_samples=missing, reuse_actors=True),
+            run_config=tune.RunConfig(storage_path=path, storage_filesystem=system, verbose=0),
+        )
+        results = tuner.fit()
+        if results.num_errors:
+            raise results.errors[0]
+    study.journal.flush()
+    advance(missing)

@@ -1,0 +1,97 @@
+"""What a training leaves in its run's folder while it works, besides checkpoints; the driver reads it from there.
+
+RUN/history.json           one row of numbers per epoch
+RUN/ticker.json            where the current epoch is, a few seconds old
+RUN/pictures/epoch_0005.png   a validation case with its answer
+RUN/failure.json           why the workers stopped, where a user can mend it
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from voxray.core.errors import ConfigError, DataError, ResourceError, VoxrayError
+from voxray.core.run import Run
+from voxray.core.storage import Location, Place
+from voxray.training.checkpoint import Checkpoint, write_checkpoint
+from voxray.training.loop import EpochRecord, Tick
+from voxray.training.state import Training
+
+HISTORY, TICKER, FAILURE = "history.json", "ticker.json", "failure.json"
+
+_TICK_EVERY_S = 5.0
+_KINDS: dict[str, type[VoxrayError]] = {"ConfigError": ConfigError, "ResourceError": ResourceError}
+
+
+class Desk:
+    """Rank 0's place for checkpoints and news; on other ranks nothing is written."""
+
+    def __init__(self, location: Location, run: Run, *, metric: str, num_epochs: int, rank: int) -> None:
+        self._location, self._folder, self._run = location, Place.of(location), run
+        self._metric, self._num_epochs, self._writes = metric, num_epochs, rank == 0
+        self._told_s = 0.0
+        self.picture: Callable[[], bytes | None] = lambda: None
+        """Asked for after a validation."""
+
+    def save(self, training: Training, record: EpochRecord) -> None:
+        """Writes an epoch's checkpoint, history and picture."""
+        if not self._writes:
+            return
+        checkpoint = Checkpoint(
+            run=self._run,
+            weights=training.weights(),
+            epochs_done=training.epochs_done,
+            trainer=training.trainer(),
+            metric=self._metric,
+            value=record.metrics.get(self._metric),
+            finished=training.epochs_done >= self._num_epochs,
+        )
+        picture = self.picture() if record.validated else None
+        if picture is not None:
+            self._folder.write(f"pictures/epoch_{record.epoch:04d}.png", picture)
+        write_checkpoint(self._location, checkpoint)
+        self._folder.write(HISTORY, json.dumps(training.history).encode())
+
+    def tick(self, tick: Tick) -> None:
+        """Writes where the epoch is, every few seconds."""
+        now = time.monotonic()
+        if self._writes and now - self._told_s >= _TICK_EVERY_S:
+            self._told_s = now
+            self._folder.write(TICKER, json.dumps(tick.__dict__).encode())
+
+
+def write_failure(location: Location, error: VoxrayError) -> None:
+    """Leaves an error for the driver; workers that are started again see it and stop at once."""
+    fields: dict[str, Any] = {"kind": type(error).__name__, "text": str(error)}
+    if isinstance(error, DataError):
+        fields |= {"code": error.code, "text": error.message, "remedy": error.remedy, "case_id": error.case_id}
+    Place.of(location).write(FAILURE, json.dumps(fields).encode())
+
+
+def read_failure(location: Location) -> VoxrayError | None:
+    """The error that workers left, if any."""
+    folder = Place.of(location)
+    if not folder.exists(FAILURE):
+        return None
+    fields = json.loads(folder.read(FAILURE))
+    if fields["kind"] == "DataError":
+        return DataError(fields["code"], fields["text"], remedy=fields["remedy"], case_id=fields["case_id"])
+    return _KINDS.get(fields["kind"], VoxrayError)(fields["text"])
+
+
+def clear_failure(location: Location) -> None:
+    """Forgets it."""
+    folder = Place.of(location)
+    if folder.exists(FAILURE):
+        folder.remove(FAILURE)
+
+
+def read_news(location: Location, name: str) -> Any:
+    """`HISTORY` or `TICKER` as it is now; None where it has not been written."""
+    try:
+        return json.loads(Place.of(location).read(name))
+    except FileNotFoundError:
+        return None
