@@ -14,7 +14,7 @@ import pytest
 
 from inference.crowds import crowded_case
 from pipelines.bright_runs import Heard, register, write_run, write_spheres
-from voxray.commands.sweep import parts_of, sweep
+from voxray.commands.sweep import sweep
 from voxray.core.answer_json import stamp
 from voxray.core.errors import ConfigError
 from voxray.core.progress import SilentProgress
@@ -26,6 +26,7 @@ from voxray.metrics import coco
 from voxray.readers import read_label_map, read_volume, write_nifti
 from voxray.results.answers import weights_digest
 from voxray.sweeping.candidate_cases import Wanted, content_of_kept, keep_cases
+from voxray.sweeping.parts import parts_of
 from voxray.sweeping.report import SweepOptions, SweepReport
 from voxray.training.checkpoint import load_model
 

@@ -12,10 +12,11 @@ import pytest
 
 from pipelines.tiny_training import made_store, segmentation_recipe
 from voxray.commands.sweep import sweep
-from voxray.commands.train import split_store, train
+from voxray.commands.train import train
 from voxray.core.errors import ConfigError
 from voxray.core.progress import SilentProgress
 from voxray.dataset.folds import KFold
+from voxray.distributed.training import split_store
 from voxray.sweeping.report import SweepOptions, SweepReport
 from voxray.training.checkpoint import read_run, read_state
 

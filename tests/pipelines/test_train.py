@@ -19,13 +19,14 @@ from pipelines.tiny_training import (
     made_store,
     segmentation_recipe,
 )
-from voxray.commands.train import split_store, stored_sources, train
+from voxray.commands.train import train
 from voxray.core.errors import ConfigError, DataError
 from voxray.core.progress import Advance
 from voxray.core.recipe import Recipe
 from voxray.dataset import split
 from voxray.dataset.folds import KFold
 from voxray.distributed.train_worker import Job, resume, schedule_of, train_here
+from voxray.distributed.training import split_store, stored_sources
 from voxray.store import FailedCase, Store
 from voxray.training.checkpoint import load_model, read_run, read_state
 from voxray.training.state import Training

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from pipelines.tiny_training import ball_case, detection_recipe, made_store, segmentation_recipe
-from voxray.commands.train import new_run
 from voxray.core.recipe import Recipe
 from voxray.core.run import Run
+from voxray.distributed.training import new_run
 from voxray.distributed.validation import Answered, PackedLabels, Validator
 from voxray.inference.predictor import Predictor
 from voxray.store import Store

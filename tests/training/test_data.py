@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from pipelines.tiny_training import DATASET, ball_case, made_store, segmentation_recipe, without_ball
-from voxray.commands.train import new_run
 from voxray.core.case import Case
 from voxray.core.errors import ConfigError
 from voxray.core.run import Run
 from voxray.core.storage import Place
+from voxray.distributed.training import new_run
 from voxray.store import Contents, Store, write_case, write_manifest
 from voxray.training.checkpoint import Checkpoint, read_run, write_checkpoint
 from voxray.training.data import Planned, changed_since, claim_run, plan_run

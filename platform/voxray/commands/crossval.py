@@ -15,7 +15,6 @@ from pathlib import Path
 
 from voxray.commands.ingest import ingest
 from voxray.commands.out_of_fold import score_out_of_fold
-from voxray.commands.train import TrainOptions, folds_of, plan, stored_sources, train
 from voxray.core.addresses import local_path
 from voxray.core.apart import keep_apart
 from voxray.core.config import parse, to_json
@@ -30,6 +29,7 @@ from voxray.distributed.cluster import connect
 from voxray.distributed.concurrent_trainings import Training, train_side_by_side
 from voxray.distributed.parallel import hire
 from voxray.distributed.placement import trainings_at_once
+from voxray.distributed.training import TrainOptions, folds_of, plan, stored_sources, train
 from voxray.loading import list_cases
 from voxray.loading.inputs import ELSEWHERE, dataset_inputs, keep_out_of_store, require_no_scan_of
 from voxray.store import Store

@@ -9,8 +9,6 @@ the store counts as unfinished.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import pickle
 import time
@@ -29,7 +27,7 @@ from voxray.core.recipe import NetworkConfig, Recipe
 from voxray.core.storage import Place
 from voxray.dataset import CaseSource, Dataset
 from voxray.distributed.cluster import connect, require_cpus
-from voxray.loading import CaseContent, case_content, load_case, survey
+from voxray.loading import case_content, load_case, survey
 from voxray.loading.inputs import ELSEWHERE, dataset_inputs, require_no_scan_of
 from voxray.preprocess import prepare_case
 from voxray.store import (
@@ -40,7 +38,6 @@ from voxray.store import (
     is_disk_full,
     is_shard,
     known_entries,
-    recipe_digest,
     remove_case,
     require_store_folder,
     set_manifest_aside,
@@ -48,10 +45,8 @@ from voxray.store import (
     write_case,
     write_manifest,
 )
+from voxray.store.signature import signature_of
 from voxray.training.preflight import Sides, as_warnings, data_findings, recipe_findings
-
-TILE_VERSION = 2
-"""Raised when preprocessing or tiles change: every case is then made anew."""
 
 CASE_RETRIES = 2
 """How often a case is tried again whose worker died, as for want of memory."""
@@ -174,13 +169,8 @@ def signature(dataset: Dataset, source: CaseSource, recipe: Recipe) -> str:
 
     Names, folders and times have no part in it. A DataError where a file of the case cannot be read.
     """
-    return signature_of(case_content(dataset, source), source.patient_id, recipe)
-
-
-def signature_of(content: CaseContent, patient_id: str, recipe: Recipe) -> str:
-    """The signature of a shard that is made from a case with that content."""
-    parts = [TILE_VERSION, recipe_digest(recipe), patient_id, content.scan, content.truth]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    content = case_content(dataset, source)
+    return signature_of(content.scan, content.truth, source.patient_id, recipe)
 
 
 def _sources(dataset: Dataset) -> tuple[list[CaseSource], dict[str, FailedCase]]:

@@ -32,6 +32,7 @@ from voxray.metrics.coco import IOUS
 from voxray.models import MODELS
 from voxray.sweeping.candidate_cases import Wanted, content_of_kept, keep_cases
 from voxray.sweeping.journal import Journal
+from voxray.sweeping.parts import parts_of
 from voxray.sweeping.report import (
     JOURNAL,
     Figure,
@@ -326,21 +327,6 @@ def bounds_of(space: Space) -> Bounds:
         pooled="pooled" in methods,
         apart=bool(methods - {"pooled"}),
     )
-
-
-def parts_of(runs: Sequence[int], patients: Sequence[str], seed: int) -> list[tuple[int, ...]]:
-    """The indices of each run's cases; of one run those of two halves of its patients, drawn by the seed."""
-    if len(set(runs)) > 1:
-        return [tuple(index for index, run in enumerate(runs) if run == wanted) for wanted in sorted(set(runs))]
-    names = sorted(set(patients))
-    if len(names) < 2:
-        raise ConfigError(
-            f"a sweep needs two patients or more, to tune on some and score on others, and there is {len(names)}; "
-            f"give more cases or folds, or tune and report on the same cases with --same-cases."
-        )
-    drawn = [names[index] for index in np.random.default_rng(seed).permutation(len(names))]
-    halves = set(drawn[: len(drawn) // 2]), set(drawn[len(drawn) // 2 :])
-    return [tuple(index for index, patient in enumerate(patients) if patient in half) for half in halves]
 
 
 def _check(options: SweepOptions) -> None:

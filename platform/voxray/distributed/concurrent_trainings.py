@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from voxray.commands.train import TrainOptions, own_interrupt, train
 from voxray.core.errors import VoxrayError
 from voxray.core.progress import Advance, Progress
 from voxray.core.recipe import Recipe
@@ -21,6 +20,7 @@ from voxray.distributed.mlflow_run import prepare_tracking
 from voxray.distributed.mlflow_server import tracking_uri
 from voxray.distributed.placement_groups import give_back_rooms, rooms
 from voxray.distributed.run_follower import POLL_S, epoch_line
+from voxray.distributed.training import TrainOptions, own_interrupt, train
 from voxray.training.checkpoint import find_state
 from voxray.training.run_files import HISTORY, read_news
 

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from voxray.commands.ingest import signature_of
 from voxray.core.bulkhead import attempt, sentence_of
 from voxray.core.case import Case
 from voxray.core.errors import ConfigError, VoxrayError
@@ -28,6 +27,7 @@ from voxray.inference.candidates.folder import FOLDER, Keeping, said_by
 from voxray.inference.restore import boxes_on
 from voxray.loading import CaseContent, case_content, list_cases, load_case
 from voxray.results.answers import Engine, open_engine
+from voxray.store.signature import signature_of
 from voxray.sweeping.search_space import Setting, as_overrides
 from voxray.training.checkpoint import read_state
 
@@ -243,7 +243,7 @@ def _origin(data: Dataset, recipe: Recipe, source: CaseSource) -> Origin | str:
         content = case_content(data, source)
     except Exception as error:
         return sentence_of(error)
-    return Origin(source, content, signature_of(content, source.patient_id, recipe))
+    return Origin(source, content, signature_of(content.scan, content.truth, source.patient_id, recipe))
 
 
 def _sources(wanted: Wanted, engine: Engine) -> tuple[Dataset, list[CaseSource]]:

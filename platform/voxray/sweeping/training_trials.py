@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from voxray.commands.train import TrainOptions, foresee, train
 from voxray.core.errors import ConfigError
 from voxray.core.progress import Progress
 from voxray.core.run import Run
@@ -26,10 +25,12 @@ from voxray.distributed.cluster import connect
 from voxray.distributed.mlflow_run import PARENT, end_unfinished, open_sweep
 from voxray.distributed.mlflow_server import tracking_uri
 from voxray.distributed.placement_groups import give_back_room
+from voxray.distributed.training import TrainOptions, foresee, train
 from voxray.inference.predictor import Predictor
 from voxray.runtimes.device import choose_device
 from voxray.store import Store
 from voxray.sweeping.journal import Journal
+from voxray.sweeping.parts import parts_of
 from voxray.sweeping.report import JOURNAL, Figure, SweepOptions, SweepReport, digest, importance_of, leave
 from voxray.sweeping.search_space import Setting, Space
 from voxray.sweeping.study import Plan, Study, distribution, key, quiet
@@ -246,8 +247,6 @@ def _score(run: str, store: Store, cases: Sequence[str]) -> float:
 
 def _halves(about: Run, store: Store, options: SweepOptions) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The validation cases that choose, and those that judge."""
-    from voxray.commands.sweep import parts_of
-
     if not about.val_cases:
         raise ConfigError(f"run {about.name} validated on no cases; sweep a run of a fold.")
     for what, cases in (("validated", about.val_cases), ("trained", about.train_cases)):

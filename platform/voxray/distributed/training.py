@@ -1,0 +1,399 @@
+"""Train: a recipe on a store, on Ray Train or in this process; stopped for whatever reason, it goes on.
+
+The truth about a run is its folder: Ray only places the workers, starts them again when one is lost, and passes
+numbers on. Every worker group begins at the folder's last checkpoint.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+from uuid import uuid4
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from voxray import __version__
+from voxray.core.config import to_json
+from voxray.core.errors import ConfigError, ResourceError
+from voxray.core.progress import Progress, SilentProgress
+from voxray.core.recipe import Recipe
+from voxray.core.run import Run
+from voxray.core.storage import Place
+from voxray.dataset import CaseSource, split
+from voxray.dataset.folds import CsvSides, Folds, Lists, Luna16Subsets
+from voxray.distributed.cluster import connect
+from voxray.distributed.mlflow_run import REMEMBERED, Tracking, open_tracking
+from voxray.distributed.placement import Placement, place_workers
+from voxray.distributed.run_follower import Follower, following
+from voxray.distributed.train_worker import Job, schedule_of, train_here, train_on_ray
+from voxray.loading.inputs import keep_out_of_store
+from voxray.store import Store, named
+from voxray.training.checkpoint import RunState, find_state, read_state, require_run_folder
+from voxray.training.data import Planned, claim_run, plan_run
+from voxray.training.preflight import Sides, data_findings, judged, recipe_findings
+from voxray.training.run_files import HISTORY, clear_failure, read_failure, read_news
+from voxray.training.source_commit import git_commit
+
+MAX_FAILURES = 3
+"""Times that lost workers are started again without an epoch being finished in between."""
+
+WORKER_ENV = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Threads that spin while they wait make a step ten times slower where other processes want the cores too."""
+
+STALLED_WORKER_S = 3600
+"""How long a worker waits for the others, such as while rank 0 scores a validation."""
+
+
+class TrainOptions(TypedDict, total=False):
+    """What may be said besides what to train on what and where to."""
+
+    fold: int | None
+    """The fold that validates; None trains on all cases. Default 0."""
+    workers: int
+    """Ray workers; 0 trains in this process, without Ray. Default 1."""
+    gpus: int | None
+    """GPUs per worker, 0 or 1; None takes them where every worker can have one."""
+    seed: int
+    name: str | None
+    """The run's name; by default that of its folder."""
+    sides: tuple[tuple[str, ...], tuple[str, ...]]
+    """The cases that train and that validate, in place of those of the fold."""
+    folds: Folds | None
+    """In place of the dataset's own."""
+    share: int
+    """Trainings that share the cluster. Default 1."""
+    accept_changed_data: bool
+    """Whether a run goes on where its store is no longer what it was trained on. Default False."""
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What a training came to."""
+
+    output: str
+    name: str
+    epochs: int
+    resumed_after: int
+    """Epochs that had been done before this call."""
+    metric: str | None
+    best_value: float | None
+    best_epoch: int
+    metrics: Mapping[str, float]
+    """Of the last validation."""
+    loss: float
+    num_skipped: int
+    wait_share: float
+    """Of the steps' time, spent waiting for patches; without the first epoch, in which the readers start."""
+    seconds: float
+    tracking: str
+
+    def __str__(self) -> str:
+        begin = f"{self.output}: {self.epochs} epochs"
+        if self.resumed_after == self.epochs:
+            return f"{begin}, finished before; best checkpoint {self._best()}."
+        went_on = f", went on after {self.resumed_after}" if self.resumed_after else ""
+        skipped = f", {self.num_skipped} steps skipped" if self.num_skipped else ""
+        return (
+            f"{begin} in {self.seconds:.0f} s{went_on}; loss {self.loss:.4g}{skipped}, {self.wait_share:.1%} of the "
+            f"time waiting for patches; best checkpoint {self._best()}; MLflow: {self.tracking}"
+        )
+
+    def _best(self) -> str:
+        value = "" if self.best_value is None else f" with {self.metric} {self.best_value:.3f}"
+        return f"epoch {self.best_epoch}{value}"
+
+
+def train(source: str | Path, recipe: Recipe, output: str | Path, **options: Unpack[TrainOptions]) -> TrainReport:
+    """Trains `recipe` on a store into the run folder `output`.
+
+    Where `output` holds the same run already, it goes on from its last checkpoint; another run there is refused, and
+    so are other data than it was trained on.
+    """
+    begin = time.monotonic()
+    progress = options.get("progress") or SilentProgress()
+    location = Place.of(output).uri
+    judged(recipe_findings(recipe), recipe.name)
+    require_run_folder(location)
+    keep_out_of_store(location, source)
+    store = Store.open(source)
+    planned = plan(store, recipe, location, options)
+    for remark in planned.remarks:
+        progress.say(remark)
+    run = claim_run(location, planned)
+    before = find_state(location)
+    if before is None or not before.finished:
+        _train(Job(run, store.uri, location), recipe, options=options, progress=progress)
+    return report_of(location, run, before, seconds=time.monotonic() - begin)
+
+
+def plan(store: Store, recipe: Recipe, location: str, options: TrainOptions) -> Planned:
+    """The training as it will be, before anything is written; a ConfigError where it must not be."""
+    name = options.get("name") or location.rpartition("/")[2]
+    wanted = new_run(store, recipe, name=name, options=options)
+    planned = plan_run(location, wanted, store, accept=options.get("accept_changed_data", False))
+    state = find_state(location)
+    if state is not None and state.finished:
+        return planned
+    warnings = foresee(store, recipe, planned.run, workers=options.get("workers", 1))
+    return replace(planned, remarks=(*planned.remarks, *warnings))
+
+
+def foresee(store: Store, recipe: Recipe, run: Run, *, workers: int = 1) -> tuple[str, ...]:
+    """Warnings of what can hardly be learnt; a ConfigError where nothing can be, by what is known of the cases."""
+    train_cases, val_cases = store.summaries(run.train_cases), store.summaries(run.val_cases)
+    sides = Sides(run.classes, train_cases, val_cases, validates=run.fold is not None)
+    schedule = schedule_of(recipe, run, max(workers, 1))
+    return judged([*recipe_findings(recipe), *data_findings(recipe, sides, schedule)], store.uri)
+
+
+def new_run(store: Store, recipe: Recipe, *, name: str, options: TrainOptions) -> Run:
+    """The run that this training is, before anything is known of an earlier one."""
+    store.require(recipe)
+    fold = options.get("fold", 0)
+    dataset = store.manifest.dataset
+    given = options.get("sides")
+    train_cases, val_cases = given or split_store(store, fold, options.get("folds"))
+    return Run(
+        name=name,
+        dataset=dataset["name"],
+        dataset_file=dataset.get("file"),
+        licence=dataset["licence"],
+        classes=store.manifest.classes,
+        recipe=json.loads(to_json(recipe)),
+        fold=fold,
+        train_cases=train_cases,
+        val_cases=val_cases,
+        seed=options.get("seed", 0),
+        commit=git_commit(),
+        voxray_version=__version__,
+    )
+
+
+def split_store(
+    store: Store, fold: int | None, folds: Folds | None = None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The case ids that train and that validate, of those that the store holds, by `folds` or the dataset's own."""
+    sides = split(stored_sources(store), folds_of(store, folds), fold)
+    stored = store.manifest.cases
+    train_cases, val_cases, test_cases = (
+        tuple(one for one in side if one in stored) for side in (sides.train_ids, sides.val_ids, sides.test_ids)
+    )
+    if not train_cases:
+        raise _set_aside(store, fold, "train", sides.train_ids)
+    if not val_cases and sides.val_ids:
+        raise _set_aside(store, fold, "validate", sides.val_ids)
+    if fold is not None and not val_cases and not test_cases:
+        raise _set_aside(store, fold, "test", sides.test_ids)
+    return train_cases, val_cases
+
+
+def _set_aside(store: Store, fold: int | None, what: str, cases: tuple[str, ...]) -> ConfigError:
+    which = "without a fold" if fold is None else f"fold {fold}"
+    return ConfigError(
+        f"{store.uri}: {which}: none of the cases that should {what} ({named(cases)}) is in the store, where they "
+        f"were set aside ({store.manifest.failed[cases[0]].message}); mend them and run `voxray ingest` again, or "
+        f"take another fold."
+    )
+
+
+def stored_sources(store: Store) -> list[CaseSource]:
+    """All cases of the store's dataset, as far as folds go; those that were set aside have their place in them."""
+    manifest = store.manifest
+    sources = [CaseSource(case_id, entry.patient_id, entry.image) for case_id, entry in manifest.cases.items()]
+    return sources + [
+        CaseSource(case_id, entry.patient_id or case_id, entry.image)
+        for case_id, entry in manifest.failed.items()
+        if entry.image or not isinstance(folds_of(store), Luna16Subsets)
+    ]
+
+
+def folds_of(store: Store, folds: Folds | None = None) -> Folds:
+    """The folds of the store's dataset, or those given; lists may name cases that it does not hold."""
+    chosen: Folds = folds or TypeAdapter(Folds).validate_python(store.manifest.dataset["folds"])
+    return chosen.model_copy(update={"partial": True}) if isinstance(chosen, Lists | CsvSides) else chosen
+
+
+def report_of(location: str, run: Run, before: RunState | None, *, seconds: float) -> TrainReport:
+    """What the run's folder says now."""
+    state = read_state(location)
+    history = read_news(location, HISTORY) or [{}]
+    validated = [row for row in history if any(name.startswith("val/") for name in row)] or [{}]
+    remembered = read_news(location, REMEMBERED) or {}
+    return TrainReport(
+        output=location,
+        name=run.name,
+        epochs=state.epochs_done,
+        resumed_after=before.epochs_done if before else 0,
+        metric=state.metric,
+        best_value=state.best_value,
+        best_epoch=int(state.best.rpartition("_")[2]),
+        metrics={name.removeprefix("val/"): v for name, v in validated[-1].items() if name.startswith("val/")},
+        loss=float(history[-1].get("loss/total", math.nan)),
+        num_skipped=int(sum(row.get("num_skipped", 0) for row in history)),
+        wait_share=float(np.mean([row.get("wait_share", 0.0) for row in history[1:] or history])),
+        seconds=seconds,
+        tracking=str(remembered.get("uri", "")),
+    )
+
+
+def _train(job: Job, recipe: Recipe, *, options: TrainOptions, progress: Progress) -> None:
+    workers = options.get("workers", 1)
+    clear_failure(job.location)
+    num_steps = schedule_of(recipe, job.run, max(workers, 1)).steps_per_epoch
+    state = find_state(job.location)
+    steps_done = (state.epochs_done if state else 0) * num_steps
+    with (
+        tracked(job, progress) as tracking,
+        progress.track("train", total=recipe.optim.epochs * num_steps - steps_done, unit="steps") as advance,
+    ):
+        follower = Follower(job.location, tracking, progress, num_steps=num_steps, steps_done=steps_done)
+        with following(follower, advance):
+            if workers == 0:
+                train_here(job)
+            else:
+                train_on_cluster(job, workers=workers, gpus=options.get("gpus"), share=options.get("share", 1))
+
+
+@contextmanager
+def tracked(job: Job, progress: Progress) -> Iterator[Tracking]:
+    """The training's MLflow run, ended as it deserves."""
+    tracking = open_tracking(job.run, job.location, say=progress.say)
+    try:
+        _track_data(tracking, job.run)
+        yield tracking
+    except (KeyboardInterrupt, SystemExit):
+        tracking.end("KILLED")
+        raise
+    except BaseException:
+        tracking.end("FAILED")
+        raise
+    tracking.end("FINISHED")
+
+
+def _track_data(tracking: Tracking, run: Run) -> None:
+    """The data's digest as a tag; and where they have changed, what was written of the run again."""
+    tracking.tag("data", run.data[-1].digest if run.data else "unknown")
+    if len(run.data) > 1:
+        tracking.tag("data_changes", "; ".join(f"after epoch {v.after_epoch}: {v.changes}" for v in run.data[1:]))
+        tracking.log_file("run.json", to_json(run).encode())
+
+
+def train_on_cluster(job: Job, *, workers: int, gpus: int | None, share: int = 1) -> None:
+    """Runs the workers on Ray until the last epoch; those that are lost are started again.
+
+    So many trainings `share` the cluster.
+    """
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    with connect():
+        placement = place_workers(workers, gpus, share=share)
+        done = -1
+        while (now := _epochs_done(job.location)) > done:
+            done, lost = now, _fit(job, placement)
+            if lost is None:
+                return
+    raise ResourceError(
+        f"training workers were lost {MAX_FAILURES + 1} times before an epoch was finished ({lost}); see that nodes "
+        f"have memory for the batch and for validation, then run the same command again."
+    )
+
+
+def _fit(job: Job, placement: Placement) -> str | None:
+    """Runs one Ray Train job; why workers were lost too often, or None where it ended well."""
+    from ray.exceptions import RayActorError
+    from ray.train import WorkerGroupError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    api: Any = importlib.import_module("ray.train")
+
+    scratch = Place.of(f"{job.location}/.ray")
+    path, system = scratch.arrow()
+    trainer = TorchTrainer(
+        train_on_ray,
+        train_loop_config={**job.to_dict(), "max_threads": placement.max_threads},
+        torch_config=TorchConfig(backend="nccl" if placement.on_gpu else "gloo", timeout_s=STALLED_WORKER_S),
+        scaling_config=api.ScalingConfig(
+            num_workers=placement.workers, use_gpu=placement.on_gpu, resources_per_worker=placement.resources()
+        ),
+        run_config=api.RunConfig(
+            name=uuid4().hex,
+            worker_runtime_env={"env_vars": WORKER_ENV},
+            storage_path=path,
+            storage_filesystem=system,
+            failure_config=api.FailureConfig(max_failures=MAX_FAILURES),
+            callbacks=_callbacks(),
+            logging_config=api.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    try:
+        with own_interrupt():
+            trainer.fit()
+    except WorkerGroupError as error:
+        known = read_failure(job.location)
+        if known is not None:
+            raise known from error
+        lost = [cause for cause in error.worker_failures.values() if isinstance(cause, RayActorError)]
+        if not lost:
+            raise
+        return str(lost[0]).strip().splitlines()[0]
+    finally:
+        scratch.clear()
+    known = read_failure(job.location)
+    if known is not None:
+        raise known
+    return None
+
+
+def _callbacks() -> list[Any]:
+    """Where this training is a trial of Ray Tune, its validations go there."""
+    callback: Any = importlib.import_module("ray.tune.integration.ray_train").TuneReportCallback
+
+    try:
+        return [callback()]
+    except RuntimeError:
+        return []
+
+
+@contextmanager
+def own_interrupt() -> Iterator[None]:
+    """Ctrl-C and SIGTERM as everywhere: Ray Train answers Ctrl-C by an exit of its own, and keeps its handler.
+
+    What the exit's code is cannot be relied upon, so SIGTERM is told apart by a handler.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    terminated = threading.Event()
+
+    def terminate(number: int, _: object) -> None:
+        terminated.set()
+        sys.exit(128 + number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    except SystemExit:
+        if terminated.is_set():
+            raise SystemExit(128 + signal.SIGTERM) from None
+        raise KeyboardInterrupt from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _epochs_done(location: str) -> int:
+    state = find_state(location)
+    return state.epochs_done if state else 0
