@@ -26,7 +26,8 @@ from voxray.core.storage import Place
 from voxray.core.volume import Grid, Volume
 from voxray.inference.candidates.file import Truth
 from voxray.inference.candidates.folder import Keeping, Noted
-from voxray.inference.predictor import FEW_CLASSES, Predictor
+from voxray.inference.predictor import Predictor
+from voxray.inference.restore import FEW_CLASSES
 from voxray.results.answers import weights_digest
 from voxray.results.pictures import draw_detections, draw_labels
 from voxray.store import Store

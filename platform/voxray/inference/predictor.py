@@ -27,7 +27,7 @@ from voxray.inference.candidates.file import merge_candidates
 from voxray.inference.candidates.recorder import Keeper
 from voxray.inference.fast_windows import half_on, planned
 from voxray.inference.memory_estimate import Computed, require_memory
-from voxray.inference.restore import axis_map, detections_on, labels_on, shares_on
+from voxray.inference.restore import FEW_CLASSES, axis_map, detections_on, labels_on, shares_on
 from voxray.inference.sliding import Network, Precision, Watch, slide
 from voxray.preprocess import orient, oriented_grid, require_volume, resample, resampled_grid
 from voxray.tasks import Task, build_task
@@ -35,9 +35,6 @@ from voxray.tasks.detection import DetectionTask
 from voxray.tasks.segmentation import SegmentationTask
 
 Windows = Iterator[tuple[Shape, Any]]
-
-FEW_CLASSES = 7
-"""Up to so many foreground classes, their probabilities go back to the scan's own grid, not their labels."""
 
 
 @dataclass(frozen=True)

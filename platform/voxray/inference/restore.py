@@ -20,6 +20,9 @@ from voxray.core.detections import Detections
 from voxray.core.volume import Grid, Volume
 from voxray.tasks.stitch import labels_of
 
+FEW_CLASSES = 7
+"""Up to so many foreground classes, their probabilities go back to the scan's own grid, not their labels."""
+
 _PLANES_AT_ONCE = 16
 
 

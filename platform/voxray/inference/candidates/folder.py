@@ -12,7 +12,7 @@ from voxray.core.storage import Location, Place
 from voxray.core.volume import Grid
 from voxray.inference.candidates.file import Kept, KeptHead, Truth, file_name, read_head, with_truth, write_kept
 from voxray.inference.candidates.recorder import Keeper
-from voxray.inference.predictor import FEW_CLASSES
+from voxray.inference.restore import FEW_CLASSES
 from voxray.tasks.thresholds import selected
 from voxray.training.checkpoint import EPOCH, read_state
 
