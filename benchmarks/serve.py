@@ -31,9 +31,9 @@ from table import Row, options, show
 # What tests use to drive a service; in place of this folder, whose names are those of folders there.
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "tests")
 
-from pipelines.small_runs import write_small_run  # noqa: E402
-from serving.load import resident_mib, right_answers, use  # noqa: E402
-from serving.services import Served, await_ready, small_models, small_scan, start  # noqa: E402
+from support.service_load import resident_mib, right_answers, use  # noqa: E402
+from support.services import Served, await_ready, small_models, small_scan, start  # noqa: E402
+from support.small_runs import write_small_run  # noqa: E402
 from voxray.phantoms import draw_phantom  # noqa: E402
 from voxray.readers import read_volume, write_nifti  # noqa: E402
 from voxray.results.answers import open_engine, write_answer  # noqa: E402

@@ -24,8 +24,8 @@ from table import Row, options, show
 # What tests use to drive a service; in place of this folder, whose names are those of folders there.
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "tests")
 
-from serving.load import resident_mib  # noqa: E402
-from serving.services import Served, await_ready, small_models, small_scan, start  # noqa: E402
+from support.service_load import resident_mib  # noqa: E402
+from support.services import Served, await_ready, small_models, small_scan, start  # noqa: E402
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "malformed"
 HANG_S = 30.0

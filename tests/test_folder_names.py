@@ -8,8 +8,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from pipelines.balls import write_balls
-from pipelines.tiny_training import segmentation_recipe
+from support.balls import write_balls
+from support.tiny_training import segmentation_recipe
 from voxray import cli
 from voxray.core.config import to_toml
 from voxray.models import MODELS

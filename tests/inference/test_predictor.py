@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from inference.bright import SPACING_MM, BrightConfig, ball_sides_mm, bright_recipe, bright_run, sphere_scan
+from support.bright_scans import SPACING_MM, BrightConfig, ball_sides_mm, bright_recipe, bright_run, sphere_scan
 from voxray.core.case import Case
 from voxray.core.recipe import DetectionMerge, SegmentationMerge
 from voxray.core.volume import Volume

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from inference.bright import SPACING_MM, BrightConfig, BrightLabels, bright_recipe, sphere_scan
+from support.bright_scans import SPACING_MM, BrightConfig, BrightLabels, bright_recipe, sphere_scan
 from voxray.core.outputs import DetectionOutput, SegmentationOutput
 from voxray.core.recipe import Recipe, parse_recipe
 from voxray.core.volume import Grid

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metrics.scans import Scans, detections, random_scans, repeated
+from support.scored_scans import Scans, detections, random_scans, repeated
 from voxray.core.detections import Detections
 from voxray.metrics.bootstrap import draw_weights
 from voxray.metrics.coco import IOUS, classes_without_truth, evaluate, precision_and_recall

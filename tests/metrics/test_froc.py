@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metrics.scans import Scans, detections, random_scans
+from support.scored_scans import Scans, detections, random_scans
 from voxray.metrics.bootstrap import ones
 from voxray.metrics.froc import RATES, froc_steps, sensitivity
 from voxray.metrics.pool import Pool, match_scans, pool_hits, pool_of

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metrics.scans import detections, random_scans
+from support.scored_scans import detections, random_scans
 from voxray.metrics.bootstrap import draw_weights, ones
 from voxray.metrics.curves import area
 from voxray.metrics.patients import patient_scores, patient_steps, patient_weights

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metrics.scans import Scans, detections, random_scans
+from support.scored_scans import Scans, detections, random_scans
 from voxray.core.errors import ConfigError
 from voxray.core.evaluation import Bootstrap, Evaluation, read_evaluation, write_evaluation
 from voxray.metrics import coco

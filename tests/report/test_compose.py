@@ -9,8 +9,8 @@ import re
 import numpy as np
 import pytest
 
-from metrics.scans import Scans, detections
-from report.evaluations import detection_evaluation, read_page, segmentation_evaluation
+from support.evaluations import detection_evaluation, read_page, segmentation_evaluation
+from support.scored_scans import Scans, detections
 from voxray.core.run import Run
 from voxray.metrics.record import compare
 from voxray.report import Data, Entry, Shown, Training, compose

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from metrics.scans import Scans, detections
-from report.evaluations import detection_evaluation, segmentation_evaluation
+from support.evaluations import detection_evaluation, segmentation_evaluation
+from support.scored_scans import Scans, detections
 from voxray.core.evaluation import Detection, Evaluation
 from voxray.report.objects import Target, groups_table, operating_point, sizes_in, targets_of
 from voxray.report.picks import pick_cases, pick_findings

@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.random import Generator
 
-from pipelines.tiny_training import detection_recipe
+from support.tiny_training import detection_recipe
 from voxray.boxes.assign import assign, best_overlaps
 from voxray.core.batch import IGNORED
 from voxray.core.case import Case, Tile

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.databases import Server, postgresql
+from support.databases import Server, postgresql
 
 
 @pytest.fixture(scope="session")

@@ -19,8 +19,8 @@ import httpx
 import numpy as np
 import pytest
 
-from serving.load import resident_mib, right_answers, use
-from serving.services import await_ready, small_models, small_scan, start
+from support.service_load import resident_mib, right_answers, use
+from support.services import await_ready, small_models, small_scan, start
 from voxray.core.volume import Grid, Volume
 from voxray.readers import write_nifti
 

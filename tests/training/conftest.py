@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from training.tiny import ball_patches, tiny_recipe
+from support.tiny_task import ball_patches, tiny_recipe
 from voxray.core.batch import PatchBatch
 from voxray.core.config import to_json
 from voxray.core.recipe import Recipe

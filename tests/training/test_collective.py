@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.ranks import model, on_two_ranks, sums, weights_after
-from training.tiny import ball_patches, tiny_recipe
+from support.ranks import model, on_two_ranks, sums, weights_after
+from support.tiny_task import ball_patches, tiny_recipe
 from voxray.core.recipe import Recipe
 from voxray.training.collective import Collective
 

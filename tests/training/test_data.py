@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.tiny_training import DATASET, ball_case, made_store, segmentation_recipe, without_ball
+from support.tiny_training import DATASET, ball_case, made_store, segmentation_recipe, without_ball
 from voxray.core.case import Case
 from voxray.core.errors import ConfigError
 from voxray.core.run import Run

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.tiny_training import ball_case, detection_recipe, segmentation_recipe, without_ball
+from support.tiny_training import ball_case, detection_recipe, segmentation_recipe, without_ball
 from voxray.core.case import Case
 from voxray.core.errors import ConfigError
 from voxray.core.recipe import Recipe

@@ -15,10 +15,10 @@ import numpy as np
 import pydicom
 import pytest
 
-from serving.archives import put, real_orthanc
 from serving.intake.conftest import PLANTED, series_files, slice_file
-from serving.services import free_port
-from serving.small_servers import Answer, serving
+from support.archives import put, real_orthanc
+from support.services import free_port
+from support.small_servers import Answer, serving
 from voxray.core.errors import ConfigError, DataError
 from voxray.readers import read_volume
 from voxray.serving.intake import Access, Limits, Received, StudyInfo, fetch, parse, series_handle, store

@@ -1,0 +1,164 @@
+"""Training on Ray Train: real workers that are lost, stopped or at fault."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from support.tiny_training import last_weights, made_store, segmentation_recipe
+from voxray.commands.train import train
+from voxray.core.errors import DataError, ResourceError
+from voxray.store import Store
+from voxray.training.checkpoint import find_state, read_state
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+PATIENCE_S = 900
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return made_store(tmp_path_factory.mktemp("data") / "store", segmentation_recipe())
+
+
+@pytest.fixture(scope="module")
+def _ray(one_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    del one_ray
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}")
+        yield
+
+
+@pytest.mark.usefixtures("_ray")
+def test_a_killed_worker_is_started_again_and_nothing_is_lost(store: Store, tmp_path: Path) -> None:
+    recipe = segmentation_recipe("optim.epochs=4", "optim.ema_decay=0.9")
+    straight = train(store.uri, recipe, tmp_path / "straight", workers=2)
+    killed: list[int] = []
+
+    def kill() -> None:
+        _wait(lambda: _epochs_done(tmp_path / "killed") >= 1)
+        killed.append(max(_training_workers()))
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    report = train(store.uri, recipe, tmp_path / "killed", workers=2)
+    killer.join()
+    assert len(killed) == 1
+    assert report.epochs == straight.epochs == 4
+    assert last_weights(tmp_path / "killed") == last_weights(tmp_path / "straight")
+    assert report.metrics == straight.metrics
+    assert not (tmp_path / "killed" / ".ray").exists()
+
+
+@pytest.mark.usefixtures("_ray")
+def test_the_stream_trains_as_reading_in_this_process_does(store: Store, tmp_path: Path) -> None:
+    recipe = segmentation_recipe("optim.epochs=2")
+    train(store.uri, recipe, tmp_path / "ray", workers=1)
+    train(store.uri, recipe, tmp_path / "here", workers=0)
+    rows = [json.loads((tmp_path / name / "history.json").read_text()) for name in ("ray", "here")]
+    for ray_row, row in zip(*rows, strict=True):
+        assert ray_row["loss/total"] == pytest.approx(row["loss/total"], rel=1e-4)
+        assert ray_row["val/dice"] == pytest.approx(row["val/dice"], abs=0.02)
+
+
+@pytest.mark.usefixtures("_ray")
+def test_a_damaged_store_ends_the_training_with_its_sentence(tmp_path: Path) -> None:
+    store = made_store(tmp_path / "store", segmentation_recipe())
+    for path in (tmp_path / "store" / "cases").iterdir():
+        path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DataError, match=r"\[store\.damaged\]"):
+        train(store.uri, segmentation_recipe(), tmp_path / "run", workers=1)
+    assert find_state(tmp_path / "run") is None
+
+
+@pytest.mark.usefixtures("_ray")
+def test_too_many_workers_for_the_cluster_are_refused_before_they_start(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match=r"Training with 40 workers .* needs .* logical CPUs, the cluster has 4"):
+        train(store.uri, segmentation_recipe(), tmp_path / "run", workers=40)
+    with pytest.raises(ResourceError, match="1 workers need 1 GPUs, the cluster has 0"):
+        train(store.uri, segmentation_recipe(), tmp_path / "run", workers=1, gpus=1)
+
+
+def test_ctrl_c_and_sigterm_keep_the_last_checkpoint_and_the_same_command_goes_on(
+    store: Store, tmp_path: Path
+) -> None:
+    run, uri = tmp_path / "run", f"sqlite:///{tmp_path / 'mlflow.db'}"
+    overrides = ("optim.epochs=30", "optim.steps_per_epoch=3", "optim.validate_every=30")
+    words = [sys.executable, "-m", "pipelines.tiny_training", store.uri, str(run), "1", *overrides]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "MLFLOW_TRACKING_URI": uri}
+    done = 0
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        process = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        _wait(lambda: _epochs_done(run) > done or process.poll() is not None)  # noqa: B023
+        process.send_signal(number)
+        _, complaints = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == code, complaints
+        assert done < _epochs_done(run) < 30
+        assert _mlflow_status(uri, run) == "KILLED"
+        done = _epochs_done(run)
+    process = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    said, complaints = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, complaints
+    assert f"went on after {done}" in said
+    assert read_state(run).finished
+    assert _mlflow_status(uri, run) == "FINISHED"
+
+
+class _Nothing:
+    epochs_done = 0
+
+
+_NOTHING = _Nothing()
+
+
+def _training_workers() -> list[int]:
+    """The process ids of this process's own Ray's training workers."""
+    parents, workers = {}, []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if "RayTrainWorker" in (folder / "cmdline").read_text():
+                workers.append(int(folder.name))
+        except OSError:
+            continue
+    return [pid for pid in workers if os.getpid() in _ancestors(pid, parents)]
+
+
+def _ancestors(pid: int, parents: dict[int, int]) -> Iterator[int]:
+    while pid in parents:
+        pid = parents[pid]
+        yield pid
+
+
+def _wait(happened: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not happened():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.05)
+
+
+def _epochs_done(run: Path) -> int:
+    return (find_state(run) or _NOTHING).epochs_done
+
+
+def _mlflow_status(uri: str, run: Path) -> str:
+    from mlflow import MlflowClient
+
+    run_id = json.loads((run / "tracking.json").read_text())["run_id"]
+    return str(MlflowClient(tracking_uri=uri).get_run(run_id).info.status)
