@@ -29,7 +29,7 @@ from table import Row, options, show
 
 from voxray.commands.demo import LESSONS, SEED
 from voxray.commands.ingest import ingest
-from voxray.commands.sweep import bounds_of, parts_of, sweep
+from voxray.commands.sweep import bounds_of, sweep
 from voxray.commands.train import train
 from voxray.core.progress import PlainProgress, Progress
 from voxray.dataset import read_dataset
@@ -40,6 +40,7 @@ from voxray.metrics.coco import IOUS
 from voxray.phantoms import write_toy
 from voxray.recipes import read_recipe
 from voxray.sweeping.candidate_cases import Wanted, keep_cases
+from voxray.sweeping.parts import parts_of
 from voxray.sweeping.report import SweepOptions
 from voxray.sweeping.search_space import Setting, Space, read_space
 from voxray.sweeping.study import SAMPLERS
