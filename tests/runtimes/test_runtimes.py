@@ -188,5 +188,5 @@ def without(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     def find(name: str, package: str | None = None) -> object:
         return None if name in names else real(name, package)
 
-    for module in ("onnx_runtime", "open_vino"):
+    for module in ("onnxruntime", "openvino.engine"):
         monkeypatch.setattr(f"voxray.runtimes.{module}.find_spec", find)

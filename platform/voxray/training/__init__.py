@@ -1,1 +1,1 @@
-"""Training: the loop, the optimizer and its schedule, checkpoints. `pipelines.train` runs it on a cluster."""
+"""Training: the loop, the optimizer and its schedule, checkpoints. `distributed.training` runs it on a cluster."""

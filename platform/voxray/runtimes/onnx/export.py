@@ -1,7 +1,7 @@
 """A network as ONNX, by torch's dynamo exporter: float32 in and out, with the batch and all three sides free.
 
 One file serves every window. The exporter makes batch norms part of the convolutions before them. Half precision is
-made of the float32 graph afterwards (`onnx_typing`), so that a network is traced once whatever it will compute in.
+made of the float32 graph afterwards (`half_precision`), so that a network is traced once whatever it will compute in.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The ``openvino`` runtime: the fast one on CPUs.
 
 One compiled model serves every window and batch; or one for each shape of window, where it holds convolutions of ours
-(`open_vino_winograd`). OpenVINO would by default compute in bf16 where the processor can;
+(`winograd_graph`). OpenVINO would by default compute in bf16 where the processor can;
 here the precision is always said.
 """
 

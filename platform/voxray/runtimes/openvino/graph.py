@@ -10,7 +10,7 @@ from voxray.runtimes.openvino.group_norm import spread_group_norms
 from voxray.runtimes.openvino.upsampling import widen_upsampling
 
 OURS = ("WinogradConvolution", "NormAffine")
-"""Operations that OpenVINO has not (`open_vino_ops`); they want shapes that are fixed when the graph is compiled."""
+"""Operations that OpenVINO has not (`operations`); they want shapes that are fixed when the graph is compiled."""
 
 
 def quicken(model: Any, window_vox: Shape | None = None) -> Any:

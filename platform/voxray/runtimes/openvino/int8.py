@@ -3,7 +3,7 @@
 Vector units multiply four times as many bytes as floats. The range of every convolution's input is measured on
 patches of real scans and the errors that rounding makes in each channel's mean are taken out again: post-training
 quantisation, as NNCF does it (Jacob et al. 2018, arXiv:1712.05877; Nagel et al. 2019, arXiv:1906.04721, sec. 4.2).
-Norms, sums, a head (`open_vino_head`) and what comes out of the network stay in floating point.
+Norms, sums, a head (`head`) and what comes out of the network stay in floating point.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Winograd's convolutions in OpenVINO's graphs, with what is before and after them.
 
 OpenVINO's convolutions make every multiplication of the plain sum, and those of 3 x 3 x 3 with stride 1 are nearly
-all that a UNet, a SegResNet or a RetinaNet does. Each becomes one operation of ours (`open_vino_ops`) together with
+all that a UNet, a SegResNet or a RetinaNet does. Each becomes one operation of ours (`operations`) together with
 its bias, the group norm and ReLU before it, and the ReLU or PReLU and the residual's sum after it. It wants channels
 last in memory, as OpenVINO's own do: where one follows on the other nothing is turned over, as long as shapes are
 fixed when the graph is compiled.
