@@ -311,9 +311,9 @@ def _environment() -> dict[str, str]:
 def write_series(folder: Path) -> None:
     """A phantom's scan as a DICOM series, which the forms of DICOM need."""
     sys.path.insert(0, str(REPOSITORY / "tests"))
-    from support.dicom_series import write_volume
     from voxray.preprocess import orient
     from voxray.readers import read_volume
+    from support.dicom_series import write_volume
 
     volume = read_volume(folder / "abdomen" / "images" / "toy_002.nii.gz")
     write_volume(folder / "series", orient(volume, "LPS"))
@@ -332,7 +332,7 @@ def record(only: Sequence[str]) -> Record:
             begin = time.monotonic()
             found |= run_step(step, folder)
             print(f"{step.name}: exit {found[f'{step.name}: exit']}, {time.monotonic() - begin:.0f} s", flush=True)
-        if not only:
+        if not only or "service" in only:
             found |= service(folder, "run/spleen_0")
     return found
 

@@ -86,4 +86,4 @@ def test_without_a_padding_value_nothing_is_padding(write_series: Any, rng: np.r
     folder = write_series(stored, RescaleIntercept=0)
     volume = read_volume(folder, accept_values=True)
     assert (volume.voxels == stored).all()
-    assert "padding" not in " ".join(volume.warnings)
+    assert "Pixel Padding Value" not in " ".join(volume.warnings)

@@ -18,7 +18,7 @@ from voxray.core.recipe import DetectionMerge, Merge, Recipe, SegmentationMerge
 from voxray.core.run import Run
 from voxray.core.storage import Place
 from voxray.core.volume import Volume
-from voxray.inference import candidates as module
+from voxray.inference.candidates import file as module
 from voxray.inference.candidates.file import Kept, Truth, file_name, read_head, read_kept, with_truth, write_kept
 from voxray.inference.candidates.recorder import Keeper
 from voxray.inference.predictor import Prediction, Predictor
