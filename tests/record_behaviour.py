@@ -311,9 +311,9 @@ def _environment() -> dict[str, str]:
 def write_series(folder: Path) -> None:
     """A phantom's scan as a DICOM series, which the forms of DICOM need."""
     sys.path.insert(0, str(REPOSITORY / "tests"))
+    from support.dicom_series import write_volume
     from voxray.preprocess import orient
     from voxray.readers import read_volume
-    from support.dicom_series import write_volume
 
     volume = read_volume(folder / "abdomen" / "images" / "toy_002.nii.gz")
     write_volume(folder / "series", orient(volume, "LPS"))
