@@ -22,7 +22,8 @@ from voxray.phantoms import write_toy
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-VERBS = sorted(str(command.name) for command in app.registered_commands)
+VERBS = sorted(str(command.name) for command in app.registered_commands if command.name != "token")
+"""A token is a secret, and what a job prints is kept."""
 START_S = 600.0
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
@@ -30,6 +31,11 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 
 def test_there_is_a_job_for_every_verb() -> None:
     assert sorted(path.stem for path in (REPOSITORY / "jobs").glob("*.py")) == VERBS
+
+
+def test_no_job_hides_a_module_of_python() -> None:
+    """A script's folder comes first where modules are looked for: a ``token.py`` beside it ends every job."""
+    assert not {path.stem for path in (REPOSITORY / "jobs").glob("*.py")} & sys.stdlib_module_names
 
 
 @pytest.mark.parametrize("verb", VERBS)
