@@ -472,23 +472,6 @@ class TestEarlierScans:
             expect(look.page.locator(".classes li").first).to_be_visible()
             expect(look.page.locator("#answer .problem")).to_have_count(0)
 
-    def test_a_job_that_is_deleted_elsewhere_while_it_waits_is_said_to_be_gone(
-        self, seen: Browser, service: Listening, shared_data: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(service.service.workers, "poke", lambda: None)
-        with watched(seen, service.url) as look:
-            waiting = {"state": "queued", "stage": "queued", "progress": 0.0, "result": None, "place": 0}
-            job = answered(service, "nodules", chest(shared_data), chest(shared_data).with_suffix(".raw"))
-            told = {**httpx.get(f"{service.url}/v1/jobs/{job}", timeout=60).json(), **waiting}
-            look.page.route("**/v1/jobs", lambda route: route.fulfill(json={"jobs": []}))
-            look.page.route(f"**/v1/jobs/{job}", lambda route: route.fulfill(json=told))
-            look.page.goto(f"{service.url}/#{job}")
-            look.page.reload()
-            expect(look.page.locator("#answer [role=progressbar]")).to_be_visible()
-            httpx.delete(f"{service.url}/v1/jobs/{job}", timeout=60)
-            look.page.unroute(f"**/v1/jobs/{job}")
-            expect(look.page.locator("#give-problem")).to_contain_text("no such job")
-
 
 class TestEverydayUse:
     """Refusals, reloads, deletion, tokens."""
