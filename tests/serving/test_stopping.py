@@ -3,49 +3,63 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import textwrap
-import time
 
 import pytest
 
-from voxray.serving.stopping import Stop, nothing_said
+from voxray.serving.stopping import nothing_said
 
 
-def tell(number: signal.Signals) -> None:
-    """Sends this process a signal and lets Python heed it: where other threads want the interpreter it comes late."""
-    signal.raise_signal(number)
-    time.sleep(0.02)
+def answers(program: str) -> list[str]:
+    """The lines that a program prints; its signals come at once, as no other thread runs in its process."""
+    start = """
+        import signal
+
+        from voxray.serving.stopping import Stop
+
+        def outcome(number):
+            try:
+                signal.raise_signal(number)
+            except (KeyboardInterrupt, SystemExit) as raised:
+                return repr(raised)
+            return "goes on"
+        """
+    code = textwrap.dedent(start) + textwrap.dedent(program)
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
 
 
 def test_while_it_starts_a_signal_ends_it_at_once() -> None:
-    stop = Stop()
-    with stop.heeded():
-        with pytest.raises(KeyboardInterrupt):
-            tell(signal.SIGINT)
-        tell(signal.SIGINT)  # it is ending
-        tell(signal.SIGTERM)
-    assert not stop.is_told
-    with Stop().heeded(), pytest.raises(SystemExit) as raised:
-        tell(signal.SIGTERM)
-    assert raised.value.code == 143
+    program = """
+        stop = Stop()
+        with stop.heeded():
+            print(outcome(signal.SIGINT))
+            print(outcome(signal.SIGINT))
+            print(outcome(signal.SIGTERM))
+        print(stop.is_told)
+        with Stop().heeded():
+            print(outcome(signal.SIGTERM))
+        """
+    assert answers(program) == ["KeyboardInterrupt()", "goes on", "goes on", "False", "SystemExit(143)"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_while_it_serves_the_first_signal_is_noted_and_the_second_ends_it(number: signal.Signals) -> None:
-    stop, before = Stop(), signal.getsignal(number)
-    with stop.heeded():
-        stop.serves()
-        assert not stop.wait(0.0)
-        tell(number)
-        assert stop.wait(0.0)
-        assert stop.is_told
-        with pytest.raises((KeyboardInterrupt, SystemExit)):
-            tell(number)
-        tell(number)
-    assert signal.getsignal(number) is before
+@pytest.mark.parametrize(("name", "end"), [("SIGINT", "KeyboardInterrupt()"), ("SIGTERM", "SystemExit(143)")])
+def test_while_it_serves_the_first_signal_is_noted_and_the_second_ends_it(name: str, end: str) -> None:
+    program = f"""
+        number = signal.{name}
+        stop, before = Stop(), signal.getsignal(number)
+        with stop.heeded():
+            stop.serves()
+            print(stop.wait(0.0))
+            print(outcome(number), stop.wait(0.0), stop.is_told)
+            print(outcome(number))
+            print(outcome(number))
+        print(signal.getsignal(number) is before)
+        """
+    assert answers(program) == ["False", "goes on True True", end, "goes on", "True"]
 
 
 def test_native_lines_are_kept_from_the_terminal_and_pythons_come_after() -> None:
