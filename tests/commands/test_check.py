@@ -12,7 +12,7 @@ import SimpleITK
 from numpy.typing import NDArray
 
 from support.odd_scans import DISAGREE, contradict
-from voxray.commands.check import Answer, CaseWarning, CheckReport, Problem, answers, check, check_case
+from voxray.commands.check import CaseResult, CaseWarning, CheckReport, DatasetProblem, answers, check, check_case
 from voxray.core.errors import ConfigError
 from voxray.core.progress import SilentProgress
 from voxray.core.recipe import GridConfig
@@ -183,7 +183,7 @@ def test_a_worker_that_dies_is_one_problem(tmp_path: Path) -> None:
         write(tmp_path / f"labels/{name}.nii.gz", mask())
     dataset = describe(tmp_path)
 
-    def die(dataset: Dataset, source: CaseSource) -> Answer:
+    def die(dataset: Dataset, source: CaseSource) -> CaseResult:
         if source.case_id == "a":
             os._exit(1)
         if source.case_id == "b":
@@ -210,7 +210,7 @@ def test_real_scans(name: str, shared_data: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_problem_is_plain_data() -> None:
-    assert tuple(Problem(None, "a.b", "c.", "d.")) == (None, "a.b", "c.", "d.")
+    assert tuple(DatasetProblem(None, "a.b", "c.", "d.")) == (None, "a.b", "c.", "d.")
 
 
 def test_for_a_recipe_it_says_what_its_grid_loses_where_that_matters(tmp_path: Path) -> None:
@@ -225,5 +225,5 @@ def test_for_a_recipe_it_says_what_its_grid_loses_where_that_matters(tmp_path: P
     assert isinstance(warning, CaseWarning)
     assert warning.message.startswith("all of spleen (1 voxel, 2 mm3) has no voxel left at 2 x 2 x 4 mm")
     (problem,) = check_case(dataset, source, grid=grid, task="detection")[1]
-    assert isinstance(problem, Problem)
+    assert isinstance(problem, DatasetProblem)
     assert problem.code == "resample.object_lost"

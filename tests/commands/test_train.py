@@ -25,7 +25,7 @@ from voxray.core.progress import Advance
 from voxray.core.recipe import Recipe
 from voxray.dataset import split
 from voxray.dataset.folds import KFold
-from voxray.distributed.train_worker import Job, resume, schedule_of, train_here
+from voxray.distributed.train_worker import TrainJob, resume, schedule_of, train_here
 from voxray.distributed.training import split_store, stored_sources
 from voxray.store import FailedCase, Store
 from voxray.training.checkpoint import load_model, read_run, read_state
@@ -215,8 +215,8 @@ def test_luna16_folders_and_patients_are_folds_of_a_store_too(tmp_path: Path) ->
 def test_a_job_travels(store: Store, tmp_path: Path) -> None:
     recipe = segmentation_recipe("optim.epochs=1")
     train(store.uri, recipe, tmp_path / "run", workers=0)
-    job = Job(read_run(tmp_path / "run"), store.uri, str(tmp_path / "run"))
-    assert Job.from_dict(json.loads(json.dumps(job.to_dict()))) == job
+    job = TrainJob(read_run(tmp_path / "run"), store.uri, str(tmp_path / "run"))
+    assert TrainJob.from_dict(json.loads(json.dumps(job.to_dict()))) == job
     schedule = schedule_of(recipe, job.run, 2)
     assert (schedule.steps_per_epoch, schedule.batch_size, schedule.world_size) == (3, 2, 2)
 
@@ -259,7 +259,7 @@ def test_a_worker_does_not_go_on_with_a_store_that_was_remade(store: Store, tmp_
     train(store.uri, recipe, tmp_path / "run", workers=0)
     other = made_store(tmp_path / "other", recipe, num_cases=5)
     with pytest.raises(DataError, match=r"store\.changed"):
-        train_here(Job(read_run(tmp_path / "run"), other.uri, str(tmp_path / "run")))
+        train_here(TrainJob(read_run(tmp_path / "run"), other.uri, str(tmp_path / "run")))
 
 
 def test_a_setting_under_which_nothing_is_learnt_is_refused_before_anything_is_written(tmp_path: Path) -> None:

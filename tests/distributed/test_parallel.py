@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from voxray.core.errors import ConfigError, ResourceError
-from voxray.distributed.parallel import cpu_share, hire, spread
+from voxray.distributed.parallel import cpu_share, open_pool, pool_map
 
 
 def doubling() -> partial[int]:
@@ -22,10 +22,10 @@ def doubling() -> partial[int]:
 
 def test_one_worker_is_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with hire(1) as crew:
-        assert not crew.on_ray
-        assert list(spread(doubling, [3, 1, 2], crew)) == [6, 2, 4]
-        assert list(spread(doubling, [], crew)) == []
+    with open_pool(1) as pool:
+        assert not pool.on_ray
+        assert list(pool_map(doubling, [3, 1, 2], pool)) == [6, 2, 4]
+        assert list(pool_map(doubling, [], pool)) == []
 
 
 def test_several_items_are_under_way_at_once_in_the_items_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,17 +39,17 @@ def test_several_items_are_under_way_at_once_in_the_items_order(monkeypatch: pyt
 
         return work
 
-    with hire(1) as crew:
-        assert list(spread(make, range(4), crew, at_once=2)) == [0, 10, 20, 30]
-    with pytest.raises(ConfigError, match="workers must be at least 1, got 0"), hire(0):
+    with open_pool(1) as pool:
+        assert list(pool_map(make, range(4), pool, at_once=2)) == [0, 10, 20, 30]
+    with pytest.raises(ConfigError, match="workers must be at least 1, got 0"), open_pool(0):
         pass
 
 
 def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(ConfigError, match="no such device; use auto"), hire(1, device="abacus"):
+    with pytest.raises(ConfigError, match="no such device; use auto"), open_pool(1, device="abacus"):
         pass
-    with pytest.raises(ResourceError, match="CUDA devices; use cpu"), hire(1, device="cuda:99"):
+    with pytest.raises(ResourceError, match="CUDA devices; use cpu"), open_pool(1, device="cuda:99"):
         pass
 
 
@@ -77,9 +77,9 @@ def test_a_killed_worker_costs_no_item(tmp_path: Path, monkeypatch: pytest.Monke
 
         return work
 
-    with hire(2, device="auto") as crew:
-        assert crew.on_ray
-        assert sorted(spread(make, range(8), crew)) == [0, 10, 20, 30, 40, 50, 60, 70]
+    with open_pool(2, device="auto") as pool:
+        assert pool.on_ray
+        assert sorted(pool_map(make, range(8), pool)) == [0, 10, 20, 30, 40, 50, 60, 70]
     assert mark.exists()
 
 
@@ -96,8 +96,8 @@ def test_what_the_work_raises_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return work
 
-    with hire(2) as crew, pytest.raises(ConfigError, match=r"^item \d: not wanted\.$"):
-        list(spread(make, [1, 2], crew))
+    with open_pool(2) as pool, pytest.raises(ConfigError, match=r"^item \d: not wanted\.$"):
+        list(pool_map(make, [1, 2], pool))
 
 
 @pytest.mark.ray
@@ -127,7 +127,7 @@ def test_what_kills_every_worker_costs_itself_alone(monkeypatch: pytest.MonkeyPa
 
         return work
 
-    with hire(2) as crew:
-        assert sorted(spread(make, range(6), crew, lost=lambda item: -item)) == [-3, 0, 10, 20, 40, 50]
+    with open_pool(2) as pool:
+        assert sorted(pool_map(make, range(6), pool, lost=lambda item: -item)) == [-3, 0, 10, 20, 40, 50]
         with pytest.raises(RuntimeError, match=r"FrozenError: a library \d"):
-            list(spread(fail, range(2), crew, lost=lambda item: -item))
+            list(pool_map(fail, range(2), pool, lost=lambda item: -item))

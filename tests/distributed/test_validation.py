@@ -16,7 +16,7 @@ from support.tiny_training import ball_case, detection_recipe, made_store, segme
 from voxray.core.recipe import Recipe
 from voxray.core.run import Run
 from voxray.distributed.training import new_run
-from voxray.distributed.validation import Answered, PackedLabels, Validator
+from voxray.distributed.validation import PackedLabels, ValidatedCase, Validator
 from voxray.inference.predictor import Predictor
 from voxray.store import Store
 from voxray.tasks import build_task
@@ -50,7 +50,7 @@ class Together:
 
     rank: int
     world_size: int
-    others: list[list[Answered]]
+    others: list[list[ValidatedCase]]
     device: torch.device
 
     def gather(self, item: Any) -> list[Any]:
@@ -61,7 +61,7 @@ def test_cases_are_dealt_to_ranks_and_scored_together(tmp_path: Path) -> None:
     recipe = segmentation_recipe()
     store, run, model = _set_up(tmp_path, recipe)
     alone = Validator(store, run, recipe, case_ids=store.case_ids, collective=Collective())(model)
-    seen: list[list[Answered]] = []
+    seen: list[list[ValidatedCase]] = []
 
     @dataclass(frozen=True)
     class Listening:
@@ -69,7 +69,7 @@ def test_cases_are_dealt_to_ranks_and_scored_together(tmp_path: Path) -> None:
         world_size: int
         device: torch.device
 
-        def gather(self, item: list[Answered]) -> None:
+        def gather(self, item: list[ValidatedCase]) -> None:
             seen.append(item)
 
     device = torch.device("cpu")
@@ -95,7 +95,7 @@ def test_truth_travels_without_its_image() -> None:
     case = ball_case(0)
     assert case.labels is not None
     labels = PackedLabels(b"", case.image.grid).of(type(case.image)(case.labels, case.image.grid))
-    item = Answered("a", "p", case.image.grid, labels, case.boxes, case.classes, labels)
+    item = ValidatedCase("a", "p", case.image.grid, labels, case.boxes, case.classes, labels)
     truth = item.truth()
     assert truth.labels is not None
     assert np.array_equal(truth.labels, case.labels)

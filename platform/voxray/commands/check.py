@@ -31,7 +31,7 @@ ATTEMPTS = 2
 """How often a case is tried whose worker dies."""
 
 
-class Problem(NamedTuple):
+class DatasetProblem(NamedTuple):
     """One thing to mend; ``case_id`` is None where it is not one case's."""
 
     case_id: str | None
@@ -47,7 +47,7 @@ class CaseWarning(NamedTuple):
     message: str
 
 
-class Range(NamedTuple):
+class ValueRange(NamedTuple):
     """The smallest, the median and the largest value."""
 
     low: float
@@ -80,18 +80,18 @@ class CheckReport:
     num_cases: int
     num_patients: int
     cases: tuple[CheckedCase, ...]
-    problems: tuple[Problem, ...]
+    problems: tuple[DatasetProblem, ...]
     seconds: float
     warnings: tuple[CaseWarning, ...] = ()
     """They are no problems: the cases can be used."""
 
     @property
-    def spacing_mm(self) -> tuple[Range, Range, Range] | None:
+    def spacing_mm(self) -> tuple[ValueRange, ValueRange, ValueRange] | None:
         """The voxel sizes of all good cases by axis; None where there is none."""
         return _ranges([case.spacing_mm for case in self.cases])
 
     @property
-    def sides_vox(self) -> tuple[Range, Range, Range] | None:
+    def sides_vox(self) -> tuple[ValueRange, ValueRange, ValueRange] | None:
         """The sides of all good cases by axis."""
         return _ranges([case.shape for case in self.cases])
 
@@ -120,12 +120,12 @@ def check(dataset: Dataset, *, recipe: Recipe | None = None, progress: Progress)
     With a recipe every case is put on its grid, too, and what does not matter to its task is no problem.
     """
     begin = time.monotonic()
-    work: Work = check_case
+    work: _Work = check_case
     if recipe is not None:
         dataset = dataset.for_task(recipe.task)
         work = partial(check_case, grid=recipe.grid, task=recipe.task)
     found = survey(dataset)
-    notes: list[Problem | CaseWarning] = [_problem(error) for error in found.problems]
+    notes: list[DatasetProblem | CaseWarning] = [_problem(error) for error in found.problems]
     cases: list[CheckedCase] = []
     with connect(), progress.track("check", total=len(found.cases), unit="cases") as advance:
         for checked, noted in answers(work, dataset, found.cases):
@@ -135,7 +135,7 @@ def check(dataset: Dataset, *, recipe: Recipe | None = None, progress: Progress)
     if found.cases:
         notes += _fold_problems(dataset, found.cases)
     notes += _absent_classes(dataset.classes, cases)
-    problems = [note for note in notes if isinstance(note, Problem)]
+    problems = [note for note in notes if isinstance(note, DatasetProblem)]
     return CheckReport(
         dataset=dataset.name,
         classes=dataset.classes,
@@ -150,7 +150,7 @@ def check(dataset: Dataset, *, recipe: Recipe | None = None, progress: Progress)
 
 def check_case(
     dataset: Dataset, source: CaseSource, *, grid: GridConfig | None = None, task: Task | None = None
-) -> Answer:
+) -> CaseResult:
     """One case read and summed up, or what is wrong with it; and in either case what its readers warn of.
 
     On a recipe's grid also what its objects and labels come to there.
@@ -168,13 +168,13 @@ def check_case(
     if checked.low_hu == checked.high_hu:
         text = f"every voxel of the image is {checked.low_hu} HU."
         remedy = "Replace the scan, or exclude the case."
-        return checked, [Problem(source.case_id, "image.constant", text, remedy), *warnings]
+        return checked, [DatasetProblem(source.case_id, "image.constant", text, remedy), *warnings]
     return checked, [*warnings, *(_on_grid(result.case, grid, task, dataset.classes) if grid else ())]
 
 
 def _on_grid(
     case: Case, grid: GridConfig, task: Task | None, classes: Sequence[str]
-) -> Iterator[Problem | CaseWarning]:
+) -> Iterator[DatasetProblem | CaseWarning]:
     """What is lost of the case on a recipe's grid."""
     try:
         prepared = prepare_case(case, grid, task=task, classes=classes)
@@ -184,11 +184,11 @@ def _on_grid(
         yield from (CaseWarning(case.case_id, text) for text in prepared.warnings[len(case.warnings) :])
 
 
-Answer = tuple[CheckedCase | None, list[Problem | CaseWarning]]
-Work = Callable[[Dataset, CaseSource], Answer]
+CaseResult = tuple[CheckedCase | None, list[DatasetProblem | CaseWarning]]
+_Work = Callable[[Dataset, CaseSource], CaseResult]
 
 
-def answers(work: Work, dataset: Dataset, sources: Sequence[CaseSource]) -> Iterator[Answer]:
+def answers(work: _Work, dataset: Dataset, sources: Sequence[CaseSource]) -> Iterator[CaseResult]:
     """Each case's answer as it is ready; a few cases more than there are CPUs wait in Ray's queue."""
     import ray
 
@@ -212,19 +212,21 @@ def answers(work: Work, dataset: Dataset, sources: Sequence[CaseSource]) -> Iter
                 yield None, [_lost(source.case_id, error)]
 
 
-def _safely(shared: tuple[Work, Dataset], source: CaseSource) -> Answer:
+def _safely(shared: tuple[_Work, Dataset], source: CaseSource) -> CaseResult:
     """The work's answer, where what nobody foresaw is one more problem of this case alone."""
     work, dataset = shared
     try:
         return work(dataset, source)
     except Exception as error:
         remedy = "Look at the file alone, as with voxray info, or exclude the case."
-        return None, [Problem(source.case_id, "check.unforeseen", f"{sentence_of(error)}.", remedy)]
+        return None, [DatasetProblem(source.case_id, "check.unforeseen", f"{sentence_of(error)}.", remedy)]
 
 
-def _lost(case_id: str, error: Exception) -> Problem:
+def _lost(case_id: str, error: Exception) -> DatasetProblem:
     text = f"the worker that read it died {ATTEMPTS} times ({type(error).__name__})."
-    return Problem(case_id, "check.worker_died", text, "Give the machine more memory, or look at the file alone.")
+    return DatasetProblem(
+        case_id, "check.worker_died", text, "Give the machine more memory, or look at the file alone."
+    )
 
 
 def _sum_up(case: Case, num_classes: int, begin: float) -> CheckedCase:
@@ -254,15 +256,15 @@ def _absent_classes(classes: Sequence[str], cases: Sequence[CheckedCase]) -> Ite
             yield CaseWarning("", f"none of the {len(cases)} cases that can be used holds anything of class {name}.")
 
 
-def _fold_problems(dataset: Dataset, cases: Sequence[CaseSource]) -> list[Problem]:
+def _fold_problems(dataset: Dataset, cases: Sequence[CaseSource]) -> list[DatasetProblem]:
     """What keeps any fold from being made; a sentence that several folds share is told once."""
     remedy = "Mend folds in the dataset's file, or the files that it names."
     try:
         total = num_folds(dataset.folds)
     except ConfigError as error:
-        return [Problem(None, "folds", str(error), remedy)]
+        return [DatasetProblem(None, "folds", str(error), remedy)]
     refusals = dict.fromkeys(_refusal(dataset, cases, fold) for fold in range(total))
-    return [Problem(None, "folds", text, remedy) for text in refusals if text is not None]
+    return [DatasetProblem(None, "folds", text, remedy) for text in refusals if text is not None]
 
 
 def _refusal(dataset: Dataset, cases: Sequence[CaseSource], fold: int) -> str | None:
@@ -273,13 +275,13 @@ def _refusal(dataset: Dataset, cases: Sequence[CaseSource], fold: int) -> str | 
     return None
 
 
-def _problem(error: DataError) -> Problem:
-    return Problem(error.case_id, error.code, error.message, error.remedy)
+def _problem(error: DataError) -> DatasetProblem:
+    return DatasetProblem(error.case_id, error.code, error.message, error.remedy)
 
 
-def _ranges(rows: Sequence[tuple[float, float, float]]) -> tuple[Range, Range, Range] | None:
+def _ranges(rows: Sequence[tuple[float, float, float]]) -> tuple[ValueRange, ValueRange, ValueRange] | None:
     if not rows:
         return None
     table = np.array(rows, dtype=np.float64)
-    x, y, z = (Range(float(side.min()), float(np.median(side)), float(side.max())) for side in table.T)
+    x, y, z = (ValueRange(float(side.min()), float(np.median(side)), float(side.max())) for side in table.T)
     return x, y, z

@@ -26,8 +26,8 @@ from voxray.core.storage import Place
 from voxray.dataset import CaseSource, Dataset, num_folds, read_dataset
 from voxray.dataset.folds import Folds, KFold, NoFolds, cross_splits, scored_side
 from voxray.distributed.cluster import connect
-from voxray.distributed.concurrent_trainings import Training, train_side_by_side
-from voxray.distributed.parallel import hire
+from voxray.distributed.concurrent_trainings import TrainingTask, train_side_by_side
+from voxray.distributed.parallel import open_pool
 from voxray.distributed.placement import trainings_at_once
 from voxray.distributed.training import TrainOptions, folds_of, plan, stored_sources, train
 from voxray.loading import list_cases
@@ -124,8 +124,8 @@ def crossval(
         claim_run(folder, planned[folder])
     at_once = _train([one for one in trainings if one.location not in done], options, progress)
     finished = finished_folds(location)
-    with hire(max(1, options.workers * at_once), device="auto") as crew:
-        pooled = score_out_of_fold(location, record, data, finished, store=store, crew=crew, progress=progress)
+    with open_pool(max(1, options.workers * at_once), device="auto") as pool:
+        pooled = score_out_of_fold(location, record, data, finished, store=store, pool=pool, progress=progress)
     return CrossvalReport(
         output=location,
         metric=METRICS[recipe.task],
@@ -178,11 +178,11 @@ def _chosen(rule: Folds, options: CrossvalOptions) -> tuple[int, ...]:
 
 def _trainings(
     store: Store, recipe: Recipe, location: str, folds: Sequence[int], *, rule: Folds, options: CrossvalOptions
-) -> list[Training]:
+) -> list[TrainingTask]:
     """The folds, trained already or not."""
     name = location.rpartition("/")[2]
     return [
-        Training(
+        TrainingTask(
             name=f"fold {fold}",
             store=store.uri,
             recipe=recipe,
@@ -201,7 +201,7 @@ def _trainings(
     ]
 
 
-def _plan(trainings: Sequence[Training], store: Store, progress: Progress) -> dict[str, Planned]:
+def _plan(trainings: Sequence[TrainingTask], store: Store, progress: Progress) -> dict[str, Planned]:
     """Says what is to be known of every fold, or refuses it, before any trains; the plans by their folders."""
     planned = {one.location: plan(store, one.recipe, one.location, one.options) for one in trainings}
     for one in trainings:
@@ -210,7 +210,7 @@ def _plan(trainings: Sequence[Training], store: Store, progress: Progress) -> di
     return planned
 
 
-def _train(trainings: Sequence[Training], options: CrossvalOptions, progress: Progress) -> int:
+def _train(trainings: Sequence[TrainingTask], options: CrossvalOptions, progress: Progress) -> int:
     """Brings the folds to their last epoch, and says how many went side by side."""
     if not trainings:
         return 1
@@ -229,6 +229,6 @@ def _train(trainings: Sequence[Training], options: CrossvalOptions, progress: Pr
     return 1
 
 
-def _sharing(one: Training, share: int) -> Training:
+def _sharing(one: TrainingTask, share: int) -> TrainingTask:
     options = TrainOptions(**{**one.options, "share": share})
-    return Training(one.name, one.store, one.recipe, one.location, options)
+    return TrainingTask(one.name, one.store, one.recipe, one.location, options)

@@ -34,7 +34,7 @@ CONNECT_S = 3.0
 
 
 @dataclass(frozen=True)
-class Finding:
+class MachineFinding:
     """One line: what was looked at, what was found, and what to do where that will not be enough."""
 
     name: str
@@ -47,22 +47,24 @@ class Finding:
         return not self.remedy
 
 
-def doctor(*, folder: Path | None = None) -> list[Finding]:
+def doctor(*, folder: Path | None = None) -> list[MachineFinding]:
     """All findings: versions, cores, memory, disk in `folder`, GPUs and Ray."""
     return [*_versions(), *_machine(folder or Path.cwd()), *_gpus(), *_cluster()]
 
 
-def _versions() -> Iterator[Finding]:
-    yield Finding("python", f"{platform.python_version()} ({sys.executable})")
+def _versions() -> Iterator[MachineFinding]:
+    yield MachineFinding("python", f"{platform.python_version()} ({sys.executable})")
     for name in PACKAGES:
         try:
-            yield Finding(name, version(name))
+            yield MachineFinding(name, version(name))
         except PackageNotFoundError:
-            yield Finding(name, "not installed", remedy="" if name == "voxray" else f"pip install {name}")
+            yield MachineFinding(name, "not installed", remedy="" if name == "voxray" else f"pip install {name}")
 
 
-def _machine(folder: Path) -> Iterator[Finding]:
-    yield Finding("cores", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()))
+def _machine(folder: Path) -> Iterator[MachineFinding]:
+    yield MachineFinding(
+        "cores", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     yield enough("memory", memory, least=LEAST_MEMORY_GIB, remedy="use a machine with more memory, or one worker")
     disk = shutil.disk_usage(folder).free / GIB
@@ -73,32 +75,34 @@ def _machine(folder: Path) -> Iterator[Finding]:
         yield enough("shared memory", size, least=LEAST_SHM_GIB, remedy="in a container give --shm-size=4g or more")
 
 
-def enough(name: str, gib: float, *, least: float, remedy: str) -> Finding:
+def enough(name: str, gib: float, *, least: float, remedy: str) -> MachineFinding:
     """A size that should be at least so many GiB."""
     text = f"{gib:.1f} GiB"
-    return Finding(name, text) if gib >= least else Finding(name, text, f"below {least:g} GiB: {remedy}")
+    return (
+        MachineFinding(name, text) if gib >= least else MachineFinding(name, text, f"below {least:g} GiB: {remedy}")
+    )
 
 
-def _gpus() -> Iterator[Finding]:
+def _gpus() -> Iterator[MachineFinding]:
     import torch
 
     if not torch.cuda.is_available():
         driver, built = Path("/proc/driver/nvidia/version").exists(), torch.version.cuda
         found = f"none in use; torch is built for {f'CUDA {built}' if built else 'the CPU only'}"
-        yield Finding("gpu", found, "install a build of torch that fits the driver" if driver else "")
+        yield MachineFinding("gpu", found, "install a build of torch that fits the driver" if driver else "")
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        yield Finding(f"gpu {index}", f"{properties.name}, {properties.total_memory / GIB:.0f} GiB")
+        yield MachineFinding(f"gpu {index}", f"{properties.name}, {properties.total_memory / GIB:.0f} GiB")
 
 
-def _cluster() -> Iterator[Finding]:
+def _cluster() -> Iterator[MachineFinding]:
     address = os.environ.get("RAY_ADDRESS")
     if not address:
-        yield Finding("ray cluster", "none configured (RAY_ADDRESS is not set); work runs on this machine")
+        yield MachineFinding("ray cluster", "none configured (RAY_ADDRESS is not set); work runs on this machine")
         return
     remedy = "start it with `ray start --head`, or unset RAY_ADDRESS"
     if not _answers(address):
-        yield Finding("ray cluster", f"{address}: nobody listens there", remedy)
+        yield MachineFinding("ray cluster", f"{address}: nobody listens there", remedy)
         return
     import ray
 
@@ -106,12 +110,12 @@ def _cluster() -> Iterator[Finding]:
         if not ray.is_initialized():
             ray.init(logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        yield Finding("ray cluster", f"{address}: refuses ({str(error).splitlines()[0]})", remedy)
+        yield MachineFinding("ray cluster", f"{address}: refuses ({str(error).splitlines()[0]})", remedy)
         return
     total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     nodes = len(ray.nodes())  # type: ignore[no-untyped-call]
     cpus, gpus = total.get("CPU", 0), total.get("GPU", 0)
-    yield Finding("ray cluster", f"{address}: {nodes} nodes, {cpus:g} CPUs, {gpus:g} GPUs")
+    yield MachineFinding("ray cluster", f"{address}: {nodes} nodes, {cpus:g} CPUs, {gpus:g} GPUs")
 
 
 def _answers(address: str) -> bool:

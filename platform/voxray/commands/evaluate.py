@@ -30,7 +30,7 @@ from voxray.core.run import Run
 from voxray.core.storage import Place
 from voxray.dataset import CaseSource, Dataset, read_dataset, split
 from voxray.distributed.mlflow_run import REMEMBERED, open_tracking
-from voxray.distributed.parallel import DIED, hire, spread
+from voxray.distributed.parallel import DIED, open_pool, pool_map
 from voxray.inference.predictor import Prediction
 from voxray.loading import CaseContent, examine, list_cases, truth_content
 from voxray.loading.inputs import dataset_inputs, require_no_scan_of, run_inputs
@@ -90,15 +90,15 @@ def evaluate(
     if options.official and given is not None:
         official = ResultFiles(given, options.json_file, about.name, options.overwrite)
         official.require_free(dataset_inputs(every))
-    with hire(options.workers, device="auto") as crew:
-        engine = open_engine(run, device=crew.device)
+    with open_pool(options.workers, device="auto") as pool:
+        engine = open_engine(run, device=pool.device)
         is_own = output == default_folder(run) or (output / EVALUATION).exists()
         asked = ask(sources, output, engine, progress=progress, is_own=is_own)
         output.mkdir(parents=True, exist_ok=True)
         scores = []
         with progress.track("evaluate", total=len(sources), unit="cases") as advance:
             scorer = partial(Scorer, engine, data, output, overwrite=options.overwrite)
-            for score in spread(scorer, asked, crew, lost=died):
+            for score in pool_map(scorer, asked, pool, lost=died):
                 scores.append(score)
                 tell_warnings(progress, f"case {score.case_id}", score.warnings)
                 advance(1)

@@ -22,7 +22,7 @@ from voxray.core.errors import ConfigError
 from voxray.core.evaluation import EVALUATION, Evaluation, Luna16Evaluation, read_evaluation, write_evaluation
 from voxray.core.progress import Progress, tell_warnings
 from voxray.dataset.naming import parse_values
-from voxray.distributed.parallel import DIED, hire, spread
+from voxray.distributed.parallel import DIED, open_pool, pool_map
 from voxray.inference.package import is_package
 from voxray.metrics.record import compare
 from voxray.metrics.segmentation import structure_table
@@ -152,10 +152,10 @@ def evaluate_files(answers: Answers, truth: Truth, options: FileOptions, *, prog
     names, unknown = cases_of(answers, truth)
     which = options.which or "all"
     cases = list(truth.patients) if which == "all" else [case_id for case_id in truth.patients if case_id in names]
-    with hire(options.workers) as crew, progress.track("evaluate", total=len(cases), unit="cases") as advance:
+    with open_pool(options.workers) as pool, progress.track("evaluate", total=len(cases), unit="cases") as advance:
         scores = []
         scorer = partial(FileScorer, answers, truth, names, naming)
-        for score in spread(scorer, cases, crew, lost=lambda case: unjudged(case, truth.patients[case], DIED)):
+        for score in pool_map(scorer, cases, pool, lost=lambda case: unjudged(case, truth.patients[case], DIED)):
             scores.append(score)
             tell_warnings(progress, f"case {score.case_id}", score.warnings)
             advance(1)

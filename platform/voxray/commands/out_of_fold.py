@@ -14,7 +14,7 @@ from voxray.core.progress import Progress, tell_warnings
 from voxray.core.run import Run
 from voxray.dataset import CaseSource, Dataset, split
 from voxray.dataset.folds import Folds
-from voxray.distributed.parallel import Crew, spread
+from voxray.distributed.parallel import WorkerPool, pool_map
 from voxray.loading import list_cases
 from voxray.results.answers import Engine, open_engine
 from voxray.scoring.summary import CaseScore, summarise
@@ -38,7 +38,7 @@ def score_out_of_fold(
     finished: Sequence[int],
     *,
     store: Store,
-    crew: Crew,
+    pool: WorkerPool,
     progress: Progress,
 ) -> Pooled:
     """Answers what is not answered yet, and scores all cases of the finished folds at once."""
@@ -53,10 +53,10 @@ def score_out_of_fold(
     total = sum(map(len, chosen.values()))
     with progress.track("answer held-out cases", total=total, unit="cases") as advance:
         for fold in finished:
-            engine = open_engine(fold_folder(location, fold), device=crew.device)
+            engine = open_engine(fold_folder(location, fold), device=pool.device)
             found = []
             asked = ask(chosen[fold], output, engine, progress=progress, is_own=True)
-            for score in spread(partial(Scorer, engine, data, output), asked, crew, lost=died):
+            for score in pool_map(partial(Scorer, engine, data, output), asked, pool, lost=died):
                 found.append(score)
                 tell_warnings(progress, f"case {score.case_id}", score.warnings)
                 advance(1)

@@ -17,7 +17,7 @@ from voxray.core.bulkhead import attempt
 from voxray.core.progress import Progress, tell_warnings
 from voxray.core.storage import Place
 from voxray.core.volume import Volume
-from voxray.distributed.parallel import DIED, Crew, hire, spread
+from voxray.distributed.parallel import DIED, WorkerPool, open_pool, pool_map
 from voxray.inference.candidates.folder import FOLDER, Keeping
 from voxray.inference.predictor import Prediction
 from voxray.loading.inputs import run_inputs, scan_inputs
@@ -146,8 +146,8 @@ def predict(
     forms = chosen_forms(options.save, task_of(run))
     _require_free(run, scans, inputs, output, forms=forms, options=options)
     _say_unsupported(forms, scans, progress)
-    with hire(options.workers, device=options.device) as crew:
-        engine = _engine(run, crew.device, options)
+    with open_pool(options.workers, device=options.device) as pool:
+        engine = _engine(run, pool.device, options)
         keeping = _keeping(engine, output, options)
         if engine.choice is not None:
             progress.say(engine.choice.why)
@@ -172,7 +172,7 @@ def predict(
             overwrite=options.overwrite,
             accept_values=options.accept_values,
         )
-        outcomes = _outcomes(answerer, todo, crew, progress)
+        outcomes = _outcomes(answerer, todo, pool, progress)
         warnings |= {outcome.name: outcome.warnings for outcome in outcomes}
         failed = refused | {outcome.name: outcome.error for outcome in outcomes if outcome.error}
         answered = [scan for scan in scans if scan.name not in failed]
@@ -201,12 +201,12 @@ def _engine(run: str | Path, device: str, options: AnswerOptions) -> Engine:
 
 
 def _outcomes(
-    answerer: Callable[[], Answerer], todo: Sequence[Standing], crew: Crew, progress: Progress
+    answerer: Callable[[], Answerer], todo: Sequence[Standing], pool: WorkerPool, progress: Progress
 ) -> list[Outcome]:
     """What becomes of each scan, told as it is known."""
     found: list[Outcome] = []
     with progress.track("predict", total=len(todo), unit="scans") as advance:
-        for outcome in spread(answerer, todo, crew, at_once=AT_ONCE, lost=_died):
+        for outcome in pool_map(answerer, todo, pool, at_once=AT_ONCE, lost=_died):
             found.append(outcome)
             tell_warnings(progress, outcome.name, outcome.warnings)
             advance(1)

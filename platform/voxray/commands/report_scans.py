@@ -21,7 +21,7 @@ from voxray.core.progress import Progress
 from voxray.core.run import Run
 from voxray.core.volume import Volume
 from voxray.dataset import CaseSource, Dataset, num_folds, read_dataset
-from voxray.distributed.parallel import DIED, Crew, hire, spread
+from voxray.distributed.parallel import DIED, WorkerPool, open_pool, pool_map
 from voxray.loading import list_cases, load_case, truth_content
 from voxray.readers import read_volume, volume_content
 from voxray.report import Data, Scans, Shown
@@ -93,13 +93,13 @@ def reach(evaluation: Evaluation, run: Run | None, file: Path | None, root: Path
 
 def look_at_scans(evaluation: Evaluation, found: Reach, answers: Path, *, workers: int, progress: Progress) -> Looked:
     """Sizes, intensities and pictures, and what could not be had; `answers` holds the label maps that were found."""
-    with hire(workers) as crew:
-        scans, lacking, odd = _measure(evaluation, found, crew, progress)
+    with open_pool(workers) as pool:
+        scans, lacking, odd = _measure(evaluation, found, pool, progress)
         requests = _requests(evaluation, found, scans)
         pictures: dict[Kind, list[Shown]] = {}
         with progress.track("pictures", total=len(requests), unit="cases") as advance:
             camera = partial(Camera, evaluation, found.dataset, answers)
-            for shown, error in spread(camera, requests, crew, lost=_no_picture):
+            for shown, error in pool_map(camera, requests, pool, lost=_no_picture):
                 lacking += [f"There is no picture: {error}"] if error else []
                 for one in shown:
                     pictures.setdefault(one.kind, []).append(one)
@@ -244,7 +244,7 @@ def _folds(dataset: Dataset) -> str:
 
 
 def _measure(
-    evaluation: Evaluation, found: Reach, crew: Crew, progress: Progress
+    evaluation: Evaluation, found: Reach, pool: WorkerPool, progress: Progress
 ) -> tuple[Scans, list[str], list[str]]:
     part = evaluation.detection
     items = [(source, part.cases[source.case_id] if part else None) for source in found.sources]
@@ -252,7 +252,7 @@ def _measure(
     items = [(source, case) for source, case in items if case is None or case.truth_boxes]
     results: list[Measured] = []
     with progress.track("scans", total=len(items), unit="cases") as advance:
-        for one in spread(partial(Examiner, evaluation, found.dataset), items, crew, lost=_not_measured):
+        for one in pool_map(partial(Examiner, evaluation, found.dataset), items, pool, lost=_not_measured):
             results.append(one)
             advance(1)
     good = [one for one in results if not one.error]

@@ -31,7 +31,7 @@ MAX_RETRIES = 3
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingTask:
     """One training, small enough to travel."""
 
     name: str
@@ -43,13 +43,13 @@ class Training:
     """Where its driver finds MLflow."""
 
 
-def train_side_by_side(trainings: Sequence[Training], *, at_once: int, progress: Progress) -> None:
+def train_side_by_side(trainings: Sequence[TrainingTask], *, at_once: int, progress: Progress) -> None:
     """Brings all to their last epoch, so many at once; the first that fails stops the others, which can go on later.
 
     Ray must have been joined or started.
     """
     ray: Any = importlib.import_module("ray")
-    waiting, running = deque(trainings), dict[Any, Training]()
+    waiting, running = deque(trainings), dict[Any, TrainingTask]()
     for uri in {tracking_uri(one.location) for one in trainings}:
         prepare_tracking(uri)
     epochs = sum(one.recipe.optim.epochs - _epochs_done(one) for one in trainings)
@@ -73,7 +73,7 @@ def train_side_by_side(trainings: Sequence[Training], *, at_once: int, progress:
         listener.look(advance)
 
 
-def drive(one: Training) -> None:
+def drive(one: TrainingTask) -> None:
     """Runs in a process of its own: the training, from its start or from its last checkpoint."""
     os.environ.update(one.environment)
     train(one.store, one.recipe, one.location, **one.options)
@@ -82,7 +82,7 @@ def drive(one: Training) -> None:
 class _Listener:
     """Reads what the trainings leave in their folders, and says what is new."""
 
-    def __init__(self, trainings: Sequence[Training], progress: Progress) -> None:
+    def __init__(self, trainings: Sequence[TrainingTask], progress: Progress) -> None:
         self._trainings, self._progress = trainings, progress
         self._told = {one.name: _epochs_done(one) for one in trainings}
 
@@ -96,7 +96,7 @@ class _Listener:
                     advance(1)
 
 
-def _started(ray: Any, one: Training) -> Any:
+def _started(ray: Any, one: TrainingTask) -> Any:
     """The reference of the task that drives the training, on this node: here MLflow's file is."""
     strategies: Any = importlib.import_module("ray.util.scheduling_strategies")
     here = strategies.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -104,7 +104,7 @@ def _started(ray: Any, one: Training) -> Any:
     remote = ray.remote(num_cpus=0, max_retries=MAX_RETRIES, scheduling_strategy=here)(drive)
     environment = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
     environment["MLFLOW_TRACKING_URI"] = tracking_uri(one.location)
-    sent = Training(one.name, one.store, one.recipe, one.location, one.options, environment)
+    sent = TrainingTask(one.name, one.store, one.recipe, one.location, one.options, environment)
     return remote.remote(sent)
 
 
@@ -128,6 +128,6 @@ def _stop(ray: Any, references: Sequence[Any]) -> None:
             ray.cancel(reference, force=True)
 
 
-def _epochs_done(one: Training) -> int:
+def _epochs_done(one: TrainingTask) -> int:
     state = find_state(one.location)
     return state.epochs_done if state else 0

@@ -1,7 +1,7 @@
 """The same work on many items: in this process, or on a Ray Data pool of actors that each hold what the work needs.
 
-    with hire(workers, device="auto") as crew:
-        for result in spread(make_work, items, crew):
+    with open_pool(workers, device="auto") as pool:
+        for result in pool_map(make_work, items, pool):
 
 Items go to whichever worker is free, so one slow scan holds up nobody; an actor that dies with its node is started
 again and its item with it.
@@ -29,8 +29,8 @@ from voxray.distributed.cluster import cluster_total, connect
 from voxray.inference.sliding import in_turn
 from voxray.runtimes.device import choose_device
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 MAX_RESTARTS = 3
 """How often an actor is started again before its loss is reported."""
@@ -42,7 +42,7 @@ DIED = (
 
 
 @dataclass(frozen=True)
-class Crew:
+class WorkerPool:
     """Who does the work: this process, or so many actors, each with `num_cpus` and, for CUDA, a GPU of its own."""
 
     workers: int
@@ -52,15 +52,15 @@ class Crew:
 
 
 @contextmanager
-def hire(workers: int, *, device: str = "cpu") -> Iterator[Crew]:
-    """The crew: this process for one worker without a cluster, else actors of the cluster or of a local Ray.
+def open_pool(workers: int, *, device: str = "cpu") -> Iterator[WorkerPool]:
+    """This process for one worker without a cluster, else actors of the cluster or of a local Ray.
 
     The device ``auto`` is CUDA where every worker can have a GPU to itself, else the CPU.
     """
     if workers < 1:
         raise ConfigError(f"workers must be at least 1, got {workers}; 1 without a cluster is this process.")
     if workers == 1 and not os.environ.get("RAY_ADDRESS"):
-        yield Crew(1, str(choose_device(device)), num_cpus=0.0, on_ray=False)
+        yield WorkerPool(1, str(choose_device(device)), num_cpus=0.0, on_ray=False)
         return
     with connect():
         gpus = cluster_total("GPU")
@@ -69,17 +69,17 @@ def hire(workers: int, *, device: str = "cpu") -> Iterator[Crew]:
             raise ResourceError(
                 f"{workers} workers on CUDA need a GPU each, the cluster has {gpus:g}; use fewer, or the device cpu."
             )
-        yield Crew(workers, chosen, num_cpus=cpu_share(cluster_total("CPU"), workers), on_ray=True)
+        yield WorkerPool(workers, chosen, num_cpus=cpu_share(cluster_total("CPU"), workers), on_ray=True)
 
 
-def spread(
-    make: Callable[[], Callable[[Item], Result]],
-    items: Sequence[Item],
-    crew: Crew,
+def pool_map(
+    make: Callable[[], Callable[[_Item], _Result]],
+    items: Sequence[_Item],
+    pool: WorkerPool,
     *,
     at_once: int = 1,
-    lost: Callable[[Item], Result] | None = None,
-) -> Iterator[Result]:
+    lost: Callable[[_Item], _Result] | None = None,
+) -> Iterator[_Result]:
     """Each item's result as it is ready; `make` builds the work once per worker.
 
     An item whose worker dies again and again, as for want of memory, has the result that `lost` gives, and the others
@@ -90,8 +90,8 @@ def spread(
     """
     if not items:
         return
-    if crew.on_ray:
-        yield from _on_actors(make, items, crew, at_once, lost)
+    if pool.on_ray:
+        yield from _on_actors(make, items, pool, at_once, lost)
     else:
         yield from in_turn(make(), items, workers=at_once)
 
@@ -103,14 +103,14 @@ def cpu_share(total: float, workers: int) -> float:
 
 
 def _on_actors(
-    make: Callable[[], Callable[[Item], Result]],
-    items: Sequence[Item],
-    crew: Crew,
+    make: Callable[[], Callable[[_Item], _Result]],
+    items: Sequence[_Item],
+    pool: WorkerPool,
     at_once: int,
-    lost: Callable[[Item], Result] | None,
-) -> Iterator[Result]:
+    lost: Callable[[_Item], _Result] | None,
+) -> Iterator[_Result]:
     stop = Switch()
-    results = _results(make, items, crew, at_once=at_once, stop=stop, may_lose=lost is not None)
+    results = _results(make, items, pool, at_once=at_once, stop=stop, may_lose=lost is not None)
     missing = dict(enumerate(items))
     try:
         for table in results:
@@ -130,9 +130,9 @@ def _on_actors(
 
 
 def _results(
-    make: Callable[[], Callable[[Item], Result]],
-    items: Sequence[Item],
-    crew: Crew,
+    make: Callable[[], Callable[[_Item], _Result]],
+    items: Sequence[_Item],
+    pool: WorkerPool,
     *,
     at_once: int,
     stop: Switch,
@@ -142,8 +142,8 @@ def _results(
     ray: Any = importlib.import_module("ray")
     data: Any = importlib.import_module("ray.data")
     rows = [{"item": _packed(item), "number": number} for number, item in enumerate(items)]
-    pool = data.ActorPoolStrategy(
-        size=min(crew.workers, len(items)),
+    actors = data.ActorPoolStrategy(
+        size=min(pool.workers, len(items)),
         max_tasks_in_flight_per_actor=2 * at_once,
         max_concurrent_calls_per_actor=at_once,
         enable_true_multi_threading=True,
@@ -156,9 +156,9 @@ def _results(
             fn_kwargs={"made": [ray.put(make)]},
             batch_format="pyarrow",
             batch_size=None,
-            num_cpus=crew.num_cpus,
-            num_gpus=1.0 if crew.device == "cuda" else None,
-            compute=pool,
+            num_cpus=pool.num_cpus,
+            num_gpus=1.0 if pool.device == "cuda" else None,
+            compute=actors,
             max_restarts=MAX_RESTARTS,
             max_task_retries=MAX_RESTARTS,
         )

@@ -16,7 +16,7 @@ from voxray.training.run_files import HISTORY, TICKER, read_news
 
 POLL_S = 1.0
 
-Row = Mapping[str, float]
+_Row = Mapping[str, float]
 
 
 class Follower:
@@ -30,7 +30,7 @@ class Follower:
         self._last_epoch = tracking.last_epoch()
         self._told_epoch = steps_done // max(num_steps, 1)
         self._last_tick = 0
-        self.history: Sequence[Row] = ()
+        self.history: Sequence[_Row] = ()
 
     def look(self, advance: Advance) -> None:
         """Passes on what has come since the last look."""
@@ -49,7 +49,7 @@ class Follower:
         if self.history:
             self._tracking.log_file("curves.png", draw_curves(_series(self.history)))
 
-    def _pass_on(self, row: Row, advance: Advance) -> None:
+    def _pass_on(self, row: _Row, advance: Advance) -> None:
         epoch = int(row["epoch"])
         if epoch > self._told_epoch:
             self._told_epoch = epoch
@@ -93,7 +93,7 @@ def following(follower: Follower, advance: Advance, *, every_s: float = POLL_S) 
         follower.look(advance)
 
 
-def epoch_line(row: Row) -> str:
+def epoch_line(row: _Row) -> str:
     """``epoch 12: loss 0.431, 8.3 patches/s, 1 % waiting, mAP 0.52``."""
     parts = [
         f"loss {row.get('loss/total', math.nan):.4g}",
@@ -107,7 +107,7 @@ def epoch_line(row: Row) -> str:
     return f"epoch {row['epoch']:.0f}: {', '.join(parts)}"
 
 
-def _series(history: Sequence[Row]) -> dict[str, list[tuple[float, float]]]:
+def _series(history: Sequence[_Row]) -> dict[str, list[tuple[float, float]]]:
     """One series per number, without what is not worth a curve."""
     names = {name for row in history for name in row} - {"epoch", "num_skipped"}
     every = {

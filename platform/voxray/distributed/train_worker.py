@@ -34,7 +34,7 @@ from voxray.training.state import Training
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainJob:
     """What is to be trained, small enough to travel."""
 
     run: Run
@@ -46,9 +46,9 @@ class Job:
         return {"run": self.run.model_dump(mode="json"), "store": self.store, "location": self.location}
 
     @staticmethod
-    def from_dict(data: dict[str, Any]) -> Job:
+    def from_dict(data: dict[str, Any]) -> TrainJob:
         """The inverse of `to_dict`."""
-        return Job(parse(Run, data["run"], where="run"), data["store"], data["location"])
+        return TrainJob(parse(Run, data["run"], where="run"), data["store"], data["location"])
 
 
 class OpenStream(Protocol):
@@ -73,7 +73,7 @@ def train_on_ray(config: dict[str, Any]) -> None:
     import ray.train
     import ray.train.torch
 
-    job, context = Job.from_dict(config), ray.train.get_context()
+    job, context = TrainJob.from_dict(config), ray.train.get_context()
     if read_failure(job.location) is not None:
         return
     if context.get_world_rank() == 0:
@@ -88,14 +88,14 @@ def train_on_ray(config: dict[str, Any]) -> None:
     guarded(job, partial(work, job, collective, open_stream=patch_stream, report=report))
 
 
-def train_here(job: Job) -> None:
+def train_here(job: TrainJob) -> None:
     """The same in this process, without Ray."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     guarded(job, partial(work, job, Collective(device=device), open_stream=read_here))
 
 
 def work(
-    job: Job,
+    job: TrainJob,
     collective: Collective,
     *,
     open_stream: OpenStream,
@@ -172,7 +172,7 @@ def schedule_of(recipe: Recipe, run: Run, world_size: int) -> Schedule:
     )
 
 
-def guarded(job: Job, action: Callable[[], None]) -> None:
+def guarded(job: TrainJob, action: Callable[[], None]) -> None:
     """Runs it; an error that a user can mend is left for the driver in the run's folder."""
     try:
         action()

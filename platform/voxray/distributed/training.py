@@ -37,7 +37,7 @@ from voxray.distributed.cluster import connect
 from voxray.distributed.mlflow_run import REMEMBERED, Tracking, open_tracking
 from voxray.distributed.placement import Placement, place_workers
 from voxray.distributed.run_follower import Follower, following
-from voxray.distributed.train_worker import Job, schedule_of, train_here, train_on_ray
+from voxray.distributed.train_worker import TrainJob, schedule_of, train_here, train_on_ray
 from voxray.loading.inputs import keep_out_of_store
 from voxray.store import Store, named
 from voxray.training.checkpoint import RunState, find_state, read_state, require_run_folder
@@ -135,7 +135,7 @@ def train(source: str | Path, recipe: Recipe, output: str | Path, **options: Unp
     run = claim_run(location, planned)
     before = find_state(location)
     if before is None or not before.finished:
-        _train(Job(run, store.uri, location), recipe, options=options, progress=progress)
+        _train(TrainJob(run, store.uri, location), recipe, options=options, progress=progress)
     return report_of(location, run, before, seconds=time.monotonic() - begin)
 
 
@@ -249,7 +249,7 @@ def report_of(location: str, run: Run, before: RunState | None, *, seconds: floa
     )
 
 
-def _train(job: Job, recipe: Recipe, *, options: TrainOptions, progress: Progress) -> None:
+def _train(job: TrainJob, recipe: Recipe, *, options: TrainOptions, progress: Progress) -> None:
     workers = options.get("workers", 1)
     clear_failure(job.location)
     num_steps = schedule_of(recipe, job.run, max(workers, 1)).steps_per_epoch
@@ -268,7 +268,7 @@ def _train(job: Job, recipe: Recipe, *, options: TrainOptions, progress: Progres
 
 
 @contextmanager
-def tracked(job: Job, progress: Progress) -> Iterator[Tracking]:
+def tracked(job: TrainJob, progress: Progress) -> Iterator[Tracking]:
     """The training's MLflow run, ended as it deserves."""
     tracking = open_tracking(job.run, job.location, say=progress.say)
     try:
@@ -291,7 +291,7 @@ def _track_data(tracking: Tracking, run: Run) -> None:
         tracking.log_file("run.json", to_json(run).encode())
 
 
-def train_on_cluster(job: Job, *, workers: int, gpus: int | None, share: int = 1) -> None:
+def train_on_cluster(job: TrainJob, *, workers: int, gpus: int | None, share: int = 1) -> None:
     """Runs the workers on Ray until the last epoch; those that are lost are started again.
 
     So many trainings `share` the cluster.
@@ -310,7 +310,7 @@ def train_on_cluster(job: Job, *, workers: int, gpus: int | None, share: int = 1
     )
 
 
-def _fit(job: Job, placement: Placement) -> str | None:
+def _fit(job: TrainJob, placement: Placement) -> str | None:
     """Runs one Ray Train job; why workers were lost too often, or None where it ended well."""
     from ray.exceptions import RayActorError
     from ray.train import WorkerGroupError

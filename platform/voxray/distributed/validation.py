@@ -53,7 +53,7 @@ class PackedLabels:
 
 
 @dataclass(frozen=True)
-class Answered:
+class ValidatedCase:
     """One case's answer and its truth, without the image; `answer` is None where the network's was not finite."""
 
     case_id: str
@@ -108,8 +108,8 @@ class Validator:
         answered = sorted((item for part in gathered for item in part), key=lambda item: item.case_id)
         if not answered or any(item.answer is None for item in answered):
             return {self._task.primary_metric: math.nan}
-        found: Any = Opened(answered, Answered.found)
-        truth: Any = Opened(answered, Answered.truth)
+        found: Any = Opened(answered, ValidatedCase.found)
+        truth: Any = Opened(answered, ValidatedCase.truth)
         return self._task.score(found, truth)
 
     def _note(self, model: nn.Module) -> Note | None:
@@ -120,7 +120,7 @@ class Validator:
         mark = stamp(self._run, recipe, sha256=weights_digest(model))
         return Note(Keeping.of(folder, recipe, classes), mark)
 
-    def _answer(self, predictor: Predictor, case_id: str, *, note: Note | None) -> Answered:
+    def _answer(self, predictor: Predictor, case_id: str, *, note: Note | None) -> ValidatedCase:
         case = self._store.read_case(case_id)
         keep = None if note is None else note.keeping.keeper()
         try:
@@ -151,7 +151,7 @@ def draw_answer(case: Case, answer: Detections | Volume, classes: Sequence[str])
 class Opened:
     """A sequence whose items are opened one at a time, when they are asked for."""
 
-    def __init__(self, items: Sequence[Answered], open_one: Callable[[Answered], Any]) -> None:
+    def __init__(self, items: Sequence[ValidatedCase], open_one: Callable[[ValidatedCase], Any]) -> None:
         self._items, self._open_one = items, open_one
 
     def __len__(self) -> int:
@@ -161,9 +161,9 @@ class Opened:
         return self._open_one(self._items[index])
 
 
-def _answered(case: Case, answer: Detections | Volume | None) -> Answered:
+def _answered(case: Case, answer: Detections | Volume | None) -> ValidatedCase:
     grid = case.image.grid
-    return Answered(
+    return ValidatedCase(
         case_id=case.case_id,
         patient_id=case.patient_id,
         grid=grid,

@@ -21,7 +21,7 @@ from voxray.core.progress import Progress, tell_warnings
 from voxray.core.recipe import Recipe
 from voxray.core.storage import Place
 from voxray.dataset import CaseSource, Dataset, read_dataset
-from voxray.distributed.parallel import DIED, hire, spread
+from voxray.distributed.parallel import DIED, open_pool, pool_map
 from voxray.inference.candidates.file import Kept, KeptHead, Truth, file_name, read_kept, with_truth, write_kept
 from voxray.inference.candidates.folder import FOLDER, Keeping, said_by
 from voxray.inference.restore import boxes_on
@@ -83,8 +83,8 @@ def keep_cases(wanted: Wanted, variant: Setting, *, progress: Progress) -> tuple
     What is kept is taken for cases whose scan and truth hold what they held then. Where the dataset is not in reach
     that cannot be known, which is said.
     """
-    with hire(wanted.workers, device=wanted.device) as crew:
-        engine = open_engine(wanted.run, overrides=as_overrides(variant), device=crew.device)
+    with open_pool(wanted.workers, device=wanted.device) as pool:
+        engine = open_engine(wanted.run, overrides=as_overrides(variant), device=pool.device)
         if not engine.run.val_cases:
             raise ConfigError(f"run {engine.run.name} validated on no cases; sweep a run of a fold.")
         keeping = keeping_of(wanted, engine)
@@ -106,7 +106,7 @@ def keep_cases(wanted: Wanted, variant: Setting, *, progress: Progress) -> tuple
             todo = [Todo(origins[case], places[case][0]) for case in missing]
             with progress.track("answer", total=len(todo), unit="cases") as advance:
                 keeper = partial(CaseKeeper, engine, reached.dataset, keeping)
-                for case, warnings, error in spread(keeper, todo, crew, lost=_died):
+                for case, warnings, error in pool_map(keeper, todo, pool, lost=_died):
                     tell_warnings(progress, f"case {case}", warnings)
                     failed |= {case: error} if error else {}
                     advance(1)
