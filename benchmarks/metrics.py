@@ -25,7 +25,7 @@ from table import Row, options, show
 from voxray.core.detections import Detections
 from voxray.metrics import coco
 from voxray.metrics.bootstrap import draw_weights
-from voxray.metrics.luna16 import Marks, Nodules, Outcome, bootstrap, froc, judge
+from voxray.metrics.luna16 import JudgedMarks, Marks, Nodules, bootstrap, froc, judge
 from voxray.metrics.pool import pool_of
 from voxray.metrics.segmentation import structure_table
 from voxray.phantoms.kinds import draw_phantom
@@ -227,7 +227,7 @@ def _monai(scans: Scans) -> dict[str, float]:
 
 
 def _copied_bands(
-    outcome: Outcome, num: int, rates: NDArray[np.float64]
+    outcome: JudgedMarks, num: int, rates: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The script's way: each draw copies its scans' samples, sorts them and makes a ROC curve."""
     num_scans = len(outcome.nodules)

@@ -11,10 +11,9 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCE = REPOSITORY / "platform" / "voxray"
 STILL_NAMED_TWICE = """
-Answer Answered Block Bounds Box Boxes Compared Desk Facts Finding Form Frame Get Item Job Keeping Kind
-Labels Mask Measured Network Numbers Outcome Output Owner Pairs Part Point Precision Prediction Problem Range
-Recipe Row Rows Run Series Setting Share Sides Slice Source Study Table Task Training Truth Value Values
-Vector Wanted Which Window Windows Workers
+Answer Answered Bounds Compared Desk Finding Form Get Item Job Keeping Kind Measured Network Numbers Outcome
+Output Owner Part Point Precision Prediction Problem Range Recipe Row Run Series Setting Sides Study Task
+Training Truth Value Wanted Which Window Windows Workers
 """
 """Names that still stand for several things: none is added."""
 

@@ -11,7 +11,7 @@ from voxray.core.config import to_json
 from voxray.core.errors import ConfigError
 from voxray.dataset import Dataset, read_dataset
 from voxray.dataset.paths import file_stem
-from voxray.dataset.truth import BoxesCsv, Labels, MaskFolder
+from voxray.dataset.truth import BoxesCsv, LabelMaps, MaskFolder
 
 MINIMAL = """
 name = "minimal"
@@ -34,7 +34,7 @@ def write(folder: Path, text: str) -> Path:
 def test_paths_are_below_the_folder_of_the_file(tmp_path: Path) -> None:
     dataset = read_dataset(write(tmp_path, MINIMAL))
     assert dataset.root == str(tmp_path)
-    assert isinstance(dataset.annotations[0], Labels)
+    assert isinstance(dataset.annotations[0], LabelMaps)
     assert dataset.annotations[0].file == str(tmp_path / "labels/{case}.nii.gz")
     assert dataset.folds.kind == "kfold"
 
@@ -142,10 +142,10 @@ def test_a_table_and_label_maps_go_together_but_not_two_of_one_sort() -> None:
 
 
 def test_values_may_be_a_list_of_names() -> None:
-    assert Labels(file="x", values=["a", "b"]).values == {1: "a", 2: "b"}  # type: ignore[arg-type]
-    assert Labels.model_validate({"file": "x", "values": {"4": "b"}}).values == {4: "b"}
+    assert LabelMaps(file="x", values=["a", "b"]).values == {1: "a", 2: "b"}  # type: ignore[arg-type]
+    assert LabelMaps.model_validate({"file": "x", "values": {"4": "b"}}).values == {4: "b"}
     with pytest.raises(ValueError, match="greater than 0"):
-        Labels.model_validate({"file": "x", "values": {"0": "b"}})
+        LabelMaps.model_validate({"file": "x", "values": {"0": "b"}})
 
 
 def test_a_table_has_no_default_frame() -> None:

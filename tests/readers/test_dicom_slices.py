@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from voxray.core.volume import Grid
-from voxray.readers.dicom_slices import Frame, arrange
+from voxray.readers.dicom_slices import DicomFrame, arrange
 
 WHERE = Path("series")
 
@@ -36,13 +36,13 @@ def stack(
     origin: tuple[float, float, float] = (0.0, 0.0, 0.0),
     lean: tuple[float, float] = (0.0, 0.0),
     **changes: Any,
-) -> list[Frame]:
+) -> list[DicomFrame]:
     """Slices at places along their normal in mm; `lean` is their shift along x and y for each mm."""
     turn = np.eye(3) if turn is None else turn
     frames = []
     for number, place in enumerate(places):
         position = np.asarray(origin) + turn @ [lean[0] * place, lean[1] * place, place]
-        frame = Frame(
+        frame = DicomFrame(
             path=Path(f"{number}.dcm"),
             index=0,
             columns=512,

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from voxray.core.volume import Grid
-from voxray.readers.stored import Slice, Stored, hounsfield, labels
+from voxray.readers.stored import Stored, StoredSlice, hounsfield, labels
 
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
@@ -19,11 +19,11 @@ IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 def stored(voxels: NDArray[Any], slope: float = 1.0, intercept: float = 0.0) -> Stored:
     """The voxels (x y z) as a file would give them; one buffer serves all slices."""
 
-    def slices() -> Iterator[Slice]:
+    def slices() -> Iterator[StoredSlice]:
         buffer = np.empty(voxels.shape[1::-1], voxels.dtype)
         for z in range(voxels.shape[2]):
             buffer[:] = voxels[:, :, z].T
-            yield Slice(buffer, slope, intercept)
+            yield StoredSlice(buffer, slope, intercept)
 
     grid = Grid((voxels.shape[0], voxels.shape[1], voxels.shape[2]), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), IDENTITY)
     return Stored(Path("scan"), "test", grid, voxels.dtype.name, slices)

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from voxray.core.errors import DataError
-from voxray.readers.streams import Packing, Source, StreamCodes, check_length, read_slices, read_start
+from voxray.readers.streams import Packing, StreamCodes, VoxelStream, check_length, read_slices, read_start
 
 CODES = StreamCodes("truncated", "corrupt", "longer")
 VOXELS = np.random.default_rng(1).integers(-1000, 1000, (5, 7, 11)).astype(np.int16)
 
 
-def source(path: Path, packing: Packing, **more: int) -> Source:
-    return Source(path, packing, np.dtype("<i2"), (11, 7, 5), CODES, **more)
+def source(path: Path, packing: Packing, **more: int) -> VoxelStream:
+    return VoxelStream(path, packing, np.dtype("<i2"), (11, 7, 5), CODES, **more)
 
 
 def read(path: Path, packing: Packing, **more: int) -> NDArray[np.int16]:
@@ -87,7 +87,7 @@ def test_more_than_was_promised_is_refused(tmp_path: Path) -> None:
 def test_a_promise_that_no_stream_of_this_size_can_hold_is_refused_at_once(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(gzip.compress(bytes(1000)))
-    promised = Source(path, "zlib", np.dtype("<i2"), (1024, 1024, 1024), CODES)
+    promised = VoxelStream(path, "zlib", np.dtype("<i2"), (1024, 1024, 1024), CODES)
     with pytest.raises(DataError, match="far fewer"):
         check_length(promised)
 

@@ -14,7 +14,7 @@ from voxray.core.volume import Vector
 
 Voxels = Shaped[np.ndarray, "x y z"]
 LabelMap = UInt8[np.ndarray, "x y z"]
-Boxes = Float64[np.ndarray, "n 6"]
+_Boxes = Float64[np.ndarray, "n 6"]
 Classes = Int64[np.ndarray, " n"]
 
 NO_VOXEL = "instances.absent"
@@ -81,14 +81,14 @@ def labels_of_masks(
     return labels, problems
 
 
-def component_boxes(labels: LabelMap, *, spacing_mm: Vector, min_object_mm3: float = 0.0) -> tuple[Boxes, Classes]:
+def component_boxes(labels: LabelMap, *, spacing_mm: Vector, min_object_mm3: float = 0.0) -> tuple[_Boxes, Classes]:
     """The boxes of the components of each class that have at least that volume."""
     boxes, classes, volumes_mm3 = components(labels, spacing_mm=spacing_mm)
     kept = volumes_mm3 >= min_object_mm3
     return boxes[kept], classes[kept]
 
 
-def components(labels: LabelMap, *, spacing_mm: Vector) -> tuple[Boxes, Classes, Float64[np.ndarray, " n"]]:
+def components(labels: LabelMap, *, spacing_mm: Vector) -> tuple[_Boxes, Classes, Float64[np.ndarray, " n"]]:
     """The connected components (26 neighbours) of each class: boxes, first voxel to one past the last, and mm3."""
     boxes: list[list[float]] = []
     classes: list[int] = []
@@ -108,7 +108,7 @@ def components(labels: LabelMap, *, spacing_mm: Vector) -> tuple[Boxes, Classes,
 
 def instance_boxes(
     voxels: Voxels, class_of: Mapping[int, int], *, where: str
-) -> tuple[LabelMap, Boxes, Classes, list[DataError]]:
+) -> tuple[LabelMap, _Boxes, Classes, list[DataError]]:
     """A label map and one box per instance; instances without a class, or a class without voxels, are problems."""
     counts = value_counts(voxels)
     present = {int(value) for value in np.flatnonzero(counts) if value > 0}
@@ -164,5 +164,5 @@ def _box(region: tuple[slice, ...], offset: Sequence[int]) -> list[float]:
     return low + [float(side.stop + first) for side, first in zip(region, offset, strict=True)]
 
 
-def _arrays(boxes: Sequence[Sequence[float]], classes: Sequence[int]) -> tuple[Boxes, Classes]:
+def _arrays(boxes: Sequence[Sequence[float]], classes: Sequence[int]) -> tuple[_Boxes, Classes]:
     return np.asarray(boxes, dtype=np.float64).reshape(-1, 6), np.asarray(classes, dtype=np.int64)

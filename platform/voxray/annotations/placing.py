@@ -12,14 +12,14 @@ from voxray.core.errors import DataError
 from voxray.core.volume import Grid
 from voxray.dataset.source import BoxTruth
 
-Boxes = Float64[np.ndarray, "n 6"]
+_Boxes = Float64[np.ndarray, "n 6"]
 
 _HALF_TURN = np.array([-1.0, -1.0, 1.0])
 
 
 def place_boxes(
     truth: BoxTruth, grid: Grid, classes: Sequence[str], *, overhang_vox: float
-) -> tuple[Boxes, list[DataError]]:
+) -> tuple[_Boxes, list[DataError]]:
     """The boxes in edge voxels of `grid`, cut off at its border; one that reaches too far beyond is a problem."""
     boxes = truth.boxes if truth.frame == "voxel" else boxes_to_voxel(truth.boxes, grid)
     clipped = np.concatenate([np.maximum(boxes[:, :3], 0), np.minimum(boxes[:, 3:], grid.shape)], axis=1)

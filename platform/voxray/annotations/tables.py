@@ -19,7 +19,7 @@ from voxray.dataset.naming import numbered_names
 from voxray.dataset.source import BoxTruth
 from voxray.dataset.truth import BoxesCsv, MonaiJson, SpheresCsv
 
-Numbers = tuple[float, ...]
+_Numbers = tuple[float, ...]
 T = TypeVar("T")
 
 _NUMBERS_REMEDY = "Give finite numbers with a decimal point."
@@ -41,7 +41,7 @@ class _Row:
 
     where: str
     case_id: str
-    box: Numbers
+    box: _Numbers
     class_index: int
 
 
@@ -71,10 +71,10 @@ def read_spheres_csv(text: str, config: SpheresCsv, classes: Sequence[str], *, w
 
 def read_excluded_csv(text: str, config: SpheresCsv, *, where: str) -> dict[str, Spheres]:
     """The findings that LUNA16's evaluation leaves out, by case; raises on the first row that cannot be read."""
-    found: dict[str, list[Numbers]] = {}
+    found: dict[str, list[_Numbers]] = {}
     problems: list[DataError] = []
 
-    def parse(row: Mapping[str, str], place: str) -> tuple[str, Numbers]:
+    def parse(row: Mapping[str, str], place: str) -> tuple[str, _Numbers]:
         numbers = _numbers([row[name] for name in (*config.centre_columns, config.diameter_column)], place)
         return _case(row[config.case_column], place), numbers
 
@@ -158,7 +158,7 @@ def read_monai_json(
 
 def _gather(rows: Iterable[_Row], frame: Frame, result: BoxFile) -> BoxFile:
     """The rows grouped by case, RAS turned to LPS; boxes without a size and repeated ones become problems."""
-    by_case: dict[str, dict[tuple[Numbers, int], None]] = {}
+    by_case: dict[str, dict[tuple[_Numbers, int], None]] = {}
     for row in rows:
         if any(high <= low for low, high in zip(row.box[:3], row.box[3:], strict=True)):
             text = f"{row.where}: case {row.case_id}: the box {_short(row.box)} has no size."
@@ -183,7 +183,7 @@ def _in_lps(truth: BoxTruth) -> BoxTruth:
     return BoxTruth(np.concatenate([low, high], axis=1), truth.classes, "LPS")
 
 
-def _around(centre: Numbers, size: Numbers) -> Numbers:
+def _around(centre: _Numbers, size: _Numbers) -> _Numbers:
     low = tuple(c - s / 2 for c, s in zip(centre, size, strict=True))
     return low + tuple(c + s / 2 for c, s in zip(centre, size, strict=True))
 
@@ -258,7 +258,7 @@ def _of_length(item: Mapping[str, Any], name: str, length: int, where: str) -> l
     return value
 
 
-def _numbers(values: Sequence[Any], where: str) -> Numbers:
+def _numbers(values: Sequence[Any], where: str) -> _Numbers:
     found = []
     for value in values:
         try:
@@ -311,7 +311,7 @@ def _names(classes: Sequence[str]) -> str:
     return ", ".join(classes[:8]) + (f" and {len(classes) - 8} more" if len(classes) > 8 else "")
 
 
-def _short(box: Numbers) -> str:
+def _short(box: _Numbers) -> str:
     return " ".join(f"{number:.6g}" for number in box)
 
 

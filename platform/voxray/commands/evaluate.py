@@ -36,7 +36,7 @@ from voxray.loading import CaseContent, examine, list_cases, truth_content
 from voxray.loading.inputs import dataset_inputs, require_no_scan_of, run_inputs
 from voxray.loading.scans import Scan
 from voxray.metrics.coco import IOUS
-from voxray.metrics.segmentation import Table, structure_table, table_of_unread
+from voxray.metrics.segmentation import StructureTable, structure_table, table_of_unread
 from voxray.results.answer_outputs import AnswerFiles, about_of
 from voxray.results.answers import Engine, open_engine, read_answer, write_answer
 from voxray.results.class_names import COMPARISON
@@ -317,7 +317,7 @@ def _truth_boxes(source: CaseSource, case: Case | None) -> tuple[Float64[np.ndar
     return np.zeros((0, 6)), np.zeros(0, np.int64)
 
 
-def _table(case: Case | None, answer: Prediction | None, num_classes: int) -> Table:
+def _table(case: Case | None, answer: Prediction | None, num_classes: int) -> StructureTable:
     """The case's table of structures; one that cannot be read has missed every class."""
     if case is None:
         return table_of_unread(num_classes)

@@ -16,16 +16,13 @@ import numpy as np
 from pydantic import ConfigDict, Field
 
 from voxray.core.config import Config, parse, read_mapping
-from voxray.core.detections import Detections
+from voxray.core.detections import Box, Detections
 from voxray.core.errors import ConfigError
 from voxray.core.recipe import InferenceConfig, Merge, Recipe
 from voxray.core.run import Run
-from voxray.core.volume import Grid, Volume
+from voxray.core.volume import Grid, Vector, Volume
 
 _NUMBERS = re.compile(r"\[[\s\d.,eE+-]*\]")
-
-Vector = tuple[float, float, float]
-Box = tuple[float, float, float, float, float, float]
 
 
 class ModelStamp(Config):

@@ -11,6 +11,8 @@ from jaxtyping import Float, Float32, Int64
 from voxray.core.volume import Grid
 
 Frame = Literal["voxel", "LPS", "RAS"]
+Box = tuple[float, float, float, float, float, float]
+"""``x1 y1 z1 x2 y2 z2``, as files spell it."""
 
 _LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-Facts = Mapping[str, Any]
+_Facts = Mapping[str, Any]
 
 
 class VoxrayError(Exception):
@@ -37,10 +37,10 @@ class DataError(VoxrayError):
     """
 
     def __init__(
-        self, code: str, message: str, *, remedy: str, case_id: str | None = None, facts: Facts | None = None
+        self, code: str, message: str, *, remedy: str, case_id: str | None = None, facts: _Facts | None = None
     ) -> None:
         self.code, self.message, self.remedy, self.case_id = code, message, remedy, case_id
-        self.facts: Facts = facts or {}
+        self.facts: _Facts = facts or {}
         super().__init__(str(self))
 
     def __str__(self) -> str:
@@ -55,5 +55,5 @@ class DataError(VoxrayError):
         return DataError(self.code, self.message, remedy=self.remedy, case_id=case_id, facts=self.facts)
 
 
-def _restore_data_error(code: str, message: str, remedy: str, case_id: str | None, facts: Facts) -> DataError:
+def _restore_data_error(code: str, message: str, remedy: str, case_id: str | None, facts: _Facts) -> DataError:
     return DataError(code, message, remedy=remedy, case_id=case_id, facts=facts)

@@ -15,13 +15,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from voxray.core.config import Config, parse, read_mapping
+from voxray.core.detections import Box
 from voxray.core.errors import ConfigError
 from voxray.core.storage import whole
 
 EVALUATION = "evaluation.json"
 """The name of the file in a folder of answers."""
-
-Box = tuple[float, float, float, float, float, float]
 
 
 def _nan_for_null(value: Any) -> Any:

@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from voxray.core.config import Config
 from voxray.core.errors import ConfigError
 from voxray.dataset.lists import (
-    Sides,
+    SplitIds,
     by_ids,
     count_lists,
     read_csv_sides,
@@ -23,7 +23,7 @@ from voxray.dataset.lists import (
 from voxray.dataset.paths import RootedPath
 from voxray.dataset.source import CaseSource
 
-Share = Annotated[float, Field(ge=0, lt=1)]
+_Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class KFold(Config):
@@ -32,7 +32,7 @@ class KFold(Config):
     kind: Literal["kfold"] = "kfold"
     num_folds: Annotated[int, Field(ge=2)] = 5
     seed: NonNegativeInt = 0
-    test_share: Share = 0.0
+    test_share: _Share = 0.0
     """This share of the patients is set aside first, and is the test set of every fold: 60/20/20 with a hold-out is
     four folds and a share of 0.2."""
     rotating_test: bool = False
@@ -53,7 +53,7 @@ class Holdout(Config):
 
     kind: Literal["holdout"] = "holdout"
     val_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    test_share: Share = 0.0
+    test_share: _Share = 0.0
     seed: NonNegativeInt = 0
 
     @model_validator(mode="after")
@@ -102,7 +102,7 @@ class Luna16Subsets(Config):
     kind: Literal["luna16_subsets"] = "luna16_subsets"
     file: RootedPath | None = None
     """JSON ``{"subset0": [series ids], ...}``; None: the folder subsetN that the image lies in."""
-    val_share: Share = 0.0
+    val_share: _Share = 0.0
     """0: subset k validates. Above: subset k is the test set, and this share of the other patients validates."""
     seed: NonNegativeInt = 0
 
@@ -203,7 +203,7 @@ def split(cases: Sequence[CaseSource], folds: Folds, fold: int | None) -> Split:
     found = _sides(ordered, folds, fold or 0)
     if fold is None:
         test = frozenset[str]() if scored_side(folds) == "test" else found.test
-        found = Sides(train=(found.train | found.val | found.test) - test, val=frozenset(), test=test)
+        found = SplitIds(train=(found.train | found.val | found.test) - test, val=frozenset(), test=test)
     result = Split(*(tuple(case for case in ordered if case.case_id in side) for side in found))
     _refuse_shared_patients(result)
     if not result.train:
@@ -213,13 +213,13 @@ def split(cases: Sequence[CaseSource], folds: Folds, fold: int | None) -> Split:
     return result
 
 
-def _sides(cases: Sequence[CaseSource], folds: Folds, fold: int) -> Sides:
+def _sides(cases: Sequence[CaseSource], folds: Folds, fold: int) -> SplitIds:
     match folds:
         case KFold():
             return _deal(cases, folds, fold)
         case Holdout():
             train, val, test = _draw(cases, (folds.val_share, folds.test_share), folds.seed)
-            return Sides(train=train, val=val, test=test)
+            return SplitIds(train=train, val=val, test=test)
         case SortedTail():
             return _tail(cases, folds.num_val)
         case Lists():
@@ -230,10 +230,10 @@ def _sides(cases: Sequence[CaseSource], folds: Folds, fold: int) -> Sides:
         case Luna16Subsets():
             return _hold_out_subset(cases, folds, fold)
         case NoFolds():
-            return Sides(train=frozenset(case.case_id for case in cases), val=frozenset(), test=frozenset())
+            return SplitIds(train=frozenset(case.case_id for case in cases), val=frozenset(), test=frozenset())
 
 
-def _deal(cases: Sequence[CaseSource], folds: KFold, fold: int) -> Sides:
+def _deal(cases: Sequence[CaseSource], folds: KFold, fold: int) -> SplitIds:
     rest, test, _ = _draw(cases, (folds.test_share, 0.0), folds.seed)
     patients = _shuffled_patients([case for case in cases if case.case_id in rest], folds.seed + 1)
     if len(patients) < folds.num_folds:
@@ -248,25 +248,25 @@ def _deal(cases: Sequence[CaseSource], folds: KFold, fold: int) -> Sides:
     val = part(fold)
     if folds.rotating_test:
         test = part(fold + 1)
-    return Sides(train=rest - val - test, val=val, test=test)
+    return SplitIds(train=rest - val - test, val=val, test=test)
 
 
-def _hold_out_subset(cases: Sequence[CaseSource], folds: Luna16Subsets, fold: int) -> Sides:
+def _hold_out_subset(cases: Sequence[CaseSource], folds: Luna16Subsets, fold: int) -> SplitIds:
     subsets = None if folds.file is None else read_subsets(folds.file)
     numbers = {case.case_id: subset_of(case, subsets, folds.file) for case in cases}
     held_out = frozenset(case_id for case_id, number in numbers.items() if number == fold)
     rest = [case for case in cases if case.case_id not in held_out]
     if folds.val_share == 0:
-        return Sides(train=frozenset(case.case_id for case in rest), val=held_out, test=frozenset())
+        return SplitIds(train=frozenset(case.case_id for case in rest), val=held_out, test=frozenset())
     train, val, _ = _draw(rest, (folds.val_share, 0.0), folds.seed + fold)
-    return Sides(train=train, val=val, test=held_out)
+    return SplitIds(train=train, val=val, test=held_out)
 
 
-def _tail(cases: Sequence[CaseSource], num_val: int) -> Sides:
+def _tail(cases: Sequence[CaseSource], num_val: int) -> SplitIds:
     names = [case.case_id for case in cases]
     if len(names) <= num_val:
         raise ConfigError(f"folds.num_val: {num_val} of {len(names)} cases leave none to train; give fewer.")
-    return Sides(train=frozenset(names[:-num_val]), val=frozenset(names[-num_val:]), test=frozenset())
+    return SplitIds(train=frozenset(names[:-num_val]), val=frozenset(names[-num_val:]), test=frozenset())
 
 
 def _draw(

@@ -28,7 +28,7 @@ _PICKLES = (".pkl", ".pickle")
 _SUBSET = re.compile(r"(?:^|/)subset(\d)(?:/|$)")
 
 
-class Sides(NamedTuple):
+class SplitIds(NamedTuple):
     """Case ids by side."""
 
     train: frozenset[str]
@@ -53,7 +53,7 @@ def count_lists(file: str) -> int:
     return len(content) if isinstance(content, list) else 1
 
 
-def read_sides(file: str, fold: int) -> Sides:
+def read_sides(file: str, fold: int) -> SplitIds:
     """The sides of one fold, as listed."""
     path = file.replace("{fold}", str(fold))
     content = _read_json(path)
@@ -77,7 +77,7 @@ def tests_rotate(file: str) -> bool:
     return len(tests) > 1 and all(tests) and len(frozenset().union(*tests)) == sum(map(len, tests))
 
 
-def read_csv_sides(file: str, case_column: str, side_column: str, delimiter: str) -> Sides:
+def read_csv_sides(file: str, case_column: str, side_column: str, delimiter: str) -> SplitIds:
     """The sides that a CSV column gives."""
     sides: dict[str, set[str]] = {"train": set(), "val": set(), "test": set()}
     try:
@@ -98,7 +98,7 @@ def read_csv_sides(file: str, case_column: str, side_column: str, delimiter: str
     return _disjoint(sides, file)
 
 
-def by_ids(cases: Sequence[CaseSource], sides: Sides, *, where: str, partial: bool) -> Sides:
+def by_ids(cases: Sequence[CaseSource], sides: SplitIds, *, where: str, partial: bool) -> SplitIds:
     """The listed sides, restricted to the cases that are there; refused where both do not agree unless `partial`."""
     there = {case.case_id for case in cases}
     listed = sides.train | sides.val | sides.test
@@ -106,7 +106,7 @@ def by_ids(cases: Sequence[CaseSource], sides: Sides, *, where: str, partial: bo
         for ids, text in ((listed - there, "lists cases that are not there"), (there - listed, "leaves out cases")):
             if ids:
                 raise ConfigError(f"{where}: {text}: {_some(ids)}; mend the lists, or set folds.partial = true.")
-    return Sides(*(side & there for side in sides))
+    return SplitIds(*(side & there for side in sides))
 
 
 def read_subsets(file: str) -> Mapping[str, int]:
@@ -149,7 +149,7 @@ def _fold_numbers(content: Any, where: str) -> list[int]:
     return numbers
 
 
-def _sides_by_number(content: Any, numbers: Sequence[int], fold: int, where: str) -> Sides:
+def _sides_by_number(content: Any, numbers: Sequence[int], fold: int, where: str) -> SplitIds:
     sides: dict[str, set[str]] = {"train": set(), "val": set(), "test": set()}
     for entry, number in zip(content["training"], numbers, strict=True):
         sides["val" if number == fold else "train"].add(_case_id(entry, f"{where}: training"))
@@ -167,11 +167,11 @@ def _case_id(item: Any, where: str) -> str:
     raise ConfigError(f"{where}: each entry must be a case id or have an 'image', got {str(item)[:80]}.")
 
 
-def _disjoint(sides: Mapping[str, set[str]], where: str) -> Sides:
+def _disjoint(sides: Mapping[str, set[str]], where: str) -> SplitIds:
     for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
         if both := sides[first] & sides[second]:
             raise ConfigError(f"{where}: {_some(both)} in both {first} and {second}; keep each case in one list.")
-    return Sides(*(frozenset(sides[name]) for name in Sides._fields))
+    return SplitIds(*(frozenset(sides[name]) for name in SplitIds._fields))
 
 
 def _read_json(file: str) -> Any:

@@ -50,7 +50,7 @@ def _names_from(first: int) -> BeforeValidator:
     return BeforeValidator(numbered)
 
 
-Values = Annotated[dict[PositiveInt, str] | None, _names_from(1)]
+MapValues = Annotated[dict[PositiveInt, str] | None, _names_from(1)]
 Indices = Annotated[dict[NonNegativeInt, str] | None, _names_from(0)]
 
 
@@ -93,13 +93,13 @@ class MapSettings(Config):
     """Smaller components are no objects; their voxels keep their label."""
 
 
-class Labels(MapSettings):
+class LabelMaps(MapSettings):
     """One label map per case."""
 
     kind: Literal["labels"] = "labels"
     file: RootedPath
     """Where it lies; `{case}` and `{patient}` stand for the ids."""
-    values: Values = None
+    values: MapValues = None
     """Value -> class name, or a list of names for 1, 2, ...; None: value k is the k-th class."""
     unlisted: Literal["refuse", "background"] = "refuse"
     """What a value or name that is not one of the dataset's classes becomes."""
@@ -155,5 +155,6 @@ class Instances(Config):
 
 
 Annotation = Annotated[
-    SpheresCsv | MonaiJson | BoxesCsv | BoxesJson | Labels | Msd | MaskFolder | Instances, Field(discriminator="kind")
+    SpheresCsv | MonaiJson | BoxesCsv | BoxesJson | LabelMaps | Msd | MaskFolder | Instances,
+    Field(discriminator="kind"),
 ]

@@ -28,7 +28,7 @@ from voxray.core.volume import Grid, Volume
 from voxray.dataset import Dataset
 from voxray.dataset.naming import listed, names_of_map
 from voxray.dataset.source import CaseSource, MapTruth
-from voxray.dataset.truth import Instances, Labels, MaskFolder, Msd
+from voxray.dataset.truth import Instances, LabelMaps, MaskFolder, Msd
 from voxray.readers import label_names, read_label_map
 
 T = TypeVar("T")
@@ -54,7 +54,7 @@ def read_maps(dataset: Dataset, source: CaseSource, grid: Grid | None) -> Truth:
     objects = source.boxes is None
     for annotation in dataset.annotations:
         match annotation:
-            case Labels() | Msd():
+            case LabelMaps() | Msd():
                 _read_labels(dataset, annotation, source, grid, truth)
             case MaskFolder():
                 _read_masks(dataset, annotation, source, grid, truth)
@@ -76,13 +76,15 @@ def attempt(problems: list[DataError], function: Callable[..., T], *arguments: A
         return None
 
 
-def _read_labels(dataset: Dataset, config: Labels | Msd, source: CaseSource, grid: Grid | None, truth: Truth) -> None:
+def _read_labels(
+    dataset: Dataset, config: LabelMaps | Msd, source: CaseSource, grid: Grid | None, truth: Truth
+) -> None:
     if source.maps is None:
         text = "the annotation file gives its image no label map."
         truth.problems.append(DataError("labels.missing", text, remedy="Add an entry, or exclude the case."))
         return
     volume = _read_map(
-        source.maps.file, grid, truth, absent=config.absent if isinstance(config, Labels) else "refuse"
+        source.maps.file, grid, truth, absent=config.absent if isinstance(config, LabelMaps) else "refuse"
     )
     names = _names(dataset, config, source.maps, truth)
     if volume is not None and names is not None:
@@ -96,7 +98,7 @@ def _read_labels(dataset: Dataset, config: Labels | Msd, source: CaseSource, gri
         truth.problems += found
 
 
-def _names(dataset: Dataset, config: Labels | Msd, maps: MapTruth, truth: Truth) -> Mapping[int, str] | None:
+def _names(dataset: Dataset, config: LabelMaps | Msd, maps: MapTruth, truth: Truth) -> Mapping[int, str] | None:
     """Value -> class name, as the dataset or else the map's file declares it; None, and a problem, where unclear."""
     if isinstance(config, Msd) or config.values is not None:
         return maps.names

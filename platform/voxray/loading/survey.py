@@ -26,7 +26,7 @@ from voxray.dataset.truth import (
     BoxesJson,
     BoxTable,
     Instances,
-    Labels,
+    LabelMaps,
     MaskFolder,
     MonaiJson,
     Msd,
@@ -215,19 +215,21 @@ def _maps(
                 return {}
             _report_absent(listed, [*images, *dataset.exclude], annotation.file, problems, ignore=False)
             return listed
-        if isinstance(annotation, Labels | MaskFolder | Instances):
+        if isinstance(annotation, LabelMaps | MaskFolder | Instances):
             return {case_id: _map_truth(dataset, annotation, case_id, patients[case_id]) for case_id in images}
     return None
 
 
-def _map_truth(dataset: Dataset, annotation: Labels | MaskFolder | Instances, case_id: str, patient: str) -> MapTruth:
+def _map_truth(
+    dataset: Dataset, annotation: LabelMaps | MaskFolder | Instances, case_id: str, patient: str
+) -> MapTruth:
     file = fill(annotation.file, case=case_id, patient=patient)
     if isinstance(annotation, Instances):
         template = annotation.classes_file
         return MapTruth(
             file, classes_file=None if template is None else fill(template, case=case_id, patient=patient)
         )
-    if isinstance(annotation, Labels):
+    if isinstance(annotation, LabelMaps):
         return MapTruth(file, names=annotation.values or dict(enumerate(dataset.classes, start=1)))
     return MapTruth(file)
 

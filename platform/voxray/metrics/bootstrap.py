@@ -19,7 +19,7 @@ NUM_REPLICATES = 1000
 SEED = 20160101
 
 Weights = Float64[np.ndarray, "s b"]
-Values = Mapping[str, NDArray[np.float64]]
+MetricValues = Mapping[str, NDArray[np.float64]]
 """A metric's value in each replicate, by name."""
 
 
@@ -70,7 +70,7 @@ def band(values: Float64[np.ndarray, "b m"], *, confidence: float = CONFIDENCE) 
     return np.where(with_value > 0, np.stack(ends), np.nan)
 
 
-def intervals(values: Values, *, confidence: float = CONFIDENCE) -> dict[str, tuple[float, float]]:
+def intervals(values: MetricValues, *, confidence: float = CONFIDENCE) -> dict[str, tuple[float, float]]:
     """The interval of each metric; one that no replicate has is left out."""
     result = {}
     for name, replicates in values.items():
@@ -80,7 +80,9 @@ def intervals(values: Values, *, confidence: float = CONFIDENCE) -> dict[str, tu
     return result
 
 
-def differences(first: tuple[Values, Values], second: tuple[Values, Values]) -> dict[str, Difference]:
+def differences(
+    first: tuple[MetricValues, MetricValues], second: tuple[MetricValues, MetricValues]
+) -> dict[str, Difference]:
     """Second minus first of each metric that both have; each is (plain values, replicates).
 
     The replicates of both must come from the same weights: that is what pairs them, case by case.
@@ -99,7 +101,7 @@ def differences(first: tuple[Values, Values], second: tuple[Values, Values]) -> 
     return result
 
 
-def in_blocks(statistic: Callable[[Weights], Values], weights: Weights, *, columns: int) -> Values:
+def in_blocks(statistic: Callable[[Weights], MetricValues], weights: Weights, *, columns: int) -> MetricValues:
     """The statistic of all replicates, so many at a time: its memory stays bounded."""
     parts = [statistic(weights[:, first : first + columns]) for first in range(0, weights.shape[1], columns)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -79,10 +79,10 @@ def classes_without_truth(
     return tuple(name for index, name in enumerate(classes) if index not in present)
 
 
-Precision = Float64[np.ndarray, "t b"]
+_Curve = Float64[np.ndarray, "t b"]
 
 
-def average_precision(pool: Pool, weights: Float64[np.ndarray, "s b"]) -> tuple[Precision, Precision]:
+def average_precision(pool: Pool, weights: Float64[np.ndarray, "s b"]) -> tuple[_Curve, _Curve]:
     """Average precision and final recall of a pool of one class, per threshold and replicate.
 
     nan where a replicate draws no object. Only hits raise recall, so precision is looked at there alone.
@@ -114,7 +114,7 @@ def _one_threshold(
     return (points * envelope).sum(axis=0) / len(RECALL_POINTS) + nothing, recall[-1] + nothing
 
 
-def _named(precision: Precision, recall: Precision, ious: Sequence[float]) -> dict[str, NDArray[np.float64]]:
+def _named(precision: _Curve, recall: _Curve, ious: Sequence[float]) -> dict[str, NDArray[np.float64]]:
     result = {"mAP": precision.mean(axis=0), "mAR": recall.mean(axis=0)}
     for index in (0, len(ious) - 1):
         result[f"AP@{ious[index]:.2f}"] = precision[index]

@@ -41,7 +41,7 @@ class Nodules(NamedTuple):
     diameters_mm: Float64[np.ndarray, " m"]
 
 
-class Outcome(NamedTuple):
+class JudgedMarks(NamedTuple):
     """What became of the marks: one sample a found nodule (its best score) and one a false mark; and the counts."""
 
     scans: Int64[np.ndarray, " n"]
@@ -69,7 +69,7 @@ class Outcome(NamedTuple):
 
 def judge(
     marks: Marks, included: Nodules, excluded: Nodules, *, num_scans: int, max_marks: int = MAX_MARKS
-) -> Outcome:
+) -> JudgedMarks:
     """Every mark judged, scan by scan."""
     scans, scores, is_hit = [], [], []
     best = np.full(len(included.scans), np.nan)
@@ -92,7 +92,7 @@ def judge(
         num_ignored += int((on_other & ~hits).sum())
         num_doubles += int(np.maximum(on_real.sum(axis=0) - 1, 0).sum())
     order = np.argsort(-np.concatenate(scores), kind="stable")
-    return Outcome(
+    return JudgedMarks(
         scans=np.concatenate(scans)[order],
         scores=np.concatenate(scores)[order],
         is_hit=np.concatenate(is_hit)[order],
@@ -118,7 +118,7 @@ class Froc(NamedTuple):
         return float(self.at_rates.mean())
 
 
-def froc(outcome: Outcome) -> Froc:
+def froc(outcome: JudgedMarks) -> Froc:
     """The official curve; without any nodule the sensitivities are nan."""
     found, fps, sens = _curve(outcome, ones(len(outcome.nodules)), only_corners=True)
     return Froc(found.thresholds, fps[:, 0], sens[:, 0], interpolate(fps, sens, RATES)[:, 0])
@@ -136,7 +136,7 @@ class Bands(NamedTuple):
 
 
 def bootstrap(
-    outcome: Outcome, *, rng: np.random.Generator, num: int = 1000, rates: NDArray[np.float64] = BAND_RATES
+    outcome: JudgedMarks, *, rng: np.random.Generator, num: int = 1000, rates: NDArray[np.float64] = BAND_RATES
 ) -> Bands:
     """The official bands (95 %). A replicate without a nodule has no sensitivity and does not count."""
     weights = draw_weights(len(outcome.nodules), rng=rng, num=num)
@@ -149,7 +149,7 @@ def bootstrap(
 
 
 def _curve(
-    outcome: Outcome, weights: Weights, *, only_corners: bool = False
+    outcome: JudgedMarks, weights: Weights, *, only_corners: bool = False
 ) -> tuple[Steps, NDArray[np.float64], NDArray[np.float64]]:
     found = steps(outcome.scores, outcome.is_hit, outcome.scans, weights, every=only_corners)
     found = corners(found) if only_corners else found

@@ -18,7 +18,7 @@ AXES = ((0, 3), (1, 4), (2, 5))
 """The columns of a box's two ends on each axis."""
 
 
-class Pairs(NamedTuple):
+class _Pairs(NamedTuple):
     """Found and true boxes of one group that overlap, by index in rising order, with their IoU."""
 
     found: Int64[np.ndarray, " p"]
@@ -49,7 +49,7 @@ def match(
     order = np.lexsort((pairs.iou, turn * len(boxes) + pairs.found))
     found, truth, iou = pairs.found[order], pairs.truth[order], pairs.iou[order]
     for start, stop in _runs(turn[order]):
-        _one_turn(hits, free, Pairs(found[start:stop], truth[start:stop], iou[start:stop]), ious)
+        _one_turn(hits, free, _Pairs(found[start:stop], truth[start:stop], iou[start:stop]), ious)
     return hits
 
 
@@ -68,7 +68,7 @@ def paired_iou(first: Float64[np.ndarray, "n 6"], second: Float64[np.ndarray, "n
     return iou
 
 
-def _one_turn(hits: NDArray[np.int64], free: NDArray[np.bool_], pairs: Pairs, ious: NDArray[np.float64]) -> None:
+def _one_turn(hits: NDArray[np.int64], free: NDArray[np.bool_], pairs: _Pairs, ious: NDArray[np.float64]) -> None:
     """Lets at most one box of each group choose; its pairs come with rising IoU, so the last allowed is the best."""
     allowed = (pairs.iou >= ious[:, None]) & free[:, pairs.truth]
     starts = np.flatnonzero(np.diff(pairs.found, prepend=-1))
@@ -87,7 +87,7 @@ def _overlapping(
     truth_groups: NDArray[np.int64],
     *,
     floor: float,
-) -> Pairs:
+) -> _Pairs:
     """The pairs within groups whose IoU reaches `floor`."""
     by_group = np.argsort(truth_groups, kind="stable")
     size = np.bincount(truth_groups, minlength=int(groups.max()) + 1)
@@ -103,8 +103,8 @@ def _overlapping(
             found, truth = found[touching], truth[touching]
         iou = paired_iou(boxes[found], truth_boxes[truth])
         kept = iou >= floor
-        parts.append(Pairs(found[kept], truth[kept], iou[kept]))
-    return Pairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        parts.append(_Pairs(found[kept], truth[kept], iou[kept]))
+    return _Pairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def _turns(found: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.int64]:

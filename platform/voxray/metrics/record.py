@@ -10,14 +10,14 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64
 from numpy.typing import NDArray
 
-from voxray.core.detections import Detections
+from voxray.core.detections import Box, Detections
 from voxray.core.errors import ConfigError
-from voxray.core.evaluation import Box, CaseFindings, Detection, Evaluation, Segmentation, Structure
+from voxray.core.evaluation import CaseFindings, Detection, Evaluation, Segmentation, Structure
 from voxray.metrics.bootstrap import (
     NUM_REPLICATES,
     SEED,
     Difference,
-    Values,
+    MetricValues,
     Weights,
     differences,
     draw_weights,
@@ -28,7 +28,7 @@ from voxray.metrics.coco import IOUS
 from voxray.metrics.detection import Findings, detection_curves, detection_values
 from voxray.metrics.froc import RATES
 from voxray.metrics.pool import Matched, match_scans, pool_hits
-from voxray.metrics.segmentation import FOUND_ML, TOLERANCES_MM, TRUTH_ML, Table, segmentation_values
+from voxray.metrics.segmentation import FOUND_ML, TOLERANCES_MM, TRUTH_ML, StructureTable, segmentation_values
 
 MAX_DETECTIONS = 100
 
@@ -61,7 +61,9 @@ def detection_record(
     )
 
 
-def segmentation_record(cases: Mapping[str, str], tables: Sequence[Table], classes: Sequence[str]) -> Segmentation:
+def segmentation_record(
+    cases: Mapping[str, str], tables: Sequence[StructureTable], classes: Sequence[str]
+) -> Segmentation:
     """Each case's table of `metrics.segmentation`, by class; `cases` gives the patient of each case, in order."""
     num = len(TOLERANCES_MM)
     return Segmentation(
@@ -99,7 +101,7 @@ def with_metrics(evaluation: Evaluation) -> Evaluation:
     return evaluation.model_copy(update=update)
 
 
-def values_of(evaluation: Evaluation, weights: Weights | None = None) -> Values:
+def values_of(evaluation: Evaluation, weights: Weights | None = None) -> MetricValues:
     """Every metric of an evaluation, from its cases alone; in each replicate where `weights` are given."""
     if evaluation.detection is not None:
         weights = ones(len(evaluation.detection.cases)) if weights is None else weights

@@ -26,7 +26,7 @@ TOLERANCES_MM = (1.0, 3.0)
 FOUND_ML, TRUTH_ML = -2, -1
 """The last columns of a case's table."""
 
-Table = Float64[np.ndarray, "c k"]
+StructureTable = Float64[np.ndarray, "c k"]
 """A row for each class: Dice, NSD at each tolerance, HD95 in mm, found and true millilitres."""
 
 
@@ -37,7 +37,7 @@ def structure_table(
     *,
     num_classes: int,
     tolerances_mm: Sequence[float] = TOLERANCES_MM,
-) -> Table:
+) -> StructureTable:
     """The scores of every class of a case."""
     counts = confusion(found, truth, num_labels=num_classes + 1)
     table = np.full((num_classes, len(tolerances_mm) + 4), np.nan)
@@ -60,7 +60,7 @@ def structure_table(
     return table
 
 
-def table_of_unread(num_classes: int, *, tolerances_mm: Sequence[float] = TOLERANCES_MM) -> Table:
+def table_of_unread(num_classes: int, *, tolerances_mm: Sequence[float] = TOLERANCES_MM) -> StructureTable:
     """The table of a case whose truth could not be read: every class is missed, by unknown volumes."""
     table = np.full((num_classes, len(tolerances_mm) + 4), np.nan)
     table[:, : len(tolerances_mm) + 1] = 0.0

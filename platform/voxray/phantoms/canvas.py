@@ -12,7 +12,7 @@ from voxray.phantoms.shapes import Array, Solid, grown
 
 AIR_HU = -1000.0
 
-Block = tuple[slice, slice, slice]
+_Block = tuple[slice, slice, slice]
 Tissue = float | Callable[[Array, Array, Array], Array]
 """Hounsfield units: one value, or a function of LPS mm."""
 
@@ -53,7 +53,7 @@ class Canvas:
         if label is not None:
             self.labels[block][distance < -layers[0][0]] = label
 
-    def block(self, solid: Solid) -> Block | None:
+    def block(self, solid: Solid) -> _Block | None:
         """The part of the grid that can meet the solid, or None where they lie apart."""
         corners = np.array([solid.low, solid.high])
         every = np.array(
@@ -67,7 +67,7 @@ class Canvas:
         x, y, z = (slice(int(first), int(last)) for first, last in zip(low, high, strict=True))
         return x, y, z
 
-    def points(self, block: Block) -> tuple[Array, Array, Array]:
+    def points(self, block: _Block) -> tuple[Array, Array, Array]:
         """The centres of a block's voxels, LPS mm."""
         x, y, z = (axis[block] for axis in self._points)
         return x, y, z

@@ -26,7 +26,7 @@ class Draw(Protocol):
 
 
 @dataclass(frozen=True)
-class Kind:
+class PhantomKind:
     """How a phantom is drawn, and the class names of its boxes and of its label map."""
 
     draw: Draw
@@ -34,10 +34,10 @@ class Kind:
     structures: tuple[str, ...]
 
 
-KINDS: Mapping[str, Kind] = {
-    "thorax": Kind(thorax.draw_thorax, thorax.OBJECTS, thorax.STRUCTURES),
-    "abdomen": Kind(abdomen.draw_abdomen, abdomen.OBJECTS, abdomen.STRUCTURES),
-    "cubes": Kind(cubes.draw_cubes, cubes.OBJECTS, cubes.STRUCTURES),
+KINDS: Mapping[str, PhantomKind] = {
+    "thorax": PhantomKind(thorax.draw_thorax, thorax.OBJECTS, thorax.STRUCTURES),
+    "abdomen": PhantomKind(abdomen.draw_abdomen, abdomen.OBJECTS, abdomen.STRUCTURES),
+    "cubes": PhantomKind(cubes.draw_cubes, cubes.OBJECTS, cubes.STRUCTURES),
 }
 
 

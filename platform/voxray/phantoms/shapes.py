@@ -17,7 +17,7 @@ from voxray.core.volume import Vector
 Array = NDArray[np.float32]
 Distance = Callable[[Array, Array, Array], Array]
 Matrix = NDArray[np.float64]
-Point = Sequence[float] | NDArray[np.float64]
+_Point = Sequence[float] | NDArray[np.float64]
 
 _FAR_MM = 1e4
 _TINY = np.float32(1e-4)
@@ -72,7 +72,7 @@ def turn(axis: int, degrees: float) -> Matrix:
     return matrix
 
 
-def ellipsoid(centre: Point, radii: Point, rotation: Matrix | None = None, wobble: Wobble | None = None) -> Solid:
+def ellipsoid(centre: _Point, radii: _Point, rotation: Matrix | None = None, wobble: Wobble | None = None) -> Solid:
     """An ellipsoid whose axes are the columns of `rotation`."""
     axes = np.eye(3) if rotation is None else rotation
     half = np.sqrt((axes**2) @ np.square(radii)) + (0.0 if wobble is None else 3 * wobble.amplitude_mm)
@@ -126,7 +126,7 @@ def column(
     return Solid(distance, low, (cx + a + spread, cy + b + spread, top))
 
 
-def capsule(start: Point, end: Point, radii: tuple[float, float], *, tall: float = 1.0) -> Solid:
+def capsule(start: _Point, end: _Point, radii: tuple[float, float], *, tall: float = 1.0) -> Solid:
     """A tube with round ends that tapers from one radius to the other; `tall` stretches its section along z."""
     scale = np.array([1.0, 1.0, 1 / tall])
     first, along = np.asarray(start) * scale, (np.asarray(end) - np.asarray(start)) * scale
@@ -213,7 +213,7 @@ def without(solid: Solid, *others: Solid, smooth_mm: float = 0.0) -> Solid:
     return Solid(distance, solid.low, solid.high)
 
 
-def half_space(point: Point, outward: Point) -> Solid:
+def half_space(point: _Point, outward: _Point) -> Solid:
     """All points behind the plane through `point` whose normal is `outward`."""
     normal = np.asarray(outward, np.float64) / np.linalg.norm(outward)
     offset = np.float32(normal @ np.asarray(point))
@@ -232,6 +232,6 @@ def _smooth_min(first: Array, second: Array, width: float) -> Array:
     return result
 
 
-def _vector(values: Point) -> Vector:
+def _vector(values: _Point) -> Vector:
     x, y, z = (float(value) for value in values)
     return x, y, z

@@ -26,7 +26,7 @@ from voxray.core.errors import ConfigError
 from voxray.core.storage import Place, whole
 from voxray.core.volume import Grid
 from voxray.core.written import require_empty
-from voxray.phantoms.kinds import KINDS, SIZES, Kind, draw_phantom
+from voxray.phantoms.kinds import KINDS, SIZES, PhantomKind, draw_phantom
 from voxray.phantoms.phantom import Phantom
 
 MARK = "toy.json"
@@ -128,7 +128,7 @@ def _finished(directory: Path, case_id: str) -> bool:
     return all((directory / place).is_file() for place in places)
 
 
-def _write_case(directory: Path, case_id: str, phantom: Phantom, kind: Kind) -> None:
+def _write_case(directory: Path, case_id: str, phantom: Phantom, kind: PhantomKind) -> None:
     """The scan, its labels, and last the mark that says that both are whole."""
     grid = phantom.image.grid
     _write(directory / "images" / f"{case_id}.nii.gz", _nifti(phantom.image.voxels, grid))

@@ -16,9 +16,9 @@ from voxray.readers.dicom_frames import frames_of, meaning_warnings
 from voxray.readers.dicom_padding import split_padding
 from voxray.readers.dicom_pixels import Pixels, decode_pixels
 from voxray.readers.dicom_series import one_series
-from voxray.readers.dicom_slices import LACKING, Frame, arrange
+from voxray.readers.dicom_slices import LACKING, DicomFrame, arrange
 from voxray.readers.refusals import one_line, refusal
-from voxray.readers.stored import AIR_HU, Slice, Stored
+from voxray.readers.stored import AIR_HU, Stored, StoredSlice
 
 _PADDING = f"{{}} pixels of padding (Pixel Padding Value) are read as air, {AIR_HU} HU"
 _NO_PADDING = "{} pixels within the image have the Pixel Padding Value, that of a tissue; they are read as they are"
@@ -61,7 +61,7 @@ def _with_left_out(error: DataError, ignored: Sequence[str]) -> DataError:
     return DataError(error.code, message, remedy=error.remedy, facts=error.facts)
 
 
-def _slices(frames: Sequence[Frame], syntaxes: dict[Path, str]) -> Iterator[Slice]:
+def _slices(frames: Sequence[DicomFrame], syntaxes: dict[Path, str]) -> Iterator[StoredSlice]:
     """The slices in order; a file with many frames is decoded once as long as its frames follow each other."""
     held: Path | None = None
     pixels: Pixels | None = None
@@ -82,18 +82,18 @@ def _slices(frames: Sequence[Frame], syntaxes: dict[Path, str]) -> Iterator[Slic
         yield _slice(pixels, frame, noted)
 
 
-def _slice(pixels: Pixels, frame: Frame, noted: dict[str, int]) -> Slice:
+def _slice(pixels: Pixels, frame: DicomFrame, noted: dict[str, int]) -> StoredSlice:
     values = pixels.values[frame.index]
     if pixels.is_padding is None:
-        return Slice(values, frame.slope, frame.intercept, noted=noted)
+        return StoredSlice(values, frame.slope, frame.intercept, noted=noted)
     is_air, num_kept = split_padding(
         values, pixels.is_padding[frame.index], slope=frame.slope, intercept=frame.intercept
     )
     noted |= {_PADDING: int(np.count_nonzero(is_air)), _NO_PADDING: num_kept}
-    return Slice(values, frame.slope, frame.intercept, is_air if is_air.any() else None, noted)
+    return StoredSlice(values, frame.slope, frame.intercept, is_air if is_air.any() else None, noted)
 
 
-def _thickness_warnings(frames: Sequence[Frame], spacing_mm: float) -> list[str]:
+def _thickness_warnings(frames: Sequence[DicomFrame], spacing_mm: float) -> list[str]:
     thickness = frames[0].thickness_mm
     if len(frames) == 1:
         return [f"a single slice; its thickness of {spacing_mm:g} mm is taken as the spacing"]

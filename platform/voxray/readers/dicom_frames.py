@@ -20,7 +20,7 @@ import pydicom.uid
 from voxray.readers import dicom_file
 from voxray.readers.dicom_file import parts_of, text_of
 from voxray.readers.dicom_pixels import NATIVE, TRANSFER_SYNTAXES
-from voxray.readers.dicom_slices import Frame
+from voxray.readers.dicom_slices import DicomFrame
 from voxray.readers.refusals import refusal
 
 TAGS = (
@@ -113,7 +113,7 @@ def has_place(instance: Instance) -> bool:
     )
 
 
-def frames_of(instance: Instance) -> list[Frame]:
+def frames_of(instance: Instance) -> list[DicomFrame]:
     """The frames of a CT file; whatever stands against reading them as HU on a grid is refused."""
     dataset, path = instance.dataset, instance.path
     rows, columns, count = (_number(dataset, name, path) for name in ("Rows", "Columns", "NumberOfFrames"))
@@ -193,7 +193,7 @@ def _check_pixels(instance: Instance, num_pixels: int) -> None:
         )
 
 
-def _frame(instance: Instance, index: int, columns: int, rows: int) -> Frame:
+def _frame(instance: Instance, index: int, columns: int, rows: int) -> DicomFrame:
     _check_hounsfield(instance, index)
     position = _numbers(instance, index, "PlanePositionSequence", "ImagePositionPatient", 3)
     orientation = _numbers(instance, index, "PlaneOrientationSequence", "ImageOrientationPatient", 6)
@@ -217,7 +217,7 @@ def _frame(instance: Instance, index: int, columns: int, rows: int) -> Frame:
             "has no rescale slope and intercept, so that its Hounsfield units are not known.",
             remedy=_EXPORT,
         )
-    return Frame(
+    return DicomFrame(
         path=instance.path,
         index=index,
         columns=columns,

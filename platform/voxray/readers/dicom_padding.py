@@ -21,12 +21,12 @@ _TOP_HU = 3071
 """The most that 12 bits hold after an intercept of -1024."""
 _AIR_UP_TO_HU = -1000
 
-Mask = Bool[np.ndarray, "y x"]
+_Mask = Bool[np.ndarray, "y x"]
 
 
 def split_padding(
-    values: Integer[np.ndarray, "y x"], is_padding: Mask, *, slope: float, intercept: float
-) -> tuple[Mask, int]:
+    values: Integer[np.ndarray, "y x"], is_padding: _Mask, *, slope: float, intercept: float
+) -> tuple[_Mask, int]:
     """Which pixels become air, and how many more have a padding value but lie within the image."""
     hu = values[is_padding] * slope + intercept
     certain, air = (np.zeros_like(is_padding) for _ in range(2))
@@ -39,7 +39,7 @@ def split_padding(
     return certain | outside, int(np.count_nonzero(doubtful & ~outside))
 
 
-def _reaching_corner(is_padding: Mask) -> Mask:
+def _reaching_corner(is_padding: _Mask) -> _Mask:
     regions, _ = scipy.ndimage.label(is_padding)
     corners = {int(regions[y, x]) for y in (0, -1) for x in (0, -1)} - {0}
     return np.asarray(np.isin(regions, list(corners)))

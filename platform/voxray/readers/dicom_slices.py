@@ -33,7 +33,7 @@ _SPACING_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
-class Frame:
+class DicomFrame:
     """One slice's header: where its pixels are, where it lies in LPS mm, and what its values mean."""
 
     path: Path
@@ -52,7 +52,7 @@ class Frame:
     intercept: float
 
 
-def arrange(frames: Sequence[Frame], where: Path) -> tuple[list[Frame], Grid]:
+def arrange(frames: Sequence[DicomFrame], where: Path) -> tuple[list[DicomFrame], Grid]:
     """The frames in order along their normal (x cross y), and their grid."""
     first = frames[0]
     _check_alike(frames, where)
@@ -75,7 +75,7 @@ def arrange(frames: Sequence[Frame], where: Path) -> tuple[list[Frame], Grid]:
     return ordered, grid_of(affine, shape, where)
 
 
-def _check_alike(frames: Sequence[Frame], where: Path) -> None:
+def _check_alike(frames: Sequence[DicomFrame], where: Path) -> None:
     """Refuses slices that differ in size, pixel spacing or orientation."""
     first = frames[0]
     for frame in frames[1:]:
@@ -104,7 +104,7 @@ def _check_alike(frames: Sequence[Frame], where: Path) -> None:
             )
 
 
-def _axes(frame: Frame, where: Path) -> Float[np.ndarray, "3 3"]:
+def _axes(frame: DicomFrame, where: Path) -> Float[np.ndarray, "3 3"]:
     """The unit vectors of x, y and the normal, as columns; y is made exactly perpendicular to x."""
     x, y = np.asarray(frame.orientation[:3]), np.asarray(frame.orientation[3:])
     lengths = np.linalg.norm(x), np.linalg.norm(y)
@@ -122,7 +122,7 @@ def _axes(frame: Frame, where: Path) -> Float[np.ndarray, "3 3"]:
     return np.stack([x, y, np.cross(x, y)], axis=1)
 
 
-def _thickness(frame: Frame, where: Path) -> float:
+def _thickness(frame: DicomFrame, where: Path) -> float:
     if frame.thickness_mm is None or frame.thickness_mm <= 0:
         raise refusal(
             "dicom.no_thickness",
@@ -133,7 +133,7 @@ def _thickness(frame: Frame, where: Path) -> float:
     return frame.thickness_mm
 
 
-def _spacing(along: Float[np.ndarray, " n"], frames: Sequence[Frame], where: Path) -> float:
+def _spacing(along: Float[np.ndarray, " n"], frames: Sequence[DicomFrame], where: Path) -> float:
     """The spacing of a regular stack; `along` holds the ascending places on the normal, in mm."""
     steps = np.diff(along)
     if (steps < _SAME_PLACE_MM).any():
@@ -164,7 +164,7 @@ def _spacing(along: Float[np.ndarray, " n"], frames: Sequence[Frame], where: Pat
     )
 
 
-def _doubled(along: Float[np.ndarray, " n"], frames: Sequence[Frame], where: Path) -> Exception:
+def _doubled(along: Float[np.ndarray, " n"], frames: Sequence[DicomFrame], where: Path) -> Exception:
     place = np.concatenate([[0], np.cumsum(np.diff(along) >= _SAME_PLACE_MM)])
     times = set(Counter(place.tolist()).values())
     num_places = int(place[-1]) + 1

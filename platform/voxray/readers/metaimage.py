@@ -18,7 +18,7 @@ from voxray.readers.beside import data_file
 from voxray.readers.geometry import check_spacing, grid_of, shape_of
 from voxray.readers.refusals import refusal
 from voxray.readers.stored import Stored
-from voxray.readers.streams import Packing, Source, StreamCodes, check_length, read_slices
+from voxray.readers.streams import Packing, StreamCodes, VoxelStream, check_length, read_slices
 
 _CODES = StreamCodes("metaimage.truncated", "metaimage.corrupt", "metaimage.longer")
 _TYPES = {
@@ -159,7 +159,7 @@ def _grid(fields: Mapping[str, str], shape: Shape, path: Path, warnings: list[st
     return grid_of(affine, shape, path)
 
 
-def _source(fields: Mapping[str, str], shape: Shape, end: int, path: Path) -> Source:
+def _source(fields: Mapping[str, str], shape: Shape, end: int, path: Path) -> VoxelStream:
     kind = fields.get("ElementType", "")
     if kind not in _TYPES:
         raise refusal(
@@ -180,7 +180,7 @@ def _source(fields: Mapping[str, str], shape: Shape, end: int, path: Path) -> So
             fields["ElementDataFile"], path, outside="metaimage.outside_folder", missing="metaimage.missing_data"
         )
     )
-    source = Source(
+    source = VoxelStream(
         path=beside,
         packing="zlib" if packed else "raw",
         dtype=np.dtype(_TYPES[kind]).newbyteorder(">" if big else "<"),
@@ -191,7 +191,7 @@ def _source(fields: Mapping[str, str], shape: Shape, end: int, path: Path) -> So
     return _after_header_size(source, fields, path)
 
 
-def _after_header_size(source: Source, fields: Mapping[str, str], path: Path) -> Source:
+def _after_header_size(source: VoxelStream, fields: Mapping[str, str], path: Path) -> VoxelStream:
     sizes = _numbers(fields, "HeaderSize", path) or [0.0]
     if sizes == [0.0]:
         return source
@@ -206,7 +206,7 @@ def _after_header_size(source: Source, fields: Mapping[str, str], path: Path) ->
         )
     # -1: the voxels are the last bytes of the file.
     start = source.path.stat().st_size - source.num_bytes if size == -1 else size
-    return Source(source.path, packing, source.dtype, source.shape, source.codes, offset=max(start, 0))
+    return VoxelStream(source.path, packing, source.dtype, source.shape, source.codes, offset=max(start, 0))
 
 
 def _flag(fields: Mapping[str, str], key: str, path: Path, *, default: bool) -> bool:

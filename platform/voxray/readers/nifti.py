@@ -22,7 +22,7 @@ from voxray.core.volume import Grid, Shape
 from voxray.readers.geometry import grid_of, shape_of
 from voxray.readers.refusals import refusal
 from voxray.readers.stored import Stored
-from voxray.readers.streams import Source, StreamCodes, check_length, is_gzip, read_slices, read_start
+from voxray.readers.streams import StreamCodes, VoxelStream, check_length, is_gzip, read_slices, read_start
 
 Affine = Float[np.ndarray, "4 4"]
 
@@ -138,7 +138,7 @@ def _dtype(header: Any, path: Path) -> np.dtype[Any]:
     return dtype
 
 
-def _source(header: Any, shape: Shape, dtype: np.dtype[Any], path: Path) -> Source:
+def _source(header: Any, shape: Shape, dtype: np.dtype[Any], path: Path) -> VoxelStream:
     offset, least = float(header["vox_offset"]), _HEADERS[int(header["sizeof_hdr"])][3]
     if not (math.isfinite(offset) and offset.is_integer() and least <= offset < 2**31):
         raise refusal(
@@ -159,7 +159,7 @@ def _source(header: Any, shape: Shape, dtype: np.dtype[Any], path: Path) -> Sour
         )
     with path.open("rb") as file:
         packed = is_gzip(file.read(2))
-    return Source(
+    return VoxelStream(
         path=path,
         packing="zlib" if packed else "raw",
         dtype=dtype,

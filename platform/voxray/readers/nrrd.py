@@ -19,7 +19,7 @@ from voxray.readers.beside import data_file
 from voxray.readers.geometry import grid_of, shape_of
 from voxray.readers.refusals import refusal
 from voxray.readers.stored import Stored
-from voxray.readers.streams import Packing, Source, StreamCodes, check_length, read_slices
+from voxray.readers.streams import Packing, StreamCodes, VoxelStream, check_length, read_slices
 
 _CODES = StreamCodes("nrrd.truncated", "nrrd.corrupt", "nrrd.longer")
 _TYPES = {
@@ -192,7 +192,7 @@ def _grid(fields: Mapping[str, str], directions: list[list[float]], shape: Shape
     return grid_of(affine * to_lps[:, None], shape, path)
 
 
-def _source(fields: Mapping[str, str], shape: Shape, end: int | None, path: Path) -> Source:
+def _source(fields: Mapping[str, str], shape: Shape, end: int | None, path: Path) -> VoxelStream:
     kind, encoding = fields.get("type", "").lower(), fields.get("encoding", "").lower()
     code = next((code for code, names in _TYPES.items() if kind in names), None)
     if code is None:
@@ -217,7 +217,7 @@ def _source(fields: Mapping[str, str], shape: Shape, end: int | None, path: Path
     beside = (
         path if named is None else data_file(named, path, outside="nrrd.outside_folder", missing="nrrd.missing_data")
     )
-    source = Source(
+    source = VoxelStream(
         path=beside,
         packing=_PACKINGS[encoding],
         dtype=dtype.newbyteorder("<" if endian == "little" else ">"),
@@ -228,7 +228,7 @@ def _source(fields: Mapping[str, str], shape: Shape, end: int | None, path: Path
     return _after_skips(source, fields, path)
 
 
-def _after_skips(source: Source, fields: Mapping[str, str], path: Path) -> Source:
+def _after_skips(source: VoxelStream, fields: Mapping[str, str], path: Path) -> VoxelStream:
     """The source behind `line skip` (before unpacking) and `byte skip` (after it; -1: the file's last bytes)."""
     try:
         lines = int(fields.get("line skip", fields.get("lineskip", "0")))
@@ -248,4 +248,6 @@ def _after_skips(source: Source, fields: Mapping[str, str], path: Path) -> Sourc
         offset += sum(len(file.readline(_MAX_HEADER)) for _ in range(min(lines, 1000)))
     if skip == -1:
         offset, skip = max(source.path.stat().st_size - source.num_bytes, offset), 0
-    return Source(source.path, source.packing, source.dtype, source.shape, source.codes, offset=offset, skip=skip)
+    return VoxelStream(
+        source.path, source.packing, source.dtype, source.shape, source.codes, offset=offset, skip=skip
+    )

@@ -73,7 +73,7 @@ def judge(voxels: Int16[np.ndarray, "x y z"], fractions: Fractions = WHOLE) -> V
         return Verdict(warnings=(*rounded, f"every voxel is {low} HU"))
     if voxels.size < FEWEST_VOX:
         return Verdict(warnings=rounded)
-    values = Values.of(voxels, low, high)
+    values = _Histogram.of(voxels, low, high)
     if evidence := _normalised(values, fractions):
         return Verdict(evidence)
     for refuse in (_narrow, _moved_up, _starts_at_zero, _moved_down, _stretched, _of_magnetic_resonance):
@@ -83,7 +83,7 @@ def judge(voxels: Int16[np.ndarray, "x y z"], fractions: Fractions = WHOLE) -> V
 
 
 @dataclass(frozen=True)
-class Values:
+class _Histogram:
     """The least and the greatest value, and how the others are spread; padding is left out."""
 
     low: int
@@ -94,7 +94,7 @@ class Values:
     """How many of these voxels are padding."""
 
     @staticmethod
-    def of(voxels: Int16[np.ndarray, "x y z"], low: int, high: int) -> Values:
+    def of(voxels: Int16[np.ndarray, "x y z"], low: int, high: int) -> _Histogram:
         """The values of a scan between its least and its greatest."""
         step = max(1, math.ceil(math.sqrt(voxels.size / _COUNTED_VOX)))
         lines = voxels[::step, ::step] if min(voxels.shape[:2]) >= step else voxels
@@ -104,7 +104,7 @@ class Values:
         is_padding = bool(rest) and first < _PADDING_HU and rest[0] - first >= _GAP_HU
         padding = int(counts[first + _ZERO]) if is_padding else 0
         counts[first + _ZERO] -= padding
-        return Values(low, high, counts, padding)
+        return _Histogram(low, high, counts, padding)
 
     @cached_property
     def total(self) -> int:
@@ -154,7 +154,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %" if share >= _FEW else f"{100 * share:.2g} %"
 
 
-def _normalised(values: Values, fractions: Fractions) -> str:
+def _normalised(values: _Histogram, fractions: Fractions) -> str:
     """Fractions within fewer HU than noise has, or within a few more that begin with a background."""
     low, high = values.quantile(_FEW), values.quantile(1 - _FEW)
     spread = high - low
@@ -173,7 +173,7 @@ def _normalised(values: Values, fractions: Fractions) -> str:
     )
 
 
-def _narrow(values: Values) -> str:
+def _narrow(values: _Histogram) -> str:
     """Label maps, and normalised images that were rounded: nearly all voxels within fewer HU than noise has."""
     low, high = values.quantile(_FEW), values.quantile(1 - _FEW)
     if high - low > _NARROW_WHOLE_HU or values.high - values.low > 100 * _NARROW_WHOLE_HU:
@@ -184,7 +184,7 @@ def _narrow(values: Values) -> str:
     )
 
 
-def _starts_at_zero(values: Values) -> str:
+def _starts_at_zero(values: _Histogram) -> str:
     """Grey levels, MR, label maps, stored values: none below 0, where CT has fat, lung and air."""
     if values.below(0) >= _FEW or _within_an_organ(values):
         return ""
@@ -196,14 +196,14 @@ def _starts_at_zero(values: Values) -> str:
     )
 
 
-def _within_an_organ(values: Values) -> bool:
+def _within_an_organ(values: _Histogram) -> bool:
     """One heap of values between water and enhanced vessels, which does not begin with a background."""
     low, middle, high = (values.quantile(share) for share in (0.005, 0.5, 0.995))
     background = values.share(max(values.low, 0), max(values.low, 0) + 2)
     return high - low <= _ORGAN_HU and -20 <= middle <= 350 and background < 0.01
 
 
-def _moved_up(values: Values) -> str:
+def _moved_up(values: _Histogram) -> str:
     """Stored values whose intercept of -1024 was lost: soft tissue lies around 1024, and air around 0."""
     counts = values.counts.copy()
     first, second = (int(place) for place in np.flatnonzero(counts)[:2])
@@ -223,7 +223,7 @@ def _moved_up(values: Values) -> str:
     )
 
 
-def _moved_down(values: Values) -> str:
+def _moved_down(values: _Histogram) -> str:
     """An intercept of -1024 that was applied twice: soft tissue lies around -1024, and air around -2024."""
     deep, air, soft = values.share(-2150, -1201), values.share(-1174, -874), values.share(-150, 150)
     if deep < max(0.15, 0.8 * values.below(-1200)) or values.distinct(-2150, -1201) < 20:
@@ -236,7 +236,7 @@ def _moved_down(values: Values) -> str:
     )
 
 
-def _stretched(values: Values) -> str:
+def _stretched(values: _Histogram) -> str:
     """Values times ten and the like: far below any scanner's scale."""
     far = values.below(_SCANNER_HU)
     if far < 0.005 or values.distinct(last=_SCANNER_HU - 1) < 20:
@@ -247,7 +247,7 @@ def _stretched(values: Values) -> str:
     )
 
 
-def _of_magnetic_resonance(values: Values) -> str:
+def _of_magnetic_resonance(values: _Histogram) -> str:
     """A background of 0 with values far above it and next to none below, but for what interpolation overshoots."""
     background, fat = values.share(-5, 5), values.below(-50)
     bright, dense = values.above(150), values.above(500)
@@ -261,7 +261,7 @@ def _of_magnetic_resonance(values: Values) -> str:
     )
 
 
-def _doubts(values: Values) -> list[str]:
+def _doubts(values: _Histogram) -> list[str]:
     found = []
     every = values.total + values.padding
     outside, metal = (values.below(_OUTSIDE_HU) * values.total + values.padding) / every, values.above(_METAL_HU)
@@ -285,7 +285,7 @@ def _doubts(values: Values) -> list[str]:
     return found + _heaps(values)
 
 
-def _heaps(values: Values) -> list[str]:
+def _heaps(values: _Histogram) -> list[str]:
     """Doubts from heaps where CT has none."""
     found = []
     dense, fat = values.above(500), values.below(-50)
@@ -317,6 +317,6 @@ def _heaps(values: Values) -> list[str]:
     return found
 
 
-def _step(values: Values) -> int:
+def _step(values: _Histogram) -> int:
     """The greatest common divisor of all values."""
     return int(np.gcd.reduce(np.flatnonzero(values.counts) - _ZERO))

@@ -22,7 +22,7 @@ from voxray.core.volume import Grid, Volume
 from voxray.readers.plausibility import Fractions, judge
 from voxray.readers.refusals import refusal
 
-Rows = NDArray[Any]
+_Rows = NDArray[Any]
 """One slice (y x)."""
 
 _SLICES_AT_ONCE = 16
@@ -33,16 +33,16 @@ AIR_HU = -1024
 """What is read where a file says that there is no image."""
 
 
-class Slice(NamedTuple):
+class StoredSlice(NamedTuple):
     """One slice in stored values, and the way to what they mean: value = stored * slope + intercept.
 
     The array may be overwritten when the next slice is asked for.
     """
 
-    values: Rows
+    values: _Rows
     slope: float = 1.0
     intercept: float = 0.0
-    is_air: Rows | None = None
+    is_air: _Rows | None = None
     """Where Hounsfield units are `AIR_HU`, whatever is stored; None for nowhere."""
     noted: Mapping[str, int] = MappingProxyType({})
     """What is worth knowing of the slice: a sentence with ``{}`` -> the number that belongs there.
@@ -61,7 +61,7 @@ class Stored:
     grid: Grid
     dtype: str
     """The stored type, by its numpy name."""
-    slices: Callable[[], Iterator[Slice]]
+    slices: Callable[[], Iterator[StoredSlice]]
     modality: str | None = None
     """None where the format does not tell."""
     series_uid: str | None = None
@@ -102,7 +102,9 @@ def labels(stored: Stored) -> Volume:
     return Volume(narrow, stored.grid, (*stored.warnings, *noted))
 
 
-def _gather(stored: Stored, dtype: np.dtype[Any], convert: Callable[[Slice, Path], Rows]) -> tuple[Any, list[str]]:
+def _gather(
+    stored: Stored, dtype: np.dtype[Any], convert: Callable[[StoredSlice, Path], _Rows]
+) -> tuple[Any, list[str]]:
     """All slices, converted, as one C-ordered array (x y z), and what was noted of them.
 
     Slices are turned over in blocks, so that what is read and what is written stay in the cache.
@@ -132,9 +134,9 @@ class _Rounding:
     largest: float = 0.0
     fractions: int = 0
 
-    def rounded(self, values: Rows) -> Rows:
+    def rounded(self, values: _Rows) -> _Rows:
         """The nearest whole numbers; `values` are written over."""
-        nearest: Rows = np.rint(values)
+        nearest: _Rows = np.rint(values)
         values -= nearest
         np.abs(values, out=values)
         largest = float(values.max())
@@ -144,12 +146,12 @@ class _Rounding:
         return nearest
 
 
-def _to_hounsfield(one: Slice, path: Path, *, rounding: _Rounding) -> Rows:
+def _to_hounsfield(one: StoredSlice, path: Path, *, rounding: _Rounding) -> _Rows:
     integers = one.values.dtype.kind in "iu" and float(one.intercept).is_integer()
     short = integers and one.slope == 1.0 and one.values.dtype.itemsize <= 2 and abs(one.intercept) < 2**30
     if short and one.values.dtype == np.int16 and one.intercept == 0.0:
         return one.values if one.is_air is None else np.where(one.is_air, np.int16(AIR_HU), one.values)
-    values: Rows = np.add(one.values, np.int32(one.intercept), dtype=np.int32) if short else _scaled(one)
+    values: _Rows = np.add(one.values, np.int32(one.intercept), dtype=np.int32) if short else _scaled(one)
     if one.is_air is not None:
         values[one.is_air] = AIR_HU
     low, high = _ends(values, path)
@@ -164,17 +166,17 @@ def _to_hounsfield(one: Slice, path: Path, *, rounding: _Rounding) -> Rows:
     return (values if whole else rounding.rounded(values)).astype(np.int16)
 
 
-def _scaled(one: Slice) -> Rows:
+def _scaled(one: StoredSlice) -> _Rows:
     if (one.slope, one.intercept) == (1.0, 0.0) and one.values.dtype.kind == "f":
         return one.values.astype(one.values.dtype.newbyteorder("="))
     # uint64 and int64 lose their last bits here; nothing that passes the range check is that large.
-    values: Rows = one.values.astype(np.float64)
+    values: _Rows = one.values.astype(np.float64)
     values *= one.slope
     values += one.intercept
     return values
 
 
-def _ends(values: Rows, path: Path) -> tuple[float, float]:
+def _ends(values: _Rows, path: Path) -> tuple[float, float]:
     """The least and the greatest value, all being numbers: NaN is the least and the greatest of what it is among."""
     low, high = float(values.min()), float(values.max())
     if not (math.isfinite(low) and math.isfinite(high)):
@@ -188,7 +190,7 @@ def _ends(values: Rows, path: Path) -> tuple[float, float]:
     return low, high
 
 
-def _to_labels(one: Slice, path: Path) -> Rows:
+def _to_labels(one: StoredSlice, path: Path) -> _Rows:
     if one.values.dtype == np.uint8 and (one.slope, one.intercept) == (1.0, 0.0):
         return one.values.astype(np.uint16)
     values = _scaled(one)

@@ -13,7 +13,7 @@ from isal import igzip_lib, isal_zlib
 
 from voxray.core.volume import Shape
 from voxray.readers.refusals import refusal
-from voxray.readers.stored import Slice
+from voxray.readers.stored import StoredSlice
 
 Packing = Literal["raw", "zlib", "bzip2"]
 """`zlib` is zlib or gzip: the stream itself says which."""
@@ -34,7 +34,7 @@ class StreamCodes(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Source:
+class VoxelStream:
     """Where the voxels lie: `path` from `offset`, and after unpacking from `skip`; `dtype` with its byte order."""
 
     path: Path
@@ -70,7 +70,7 @@ def is_gzip(start: bytes) -> bool:
     return start[:2] == b"\x1f\x8b"
 
 
-def check_length(source: Source) -> None:
+def check_length(source: VoxelStream) -> None:
     """Refuses a file that cannot hold what its header promises, before anything is allocated."""
     available = source.path.stat().st_size - source.offset
     if source.packing == "raw" and available != source.num_bytes + source.skip:
@@ -79,7 +79,7 @@ def check_length(source: Source) -> None:
         raise _wrong_length(source, None)
 
 
-def read_slices(source: Source) -> Iterator[Slice]:
+def read_slices(source: VoxelStream) -> Iterator[StoredSlice]:
     """The slices along z, in stored values; the last one comes only after the whole stream has proved sound."""
     size_x, size_y, size_z = source.shape
     held = bytearray(size_x * size_y * source.dtype.itemsize)
@@ -88,10 +88,10 @@ def read_slices(source: Source) -> Iterator[Slice]:
         native = source.dtype.newbyteorder("=")
     for _ in _filled(source, held, size_z):
         values = rows if source.dtype.isnative else rows.astype(native)
-        yield Slice(values, source.slope, source.intercept)
+        yield StoredSlice(values, source.slope, source.intercept)
 
 
-def _filled(source: Source, held: bytearray, count: int) -> Iterator[None]:
+def _filled(source: VoxelStream, held: bytearray, count: int) -> Iterator[None]:
     """Yields each time that `held` has the next slice; checks the end of the stream before the last."""
     to_skip, filled, done, total, promised = source.skip, 0, 0, 0, source.num_bytes
     for piece in _unpacked(source):
@@ -116,7 +116,7 @@ def _filled(source: Source, held: bytearray, count: int) -> Iterator[None]:
     yield
 
 
-def _unpacked(source: Source) -> Iterator[bytes]:
+def _unpacked(source: VoxelStream) -> Iterator[bytes]:
     with source.path.open("rb") as file:
         file.seek(source.offset)
         if source.packing == "raw":
@@ -168,7 +168,7 @@ def _unpack_bzip2(file: BinaryIO) -> Iterator[bytes]:
             yield piece
 
 
-def _wrong_length(source: Source, found: int | None) -> Exception:
+def _wrong_length(source: VoxelStream, found: int | None) -> Exception:
     sides = " x ".join(str(side) for side in source.shape)
     promised = f"{sides} voxels of {source.dtype.name}, {source.num_bytes} bytes"
     if found is not None and found > source.num_bytes:

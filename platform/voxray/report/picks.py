@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
-from voxray.core.evaluation import Box, Detection, Segmentation
+from voxray.core.detections import Box
+from voxray.core.evaluation import Detection, Segmentation
 from voxray.report.entry import Kind
 from voxray.report.objects import operating_point
 from voxray.report.segmentation import mean_dice

@@ -18,7 +18,7 @@ from voxray.core.written import recorded
 from voxray.dataset.truth import SpheresCsv
 from voxray.metrics.bootstrap import CONFIDENCE, NUM_REPLICATES, SEED, band
 from voxray.metrics.froc import RATES
-from voxray.metrics.luna16 import MAX_MARKS, Bands, Froc, Marks, Nodules, Outcome, bootstrap, froc, judge
+from voxray.metrics.luna16 import MAX_MARKS, Bands, Froc, JudgedMarks, Marks, Nodules, bootstrap, froc, judge
 from voxray.scoring.foreign import MarkTable, read_series
 from voxray.scoring.foreign.problems import problem, read_text
 
@@ -113,7 +113,7 @@ def official_names(name: str) -> tuple[str, str, str, str, str]:
 
 def write_official(
     result: Luna16Evaluation,
-    outcome: Outcome,
+    outcome: JudgedMarks,
     curve: Froc,
     bands: Bands,
     *,
@@ -181,7 +181,7 @@ def _notices(marks: MarkTable, truth: Luna16Truth) -> tuple[str, ...]:
 
 
 def _evaluation(
-    outcome: Outcome, curve: Froc, *, name: str, truth: str, notices: tuple[str, ...]
+    outcome: JudgedMarks, curve: Froc, *, name: str, truth: str, notices: tuple[str, ...]
 ) -> Luna16Evaluation:
     bands = bootstrap(outcome, rng=np.random.default_rng(SEED), num=NUM_REPLICATES, rates=DRAWN_RATES)
     low, high = band(bands.at_rates.T)
@@ -210,7 +210,7 @@ def _evaluation(
     )
 
 
-def _counts(outcome: Outcome) -> dict[str, float]:
+def _counts(outcome: JudgedMarks) -> dict[str, float]:
     nodules = int(outcome.nodules.sum())
     return {
         "True positives": outcome.num_found,
@@ -237,14 +237,14 @@ def _analysis(result: Luna16Evaluation) -> str:
     return "\n".join([*head, *counts]) + "\n"
 
 
-def _samples(outcome: Outcome) -> str:
+def _samples(outcome: JudgedMarks) -> str:
     """One line a nodule and a false mark: 1 or 0, and the score; a missed nodule has the script's least score."""
     rows = [f"{int(hit)},{score:.9f}" for hit, score in zip(outcome.is_hit, outcome.scores, strict=True)]
     rows += ["1,-1000000000.000000000"] * int(np.isnan(outcome.best).sum())
     return "".join(f"{row}\n" for row in rows)
 
 
-def _missed(outcome: Outcome, truth: Luna16Truth) -> str:
+def _missed(outcome: JudgedMarks, truth: Luna16Truth) -> str:
     numbers = {case_id: index for index, case_id in enumerate(truth.case_ids)}
     nodules = _nodules(truth.included, numbers)
     rows = [

@@ -17,7 +17,7 @@ from voxray.loading import CaseContent
 from voxray.metrics import coco
 from voxray.metrics.bootstrap import CONFIDENCE, NUM_REPLICATES, SEED
 from voxray.metrics.record import detection_record, segmentation_record, with_metrics
-from voxray.metrics.segmentation import Table
+from voxray.metrics.segmentation import StructureTable
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class CaseScore:
     found: Detections
     truth_boxes: Float64[np.ndarray, "n 6"]
     truth_classes: Int64[np.ndarray, " n"]
-    table: Table | None = None
+    table: StructureTable | None = None
     error: str = ""
     warnings: tuple[str, ...] = ()
     """What is worth knowing of the files that were read for it."""
@@ -112,7 +112,7 @@ def parse_ious(text: str) -> tuple[float, ...]:
     return tuple(numbers)
 
 
-def _tables(scores: Sequence[CaseScore]) -> list[Table]:
+def _tables(scores: Sequence[CaseScore]) -> list[StructureTable]:
     return [score.table for score in scores if score.table is not None]
 
 

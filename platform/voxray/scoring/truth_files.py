@@ -22,7 +22,7 @@ from voxray.core.volume import Grid
 from voxray.dataset import BoxTruth, CaseSource, Dataset, read_dataset
 from voxray.dataset.naming import listed
 from voxray.dataset.paths import file_stem
-from voxray.dataset.truth import Instances, Labels, MonaiJson, Msd, SpheresCsv
+from voxray.dataset.truth import Instances, LabelMaps, MonaiJson, Msd, SpheresCsv
 from voxray.loading import list_cases, load_case
 from voxray.loading.survey import read_excluded
 from voxray.readers import READERS, describe, read_label_map
@@ -165,7 +165,7 @@ def _numbers_of(dataset: Dataset, sources: Mapping[str, CaseSource]) -> dict[str
     only = dataset.classes if len(dataset.classes) == 1 else ()
     found: dict[str, Any] = {"values": dict(enumerate(only, 1)) or None, "indices": dict(enumerate(only)) or None}
     for annotation in dataset.annotations:
-        if isinstance(annotation, Labels | Msd):
+        if isinstance(annotation, LabelMaps | Msd):
             names = [source.maps.names for source in sources.values() if source.maps is not None]
             found["values"] = names[0] if names else None
             found["unlisted_is_background"] = annotation.unlisted == "background"

@@ -7,10 +7,9 @@ from typing import Any
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from voxray.core.config import Config
+from voxray.core.detections import Box
 
 SCHEMA_VERSION = 1
-
-Box = tuple[float, float, float, float, float, float]
 
 
 class ShardFile(Config):

@@ -18,13 +18,14 @@ from jaxtyping import Float64, Int64, UInt8
 from pydantic import ValidationError
 
 from voxray.core.case import TILE_SCHEMA, Case, Tile, label_counts, tile_to_row
+from voxray.core.detections import Box
 from voxray.core.errors import DataError
 from voxray.core.recipe import Recipe
 from voxray.core.storage import Place
 from voxray.core.volume import Grid
 from voxray.sampling import cut_tiles, own_objects
 from voxray.store.histogram import foreground_histogram, to_text
-from voxray.store.manifest import Box, CaseEntry, CaseSummary, ShardFile, TileEntry
+from voxray.store.manifest import CaseEntry, CaseSummary, ShardFile, TileEntry
 
 FOLDER = "cases"
 _SUMMARY = b"voxray"
