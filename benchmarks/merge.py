@@ -33,7 +33,7 @@ from voxray.inference.candidates.replay import Bench, BenchCase, Boxes
 from voxray.recipes import read_recipe
 from voxray.sweeping.journal import Journal
 from voxray.sweeping.search_space import Setting, read_space
-from voxray.sweeping.study import Outcome, Plan, Study
+from voxray.sweeping.study import Plan, SweepStudy, TrialResult
 from voxray.sweeping.trials import Try, open_trier
 from voxray.tasks.candidates import Placed
 
@@ -137,10 +137,10 @@ def trials(bench: Bench, number: int) -> list[Row]:
     every = tuple(range(len(bench.cases)))
     waited_s = 0.0
     with tempfile.TemporaryDirectory() as folder, connect(num_cpus=2):
-        study = Study(Journal(Path(folder) / "journal"), "all", space, Plan(number), about="benchmark")
+        study = SweepStudy(Journal(Path(folder) / "journal"), "all", space, Plan(number), about="benchmark")
         with open_trier({"{}": bench}, workers=2, on_ray=True) as trier:
 
-            def evaluate(settings: Sequence[Setting], bar: float | None) -> Sequence[Outcome]:
+            def evaluate(settings: Sequence[Setting], bar: float | None) -> Sequence[TrialResult]:
                 nonlocal waited_s
                 called = time.perf_counter()
                 first = len(every) // 5

@@ -39,7 +39,7 @@ from voxray.metrics.bootstrap import band, draw_weights, ones
 from voxray.metrics.coco import IOUS
 from voxray.phantoms import write_toy
 from voxray.recipes import read_recipe
-from voxray.sweeping.candidate_cases import Wanted, keep_cases
+from voxray.sweeping.candidate_cases import CaseRequest, keep_cases
 from voxray.sweeping.parts import parts_of
 from voxray.sweeping.report import SweepOptions
 from voxray.sweeping.search_space import Setting, Space, read_space
@@ -81,7 +81,7 @@ def measured(folder: Path, sizes: Sizes, progress: Progress) -> list[Row]:
     detector = make_detector(folder, sizes.epochs, progress)
     run = on_unseen(detector, folder, sizes.scans, progress)
     space = read_space(SPACE, read_recipe(LESSON.recipe, overrides=LESSON.overrides))
-    kept, failed = keep_cases(Wanted(run), {}, progress=progress)
+    kept, failed = keep_cases(CaseRequest(run), {}, progress=progress)
     assert not failed, failed
     rows = []
     for aim, ious in AIMS.items():

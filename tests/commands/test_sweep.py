@@ -25,7 +25,7 @@ from voxray.inference.candidates.file import Kept, merge_candidates, read_kept, 
 from voxray.metrics import coco
 from voxray.readers import read_label_map, read_volume, write_nifti
 from voxray.results.answers import weights_digest
-from voxray.sweeping.candidate_cases import Wanted, content_of_kept, keep_cases
+from voxray.sweeping.candidate_cases import CaseRequest, content_of_kept, keep_cases
 from voxray.sweeping.parts import parts_of
 from voxray.sweeping.report import SweepOptions, SweepReport
 from voxray.training.checkpoint import load_model
@@ -281,7 +281,7 @@ def test_what_is_kept_is_of_the_scans_and_the_truth_of_today(tmp_path: Path, tas
     write_run(run, task, threshold=0.05 if task == "detection" else 0.5, **fields)
 
     def kept() -> dict[str, Kept]:
-        found, failed = keep_cases(Wanted(str(run), device="cpu"), {}, progress=Heard())
+        found, failed = keep_cases(CaseRequest(str(run), device="cpu"), {}, progress=Heard())
         assert not failed
         return {one.head.case: one for one in found}
 

@@ -29,7 +29,7 @@ from voxray.distributed.train_worker import TrainJob, resume, schedule_of, train
 from voxray.distributed.training import split_store, stored_sources
 from voxray.store import FailedCase, Store
 from voxray.training.checkpoint import load_model, read_run, read_state
-from voxray.training.state import Training
+from voxray.training.state import TrainingState
 
 
 class Listener:
@@ -104,16 +104,16 @@ def test_detection_trains_too(tmp_path: Path) -> None:
 
 def _stop_after(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C right after that epoch's checkpoint."""
-    from voxray.training.run_files import Desk
+    from voxray.training.run_files import RunWriter
 
-    save = Desk.save
+    save = RunWriter.save
 
     def stopping(self, training, record) -> None:  # type: ignore[no-untyped-def]
         save(self, training, record)
         if record.epoch == epoch:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Desk, "save", stopping)
+    monkeypatch.setattr(RunWriter, "save", stopping)
 
 
 def test_a_stopped_training_goes_on_and_ends_bit_identical(
@@ -224,7 +224,7 @@ def test_a_job_travels(store: Store, tmp_path: Path) -> None:
 def test_resuming_restores_the_counters(store: Store, tmp_path: Path) -> None:
     recipe: Recipe = segmentation_recipe("optim.epochs=2")
     train(store.uri, recipe, tmp_path / "run", workers=0)
-    training = Training(recipe.network.build(recipe, 1), recipe.optim)
+    training = TrainingState(recipe.network.build(recipe, 1), recipe.optim)
     resume(training, str(tmp_path / "run"))
     assert (training.epochs_done, training.num_steps, len(training.history)) == (2, 6, 2)
 

@@ -17,7 +17,7 @@ from voxray.core.recipe import Recipe, parse_recipe
 from voxray.models import MODELS
 from voxray.tasks import build_task
 from voxray.training.collective import Collective
-from voxray.training.state import Training
+from voxray.training.state import TrainingState
 from voxray.training.step import Stepper
 
 WORLD = 2
@@ -46,7 +46,7 @@ def weights_after(collective: Collective, given: Any) -> dict[str, Any]:
     """The network's weights after each of a few steps on this rank's share of the patches."""
     data, batches = given
     recipe = parse_recipe(data, MODELS, where="test")
-    training = Training(model(recipe), recipe.optim)
+    training = TrainingState(model(recipe), recipe.optim)
     stepper = Stepper(training, task=build_task(recipe, ["ball"]), recipe=recipe, collective=collective, seed=0)
     losses, share = [], len(batches[0][0]) // collective.world_size
     for step, batch in enumerate(batches):

@@ -12,7 +12,7 @@ from voxray.core.errors import ConfigError
 from voxray.recipes import read_recipe
 from voxray.sweeping.journal import Journal
 from voxray.sweeping.search_space import Setting, Space, read_space
-from voxray.sweeping.study import BATCH, STARTUP, Evaluate, Outcome, Plan, Study, key, next_greedy
+from voxray.sweeping.study import BATCH, STARTUP, Evaluate, Plan, SweepStudy, TrialResult, key, next_greedy
 
 FIELDS = """
 [fields]
@@ -35,17 +35,17 @@ def worth(setting: Setting) -> float:
 
 
 def evaluator(seen: list[Setting], after: Callable[[], None] = lambda: None) -> Evaluate:
-    def evaluate(settings: Sequence[Setting], bar: float | None) -> list[Outcome]:
+    def evaluate(settings: Sequence[Setting], bar: float | None) -> list[TrialResult]:
         after()
         seen.extend(settings)
         scores = [worth(setting) for setting in settings]
-        return [Outcome(score, score, pruned=bar is not None and score < bar) for score in scores]
+        return [TrialResult(score, score, pruned=bar is not None and score < bar) for score in scores]
 
     return evaluate
 
 
-def study_of(tmp_path: Path, plan: Plan, *, name: str = "all", about: str = "x", text: str = FIELDS) -> Study:
-    return Study(Journal(tmp_path / "study.journal"), name, space_of(tmp_path, text), plan, about=about)
+def study_of(tmp_path: Path, plan: Plan, *, name: str = "all", about: str = "x", text: str = FIELDS) -> SweepStudy:
+    return SweepStudy(Journal(tmp_path / "study.journal"), name, space_of(tmp_path, text), plan, about=about)
 
 
 def test_tpe_begins_with_the_recipes_own_setting_and_comes_near_the_best(tmp_path: Path) -> None:
@@ -63,9 +63,9 @@ def test_tpe_begins_with_the_recipes_own_setting_and_comes_near_the_best(tmp_pat
 def test_tpe_goes_on_from_what_greedy_finds(tmp_path: Path) -> None:
     """A peak so narrow that only the grid's value is on it; and with few trials there is no time for a grid."""
 
-    def peak(settings: Sequence[Setting], bar: float | None) -> list[Outcome]:
+    def peak(settings: Sequence[Setting], bar: float | None) -> list[TrialResult]:
         del bar
-        return [Outcome(worth(one) + 5 * (one["merge.tile_iou"] == 0.5)) for one in settings]
+        return [TrialResult(worth(one) + 5 * (one["merge.tile_iou"] == 0.5)) for one in settings]
 
     study = study_of(tmp_path, Plan(trials=40))
     study.run(peak)

@@ -17,7 +17,7 @@ from voxray.core.run import Run
 from voxray.tasks import build_task
 from voxray.training.checkpoint import Checkpoint, read_state, read_trainer, read_weights, write_checkpoint
 from voxray.training.loop import EpochRecord, Surroundings, Tick, fit
-from voxray.training.state import Training
+from voxray.training.state import TrainingState
 from voxray.training.step import MAX_SKIPPED_IN_A_ROW
 
 MakeRecipe = Callable[..., Recipe]
@@ -49,18 +49,20 @@ def _fit(
     recipe: Recipe,
     batches: Callable[[int], Iterator[PatchBatch]],
     *,
-    training: Training | None = None,
-    save: Callable[[Training, EpochRecord], None] = lambda *_: None,
+    training: TrainingState | None = None,
+    save: Callable[[TrainingState, EpochRecord], None] = lambda *_: None,
     **more: Any,
-) -> Training:
-    training = training or Training(_model(recipe), recipe.optim)
+) -> TrainingState:
+    training = training or TrainingState(_model(recipe), recipe.optim)
     around = Surroundings(batches, NUM_STEPS, more.get("validate"), save, more.get("tick", lambda _: None))
     fit(training, task=build_task(recipe, ["ball"]), recipe=recipe, around=around, seed=more.get("seed", 0))
     return training
 
 
-def _saver(location: Path, run: Run, *, stop_after: int | None = None) -> Callable[[Training, EpochRecord], None]:
-    def save(training: Training, record: EpochRecord) -> None:
+def _saver(
+    location: Path, run: Run, *, stop_after: int | None = None
+) -> Callable[[TrainingState, EpochRecord], None]:
+    def save(training: TrainingState, record: EpochRecord) -> None:
         value = record.metrics.get("dice")
         write_checkpoint(
             location,
@@ -103,7 +105,7 @@ def test_a_resumed_training_ends_bit_identical(
     with pytest.raises(KeyboardInterrupt):
         _fit(recipe, batches, save=_saver(halted, run, stop_after=2))
     torch.manual_seed(99)
-    again = Training(recipe.network.build(recipe, 1), recipe.optim)
+    again = TrainingState(recipe.network.build(recipe, 1), recipe.optim)
     state, trainer = read_state(halted), read_trainer(halted)
     assert state.epochs_done == 2
     assert trainer is not None
@@ -167,7 +169,7 @@ def test_a_step_without_a_finite_gradient_changes_nothing(
     make_recipe: MakeRecipe, make_patches: MakePatches, amp: str
 ) -> None:
     recipe = make_recipe(*ZSCORE, "optim.epochs=1", f"optim.amp={amp}", "network.norm=batch")
-    training = Training(_model(recipe), recipe.optim)
+    training = TrainingState(_model(recipe), recipe.optim)
     before = {name: value.clone() for name, value in training.model.state_dict().items()}
     _fit(recipe, _with_bad(_batches(make_patches), {0, 1, 2}), training=training)
     assert training.num_skipped == NUM_STEPS

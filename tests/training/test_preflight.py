@@ -15,7 +15,14 @@ from voxray.core.recipe import Recipe
 from voxray.core.storage import Place
 from voxray.sampling import Schedule
 from voxray.store import CaseSummary, write_case
-from voxray.training.preflight import Finding, Sides, as_warnings, data_findings, judged, recipe_findings
+from voxray.training.preflight import (
+    PreflightFinding,
+    SplitSummaries,
+    as_warnings,
+    data_findings,
+    judged,
+    recipe_findings,
+)
 
 NAMES = ("ball", "cube")
 
@@ -34,14 +41,14 @@ def balls(count: int = 4, side: float = 10.0, label: int = 0) -> list[Case]:
     return [replace(ball_case(index), boxes=box, classes=np.array([label])) for index in range(count)]
 
 
-def found(folder: Path, recipe: Recipe, train: list[Case], val: list[Case] | None = None) -> list[Finding]:
+def found(folder: Path, recipe: Recipe, train: list[Case], val: list[Case] | None = None) -> list[PreflightFinding]:
     """The findings of a fold with these cases."""
     val = [replace(case, case_id=f"v{case.case_id}") for case in balls(2) if val is None] + (val or [])
-    sides = Sides(NAMES, summaries(folder, train, recipe), summaries(folder, val, recipe))
+    sides = SplitSummaries(NAMES, summaries(folder, train, recipe), summaries(folder, val, recipe))
     return data_findings(recipe, sides)
 
 
-def only(findings: list[Finding]) -> str:
+def only(findings: list[PreflightFinding]) -> str:
     """The one finding that is not about the second class, which most cases here lack."""
     (one,) = [one for one in findings if "1 of 2 classes (cube)" not in one.text]
     return one.text
@@ -49,7 +56,7 @@ def only(findings: list[Finding]) -> str:
 
 def test_good_data_are_passed_over_but_for_the_class_that_they_lack(tmp_path: Path) -> None:
     (one,) = found(tmp_path, detection_recipe(), balls())
-    assert one == Finding(
+    assert one == PreflightFinding(
         "1 of 2 classes (cube) has no object in any of the 6 cases, and cannot be learnt.", is_fatal=False
     )
 
@@ -113,7 +120,7 @@ def test_no_labelled_voxel_in_a_tile_is_fatal_for_a_segmentation(tmp_path: Path)
         case.model_copy(update={"tiles": tuple(tile.model_copy(update={"label_voxels": {}}) for tile in case.tiles)})
         for case in whole
     )
-    (one,) = data_findings(recipe, Sides(NAMES, outside, whole))
+    (one,) = data_findings(recipe, SplitSummaries(NAMES, outside, whole))
     assert one.is_fatal
     assert "4 of them have labelled voxels, which lie in no tile" in one.text
 
@@ -130,13 +137,15 @@ def test_a_validation_that_says_nothing_is_a_warning(tmp_path: Path) -> None:
     nothing = [without_ball(case) for case in balls(6)[4:]]
     text = only(found(tmp_path, detection_recipe(), balls(), nothing))
     assert text == "none of the 2 cases that validate holds an object, so that their score says nothing."
-    text = only(data_findings(detection_recipe(), Sides(NAMES, summaries(tmp_path, balls(), detection_recipe()))))
+    text = only(
+        data_findings(detection_recipe(), SplitSummaries(NAMES, summaries(tmp_path, balls(), detection_recipe())))
+    )
     assert text.startswith("no case validates")
 
 
 def test_batches_beyond_the_data_and_epochs_without_foreground_are_warnings(tmp_path: Path) -> None:
     recipe = segmentation_recipe("patch.foreground=0.01", "patch.margin_vox=[16,16,16]")
-    sides = Sides(("ball",), summaries(tmp_path, balls(1), recipe), validates=False)
+    sides = SplitSummaries(("ball",), summaries(tmp_path, balls(1), recipe), validates=False)
     texts = [one.text for one in data_findings(recipe, sides, Schedule(0, steps_per_epoch=3, batch_size=9))]
     assert texts[0].startswith("a batch of 9 patches is cut from only 1 tile,")
     assert texts[1].startswith("patch.foreground 0.01 of the 18 tiles of an epoch is less than one")

@@ -21,7 +21,7 @@ _SLABS_PER_REACH = 3
 _MOST_SLABS = 4096
 _ROUNDING = 1 - 1e-5
 
-Pairs = tuple[Int64[Tensor, " p"], Int64[Tensor, " p"]]
+IndexPairs = tuple[Int64[Tensor, " p"], Int64[Tensor, " p"]]
 
 
 def nms(
@@ -75,7 +75,7 @@ def next_size(size: int, num_stay: int) -> int:
 
 def settled(
     boxes: Float[Tensor, "n 6"], classes: Int64[Tensor, " n"], iou: float
-) -> tuple[Bool[Tensor, " n"], Pairs]:
+) -> tuple[Bool[Tensor, " n"], IndexPairs]:
     """Which boxes stay among themselves, and all pairs (better, worse) that overlap; they come highest score first.
 
     A box stays exactly when no better one that stays suppresses it. Applying this rule to all boxes at once, again
@@ -116,7 +116,7 @@ def overlapping(
     second: Float[Tensor, "m 6"],
     second_classes: Int64[Tensor, " m"],
     iou: float,
-) -> Iterator[Pairs]:
+) -> Iterator[IndexPairs]:
     """Pairs of one class with a larger IoU of which the second starts within the first on the y axis.
 
     On one line, class after class and slab after slab across the x axis, each second box lies in the slab in which it
@@ -153,7 +153,7 @@ def overlapping(
         yield index[much], other[much]
 
 
-def _repeated(count: Int64[Tensor, " n"]) -> Pairs:
+def _repeated(count: Int64[Tensor, " n"]) -> IndexPairs:
     """Each index as often as its count says, and which time it is."""
     index = torch.arange(len(count), device=count.device).repeat_interleave(count)
     first = count.cumsum(0) - count

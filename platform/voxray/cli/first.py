@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from voxray.cli import terminal
-from voxray.cli.options import Workers
+from voxray.cli.options import WorkersOption
 from voxray.core.addresses import sqlite_url
 
 
@@ -35,7 +35,7 @@ def toy(
 def demo(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where everything is written.")],
     cases: Annotated[int, typer.Option(min=6, help="Scans of each kind.")] = 24,
-    workers: Workers = 2,
+    workers: WorkersOption = 2,
 ) -> None:
     """Walk the whole road on generated scans, for all three recipes, and show what was learnt."""
     from voxray.commands.demo import demo as run_demo

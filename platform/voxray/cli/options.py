@@ -7,19 +7,21 @@ from typing import Annotated
 
 import typer
 
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Overrides a field; repeatable.")]
-Workers = Annotated[int, typer.Option(min=1, help="Ray workers; more than one, or a cluster, uses Ray.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Root = Annotated[Path | None, typer.Option(help="The folder of the data, in place of the dataset file's own.")]
-Overwrite = Annotated[
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Overrides a field; repeatable.")
+]
+WorkersOption = Annotated[int, typer.Option(min=1, help="Ray workers; more than one, or a cluster, uses Ray.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+RootOption = Annotated[Path | None, typer.Option(help="The folder of the data, in place of the dataset file's own.")]
+OverwriteOption = Annotated[
     bool,
     typer.Option("--overwrite", help="Write over files in the way that voxray did not write, or an earlier one."),
 ]
-Series = Annotated[
+SeriesOption = Annotated[
     str | None,
     typer.Option("--series", metavar="UID", help="The CT series to read, of a folder with several; info lists them."),
 ]
-SeriesMany = Annotated[
+SeriesManyOption = Annotated[
     list[str] | None,
     typer.Option(
         "--series",
@@ -27,7 +29,7 @@ SeriesMany = Annotated[
         help="Answer this CT series, of folders with several, and leave out all else among the inputs; repeatable.",
     ),
 ]
-Save = Annotated[
+SaveOption = Annotated[
     str,
     typer.Option(
         metavar="FORMS",
@@ -35,17 +37,17 @@ Save = Annotated[
         "markups; label maps: dicom-seg, rtstruct.",
     ),
 ]
-SkipUnsupported = Annotated[
+SkipUnsupportedOption = Annotated[
     bool,
     typer.Option("--skip-unsupported", help="A form that a scan cannot have, as a NIfTI no SEG, is no failure."),
 ]
-AcceptValues = Annotated[
+AcceptValuesOption = Annotated[
     bool,
     typer.Option("--accept-values", help="Take scans whose values can be no Hounsfield units, with a warning."),
 ]
-Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or a TOML or JSON file.")]
-Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its s3:// address.")]
-AcceptChangedData = Annotated[
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or a TOML or JSON file.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its s3:// address.")]
+AcceptChangedDataOption = Annotated[
     bool,
     typer.Option(
         "--accept-changed-data", help="Go on though cases of the store have changed since; the run records it."

@@ -19,19 +19,19 @@ from voxray.cli import serve as serve_verbs
 from voxray.cli import study as study_verbs
 from voxray.cli import terminal
 from voxray.cli.options import (
-    AcceptChangedData,
-    AcceptValues,
-    Device,
-    Overwrite,
-    Recipe,
-    Root,
-    Run,
-    Save,
-    Series,
-    SeriesMany,
-    Set,
-    SkipUnsupported,
-    Workers,
+    AcceptChangedDataOption,
+    AcceptValuesOption,
+    DeviceOption,
+    OverwriteOption,
+    RecipeArgument,
+    RootOption,
+    RunArgument,
+    SaveOption,
+    SeriesManyOption,
+    SeriesOption,
+    SetOption,
+    SkipUnsupportedOption,
+    WorkersOption,
 )
 from voxray.core.addresses import at_home
 from voxray.core.errors import ConfigError
@@ -96,7 +96,7 @@ def info(
     pixels: Annotated[
         bool, typer.Option("--pixels", help="Read the voxels too: checks them, gives the range.")
     ] = False,
-    series: Series = None,
+    series: SeriesOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
 ) -> None:
     """Say what a scan is, from its headers: its grid, and what is worth knowing about it."""
@@ -118,12 +118,12 @@ def info(
 @verb("check")
 def check(
     dataset: Annotated[Path, typer.Argument(help="A dataset's file.")],
-    root: Root = None,
+    root: RootOption = None,
     recipe_name: Annotated[
         str | None,
         typer.Option("--recipe", help="Check for it: what its grid loses; objects only where it detects."),
     ] = None,
-    set_: Set = None,
+    set_: SetOption = None,
 ) -> None:
     """Read every scan and annotation of a dataset, and list every problem with what to do."""
     from voxray.commands.check import check as run_check
@@ -156,7 +156,7 @@ verb("toy", resume="Run the same command again to go on with the next scan.")(fi
 
 
 @verb("recipe")
-def recipe(name: Recipe, set_: Set = None) -> None:
+def recipe(name: RecipeArgument, set_: SetOption = None) -> None:
     """Print a recipe as TOML, every field, to start one's own from; those that are unset as comments."""
     from voxray.core.config import to_full_toml
     from voxray.recipes import read_recipe
@@ -167,12 +167,12 @@ def recipe(name: Recipe, set_: Set = None) -> None:
 @verb("ingest", resume="Run the same command again: cases that are in the store are not done again.")
 def ingest(
     dataset: Annotated[Path, typer.Argument(help="A dataset's file.")],
-    recipe_name: Recipe,
+    recipe_name: RecipeArgument,
     out: Annotated[
         str, typer.Option("--out", "-o", metavar="STORE", help="The store: a folder or an s3:// address.")
     ],
-    root: Root = None,
-    set_: Set = None,
+    root: RootOption = None,
+    set_: SetOption = None,
 ) -> None:
     """Preprocess a dataset once into shards that training streams."""
     from voxray.commands.ingest import ingest as run_ingest
@@ -189,13 +189,13 @@ def ingest(
 @verb("train", resume="Run the same command again to go on from the last checkpoint.")
 def train(  # noqa: PLR0913
     data: Annotated[str, typer.Argument(metavar="DATASET|STORE", help="A dataset's file, or a store of one.")],
-    recipe_name: Recipe,
+    recipe_name: RecipeArgument,
     out: Annotated[str, typer.Option("--out", "-o", metavar="RUN", help="The run's folder, or an s3:// address.")],
     fold: Annotated[str, typer.Option(help="The fold that validates, or none: all cases train.")] = "0",
-    set_: Set = None,
+    set_: SetOption = None,
     workers: Annotated[int, typer.Option(min=0, help="Ray workers; 0 trains in this process.")] = 1,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    accept_changed_data: AcceptChangedData = False,
+    accept_changed_data: AcceptChangedDataOption = False,
 ) -> None:
     """Train a recipe on a dataset or a store; the same command again resumes."""
     if fold != "none" and not fold.isdecimal():
@@ -226,13 +226,13 @@ def train(  # noqa: PLR0913
 
 @verb("predict", resume="Run the same command again: scans that are answered are not answered again.")
 def predict(  # noqa: PLR0913
-    run: Run,
+    run: RunArgument,
     inputs: Annotated[
         list[Path], typer.Argument(metavar="INPUT...", help="Scans, DICOM series, folders or .txt lists of them.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the answers are written.")],
-    set_: Set = None,
-    device: Device = "auto",
+    set_: SetOption = None,
+    device: DeviceOption = "auto",
     runtime: Annotated[
         str, typer.Option(help="auto: this machine's best; torch, torch-compiled, onnxruntime, openvino, tensorrt.")
     ] = "auto",
@@ -243,18 +243,18 @@ def predict(  # noqa: PLR0913
     mirrors: Annotated[
         bool, typer.Option("--mirrors", help="Answer each window mirrored on x, y and z, too.")
     ] = False,
-    save: Save = "",
-    overwrite: Overwrite = False,
-    skip_unsupported: SkipUnsupported = False,
+    save: SaveOption = "",
+    overwrite: OverwriteOption = False,
+    skip_unsupported: SkipUnsupportedOption = False,
     keep_candidates: Annotated[
         bool, typer.Option("--keep-candidates", help="Also write what the network said before the merge, for sweeps.")
     ] = False,
     keep_classes: Annotated[
         str, typer.Option(metavar="NAMES", help="Segmentation: of which classes, with commas; default: up to 7, all.")
     ] = "",
-    series: SeriesMany = None,
-    accept_values: AcceptValues = False,
-    workers: Workers = 1,
+    series: SeriesManyOption = None,
+    accept_values: AcceptValuesOption = False,
+    workers: WorkersOption = 1,
 ) -> None:
     """Answer scans with a run or a package: findings as JSON, label maps as NIfTI on each scan's own grid."""
     from voxray.commands.predict import AnswerOptions
@@ -287,7 +287,7 @@ def predict(  # noqa: PLR0913
 
 @verb("export")
 def export(  # noqa: PLR0913
-    run: Run,
+    run: RunArgument,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="MODEL", help="The package's folder.")],
     runtime: Annotated[str, typer.Option(help="onnx, openvino or tensorrt.")] = "onnx",
     precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, or int8 with openvino.")] = "fp32",
@@ -296,7 +296,7 @@ def export(  # noqa: PLR0913
     scan: Annotated[
         Path | None, typer.Option(help="For the comparison; without the dataset also for int8's ranges.")
     ] = None,
-    device: Device = "auto",
+    device: DeviceOption = "auto",
     as_: Annotated[str, typer.Option("--as", help="package, or monai-bundle for MONAI's tools.")] = "package",
 ) -> None:
     """Make a package of a run or an ensemble: engines, weights, checksums, card; answers are held against torch's."""
@@ -344,7 +344,7 @@ def evaluate(  # noqa: PLR0913
     truth: Annotated[
         Path | None, typer.Argument(metavar="[TRUTH]", help="A dataset's file, or a folder or file of truth.")
     ] = None,
-    root: Root = None,
+    root: RootOption = None,
     cases: Annotated[
         str | None, typer.Option(help="Of a run: val (default), test or all; of files: all (default) or answered.")
     ] = None,
@@ -364,8 +364,8 @@ def evaluate(  # noqa: PLR0913
             help="What label values, or MONAI's and nnDetection's class numbers, are, where no file says so.",
         ),
     ] = None,
-    overwrite: Overwrite = False,
-    workers: Workers = 1,
+    overwrite: OverwriteOption = False,
+    workers: WorkersOption = 1,
 ) -> None:
     """Score a run on original scans, or answers that anything else wrote, against the original truth."""
     from voxray.commands.evaluate_files import FileOptions, evaluate_anything
@@ -425,7 +425,7 @@ def import_weights(
     classes: Annotated[str | None, typer.Option(help="Foreground names, with commas, in the outputs' order.")] = None,
     dataset: Annotated[str, typer.Option(help="The name of the dataset it was trained on.")] = "unknown",
     licence: Annotated[str, typer.Option(help="That dataset's licence.")] = "unknown",
-    set_: Set = None,
+    set_: SetOption = None,
 ) -> None:
     """Make a run of published weights, ready to predict and evaluate.
 

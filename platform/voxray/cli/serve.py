@@ -9,11 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from voxray.cli import terminal
-from voxray.cli.options import AcceptValues, Device
+from voxray.cli.options import AcceptValuesOption, DeviceOption
 from voxray.core.errors import ConfigError
 
-Folder = Annotated[Path, typer.Option(metavar="DIR", help="Where studies, results, jobs and tokens lie.")]
-Database = Annotated[str, typer.Option(metavar="URL", help="Of PostgreSQL or SQLite; default: SQLite in the folder.")]
+FolderOption = Annotated[Path, typer.Option(metavar="DIR", help="Where studies, results, jobs and tokens lie.")]
+DatabaseOption = Annotated[
+    str, typer.Option(metavar="URL", help="Of PostgreSQL or SQLite; default: SQLite in the folder.")
+]
 FOLDER = Path("voxray-service")
 
 
@@ -50,7 +52,7 @@ def serve(  # noqa: PLR0913
         str, typer.Option(help="auto, torch, torch-compiled, onnxruntime, openvino, tensorrt.")
     ] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16, or int8 of a package.")] = "auto",
-    device: Device = "auto",
+    device: DeviceOption = "auto",
     replicas: Annotated[
         str, typer.Option(metavar="MIN,MAX", help="Of each model; Ray Serve scales between.")
     ] = "1,1",
@@ -61,7 +63,7 @@ def serve(  # noqa: PLR0913
         str | None,
         typer.Option(metavar="URL", help="The DICOMweb root, of such a server, that holds the series OHIF names."),
     ] = None,
-    accept_values: AcceptValues = False,
+    accept_values: AcceptValuesOption = False,
     cors: Annotated[
         list[str] | None, typer.Option(metavar="ORIGIN", help="A site whose pages may call, as OHIF's; repeatable.")
     ] = None,
@@ -103,8 +105,8 @@ def _bounds(replicas: str) -> dict[str, int]:
 def token(
     action: Annotated[TokenAction, typer.Argument(help="add, list or remove.")],
     name: Annotated[str, typer.Argument(help="Whom the token is for.")] = "",
-    folder: Folder = FOLDER,
-    database: Database = "",
+    folder: FolderOption = FOLDER,
+    database: DatabaseOption = "",
 ) -> None:
     """Make, list or remove the tokens of a service; a token is shown once, and only its digest is kept."""
     from voxray.serving.config import database_url

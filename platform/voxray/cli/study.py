@@ -9,7 +9,15 @@ from typing import Annotated
 import typer
 
 from voxray.cli import terminal
-from voxray.cli.options import AcceptChangedData, Device, Overwrite, Recipe, Root, Set, Workers
+from voxray.cli.options import (
+    AcceptChangedDataOption,
+    DeviceOption,
+    OverwriteOption,
+    RecipeArgument,
+    RootOption,
+    SetOption,
+    WorkersOption,
+)
 
 
 def sweep(  # noqa: PLR0913
@@ -22,10 +30,10 @@ def sweep(  # noqa: PLR0913
         bool, typer.Option("--same-cases", help="Tune and report on the same cases: the figure is too good.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    workers: Workers = 1,
-    device: Device = "auto",
+    workers: WorkersOption = 1,
+    device: DeviceOption = "auto",
     dataset: Annotated[Path | None, typer.Option(help="Another dataset's file than the run's own.")] = None,
-    root: Root = None,
+    root: RootOption = None,
     data: Annotated[
         str | None, typer.Option(metavar="STORE", help="A space that trains: the store; default: RUN-store.")
     ] = None,
@@ -82,10 +90,10 @@ def report(
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="Default: report.html in the first.")
     ] = None,
     dataset: Annotated[Path | None, typer.Option(help="The dataset's file; default: the one that trained.")] = None,
-    root: Root = None,
+    root: RootOption = None,
     scans: Annotated[bool, typer.Option("--scans/--no-scans", help="Read scans, for pictures and sizes.")] = True,
-    overwrite: Overwrite = False,
-    workers: Workers = 1,
+    overwrite: OverwriteOption = False,
+    workers: WorkersOption = 1,
 ) -> None:
     """Make one HTML file of evaluated runs: curves, intervals, pictures, cases, recipe; several side by side."""
     from voxray.commands.report import ReportOptions
@@ -108,9 +116,9 @@ def report(
 
 def crossval(  # noqa: PLR0913
     data: Annotated[str, typer.Argument(metavar="DATASET|STORE", help="A dataset's file, or a store of one.")],
-    recipe_name: Recipe,
+    recipe_name: RecipeArgument,
     out: Annotated[str, typer.Option("--out", "-o", metavar="DIR", help="The folds' runs, as DIR/fold_N.")],
-    set_: Set = None,
+    set_: SetOption = None,
     folds: Annotated[
         int | None, typer.Option(min=2, help="So many random folds; default: those of the dataset's file.")
     ] = None,
@@ -118,7 +126,7 @@ def crossval(  # noqa: PLR0913
     workers: Annotated[int, typer.Option(min=0, help="Ray workers of each fold; 0 trains in this process.")] = 1,
     at_once: Annotated[int | None, typer.Option(min=1, help="Folds side by side; default: as many as fit.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    accept_changed_data: AcceptChangedData = False,
+    accept_changed_data: AcceptChangedDataOption = False,
 ) -> None:
     """Train every fold of a dataset and score all held-out answers together; the same command goes on."""
     from voxray.commands.crossval import CrossvalOptions

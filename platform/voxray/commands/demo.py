@@ -145,7 +145,7 @@ LESSONS = (
 
 
 @dataclass(frozen=True)
-class Outcome:
+class LessonReport:
     """What one lesson came to."""
 
     recipe: str
@@ -165,7 +165,7 @@ class DemoReport:
     """All lessons, and where everything lies."""
 
     folder: str
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[LessonReport, ...]
     seconds: float
     voxray_version: str = __version__
 
@@ -192,7 +192,9 @@ def demo(folder: Path, *, num_cases: int = 24, workers: int = 2, progress: Progr
     return report
 
 
-def _walk(lesson: Lesson, folder: Path, *, num_cases: int, workers: int, peak: Peak, progress: Progress) -> Outcome:
+def _walk(
+    lesson: Lesson, folder: Path, *, num_cases: int, workers: int, peak: Peak, progress: Progress
+) -> LessonReport:
     seconds: dict[str, float] = {}
     peak.bytes = 0
     phantoms, name = folder / "phantoms" / lesson.kind, lesson.recipe
@@ -218,7 +220,7 @@ def _walk(lesson: Lesson, folder: Path, *, num_cases: int, workers: int, peak: P
         untrained, phantoms / lesson.dataset, folder / "untrained_answers" / name, workers, progress
     )
     about = read_run(str(run))
-    return Outcome(
+    return LessonReport(
         recipe=name,
         dataset=dataset.name,
         num_train=len(about.train_cases),
@@ -278,7 +280,7 @@ def write_summary(report: DemoReport, path: Path) -> None:
     path.write_text(json.dumps(asdict(report), indent=2), encoding="utf-8")
 
 
-def headline(outcome: Outcome) -> Sequence[tuple[str, float, float]]:
+def headline(outcome: LessonReport) -> Sequence[tuple[str, float, float]]:
     """The table's rows of a lesson: metric, trained, untrained; classes of a segmentation one by one."""
     lesson = next(lesson for lesson in LESSONS if lesson.recipe == outcome.recipe)
     names = [*lesson.headline]

@@ -46,7 +46,7 @@ from voxray.store import (
     write_manifest,
 )
 from voxray.store.signature import signature_of
-from voxray.training.preflight import Sides, as_warnings, data_findings, recipe_findings
+from voxray.training.preflight import SplitSummaries, as_warnings, data_findings, recipe_findings
 
 CASE_RETRIES = 2
 """How often a case is tried again whose worker died, as for want of memory."""
@@ -160,7 +160,7 @@ def _nothing(failed: Mapping[str, FailedCase]) -> DataError:
 def _foreseen(dataset: Dataset, recipe: Recipe, stored: Mapping[str, StoredCase]) -> tuple[str, ...]:
     """What the training that follows will refuse or warn of, of which no fold is known yet."""
     cases = tuple(one.summary for _, one in sorted(stored.items()))
-    sides = Sides(dataset.classes, cases, validates=False)
+    sides = SplitSummaries(dataset.classes, cases, validates=False)
     return as_warnings([*recipe_findings(recipe), *data_findings(recipe, sides)])
 
 

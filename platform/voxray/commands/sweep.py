@@ -30,7 +30,7 @@ from voxray.inference.candidates.replay import Bench, Bounds
 from voxray.metrics.bootstrap import draw_weights
 from voxray.metrics.coco import IOUS
 from voxray.models import MODELS
-from voxray.sweeping.candidate_cases import Wanted, content_of_kept, keep_cases
+from voxray.sweeping.candidate_cases import CaseRequest, content_of_kept, keep_cases
 from voxray.sweeping.journal import Journal
 from voxray.sweeping.parts import parts_of
 from voxray.sweeping.report import (
@@ -44,7 +44,7 @@ from voxray.sweeping.report import (
     require_sweep_folder,
 )
 from voxray.sweeping.search_space import Setting, Space, read_space
-from voxray.sweeping.study import SAMPLERS, Outcome, Plan, Study, key
+from voxray.sweeping.study import SAMPLERS, Plan, SweepStudy, TrialResult, key
 from voxray.sweeping.trials import Benches, Trials, Trier, open_trier
 from voxray.training.checkpoint import read_best_run
 
@@ -169,12 +169,12 @@ class _Sweep:
 
     def _tuned(
         self, name: str, cases: tuple[int, ...], benches: Benches, trier: Trier, advance: Callable[[int], None]
-    ) -> Study:
+    ) -> SweepStudy:
         """A study of some cases, brought to its last trial."""
         storage = Journal(self._folder / JOURNAL)
         bench = next(iter(benches.values()))
         about = digest(self._about_cases, *sorted(self._contents[bench.cases[index].case] for index in cases))
-        study = Study(storage, name, self._space, self._plan(), about=about)
+        study = SweepStudy(storage, name, self._space, self._plan(), about=about)
         advance(min(len(study.finished()), self._plan().trials))
         if self._options.executor == "tune":
             from voxray.sweeping.ray_tune import tune_settings
@@ -186,7 +186,7 @@ class _Sweep:
         first = max(FIRST_LEAST, math.ceil(FIRST_SHARE * len(cases)))
         trials = Trials(self._space.recipe.merge, order, first if first < len(cases) else 0)
 
-        def evaluate(settings: Sequence[Setting], bar: float | None) -> Sequence[Outcome]:
+        def evaluate(settings: Sequence[Setting], bar: float | None) -> Sequence[TrialResult]:
             nonlocal waited_s
             called = time.monotonic()
             outcomes = trier([trials.of(setting, bar) for setting in settings])
@@ -198,7 +198,7 @@ class _Sweep:
         self._search_s += time.monotonic() - begin - waited_s
         return study
 
-    def _best(self, study: Study, cases: tuple[int, ...], benches: Benches) -> Setting:
+    def _best(self, study: SweepStudy, cases: tuple[int, ...], benches: Benches) -> Setting:
         """Of the study's best settings the one whose gain is surest; nothing where none is sure.
 
         The highest score among hundreds is the luckiest, too. So the gain over the recipe's own setting is looked at
@@ -249,7 +249,7 @@ class _Sweep:
         options = self._options
         found: list[tuple[int, Kept]] = []
         for number, run in enumerate(self._runs):
-            wanted = Wanted(
+            wanted = CaseRequest(
                 run,
                 dataset=options.dataset,
                 root=options.root,

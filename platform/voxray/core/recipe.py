@@ -24,10 +24,10 @@ from pydantic import (
 
 from voxray.core.config import Config, parse, with_overrides
 
-Sides = tuple[PositiveInt, PositiveInt, PositiveInt]
+SizeVox = tuple[PositiveInt, PositiveInt, PositiveInt]
 Spacing = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
-Share = Annotated[float, Field(ge=0, le=1)]
-Range = tuple[float, float]
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Range = tuple[float, float]
 Selection = bool | tuple[str, ...]
 """All classes, none, or those named."""
 
@@ -70,12 +70,12 @@ Intensity = Annotated[WindowIntensity | ZScoreIntensity, Field(discriminator="ki
 class PatchConfig(Config):
     """How training patches are cut from tiles, and tiles from cases."""
 
-    size_vox: Sides
+    size_vox: SizeVox
     margin_vox: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt] = (32, 32, 16)
     """What a tile has beyond a patch on each axis, so that every epoch crops anew."""
-    max_object_vox: Sides = (64, 64, 64)
+    max_object_vox: SizeVox = (64, 64, 64)
     """Detection: objects up to this size lie whole in some tile."""
-    foreground: Share = 0.5
+    foreground: _Share = 0.5
     """The share of patches that are centred on an object (detection) or a labelled voxel (segmentation)."""
     per_tile: PositiveInt = 4
     """Patches cut from a tile each time that it is read."""
@@ -127,29 +127,29 @@ class AnchorConfig(Config):
 class AugmentConfig(Config):
     """Random changes of a training patch; every ``_p`` is a probability, drawn per patch."""
 
-    flip_p: Share = 0.0
+    flip_p: _Share = 0.0
     """For each axis."""
     flip_axes: tuple[Literal[0, 1, 2], ...] = (0, 1, 2)
-    rot90_p: Share = 0.0
+    rot90_p: _Share = 0.0
     """A quarter turn or more in the x-y plane."""
-    rotate_p: Share = 0.0
+    rotate_p: _Share = 0.0
     rotate_deg: NonNegativeFloat = 30.0
     """Up to this angle about each axis."""
-    zoom_p: Share = 0.0
-    zoom: Range = (0.7, 1.4)
-    noise_p: Share = 0.0
+    zoom_p: _Share = 0.0
+    zoom: _Range = (0.7, 1.4)
+    noise_p: _Share = 0.0
     noise_sd: NonNegativeFloat = 0.1
     """The most; each patch draws its own from 0 up to this."""
-    blur_p: Share = 0.0
-    blur_sigma_vox: Range = (0.5, 1.0)
-    scale_p: Share = 0.0
+    blur_p: _Share = 0.0
+    blur_sigma_vox: _Range = (0.5, 1.0)
+    scale_p: _Share = 0.0
     scale: NonNegativeFloat = 0.25
     """Intensity times 1 ± this."""
-    shift_p: Share = 0.0
+    shift_p: _Share = 0.0
     shift: NonNegativeFloat = 0.1
     """Intensity plus or minus this."""
-    gamma_p: Share = 0.0
-    gamma: Range = (0.7, 1.5)
+    gamma_p: _Share = 0.0
+    gamma: _Range = (0.7, 1.5)
 
 
 class DetectionLoss(Config):
@@ -164,7 +164,7 @@ class DetectionLoss(Config):
     """Places per level that ATSS (Zhang 2020) considers for an object."""
     atss_center_in_box: bool = False
     anchors_per_patch: PositiveInt = 64
-    positive_fraction: Share = 0.3
+    positive_fraction: _Share = 0.3
     hard_pool: PositiveInt = 20
     """Negatives are drawn from this many times as many of the highest-scored ones."""
     min_negatives: PositiveInt = 16
@@ -194,7 +194,7 @@ class OptimConfig(Config):
     optimizer: Literal["sgd", "adam", "adamw", "novograd"] = "sgd"
     rate: PositiveFloat
     weight_decay: NonNegativeFloat = 0.0
-    momentum: Share = 0.9
+    momentum: _Share = 0.9
     nesterov: bool = True
     schedule: Literal["steps", "poly", "cosine"] = "steps"
     warmup_epochs: NonNegativeInt = 0
@@ -210,7 +210,7 @@ class OptimConfig(Config):
     clip_norm: PositiveFloat | None = None
     """The gradient's norm is cut to this; None leaves it as it is."""
     amp: Literal["off", "bf16", "fp16"] = "bf16"
-    ema_decay: Share | None = None
+    ema_decay: _Share | None = None
     channels_last: bool = False
     validate_every: PositiveInt = 5
     """Epochs between validations; the last epoch is always validated."""
@@ -221,7 +221,7 @@ class OptimConfig(Config):
 class InferenceConfig(Config):
     """How a scan is covered by windows, and what a window's detection candidates are."""
 
-    window_vox: Sides
+    window_vox: SizeVox
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.25
     whole_windows: bool = False
     """Windows keep their size where the scan is smaller; otherwise they shrink to it."""
@@ -238,7 +238,7 @@ class InferenceConfig(Config):
     interpolated; auto: probabilities for up to 7 classes."""
     plan: Literal["recipe", "fast"] = "recipe"
     """`fast`: fewer windows, larger where the network allows it, in half precision where the device is good at it."""
-    candidate_floor: Share = 0.02
+    candidate_floor: _Share = 0.02
     """Detection: lower scores never become candidates."""
     candidates_per_level: PositiveInt = 1000
 
@@ -260,13 +260,13 @@ class DetectionMerge(Config):
     """
 
     kind: Literal["detection"] = "detection"
-    score_floor: Share = 0.02
+    score_floor: _Share = 0.02
     min_size_mm: NonNegativeFloat = 0.0
     """Boxes with a shorter side are dropped."""
     method: Literal["nms", "weighted_nms", "wbc"] = "nms"
     """Over a view's windows: suppression, suppression in the order of score times `tile_weight`, or weighted box
     clustering, which averages what overlaps and counts on an answer from every window."""
-    tile_iou: Share = 0.22
+    tile_iou: _Share = 0.22
     """Two boxes of one class that overlap more are of one object."""
     tile_weight: Literal["none", "linear", "gaussian"] = "linear"
     """How far a box is trusted by its centre's place in its window, where the method asks: less from the middle to
@@ -277,14 +277,14 @@ class DetectionMerge(Config):
     """The best so many of each view are joined with other views' where those are not pooled; None is all."""
     ensemble_method: Literal["pooled", "nms", "weighted_nms", "wbc"] = "pooled"
     """Over views: all their candidates go through `method` together, or what that leaves of each through another."""
-    ensemble_iou: Share = 0.5
+    ensemble_iou: _Share = 0.5
     ensemble_candidates: PositiveInt | None = None
     """The best so many over all views are looked at; None is all."""
     wbc_by_volume: bool = False
     """Larger boxes count more, as in the Medical Detection Toolkit."""
     wbc_missing_weight: NonNegativeFloat = 1.0
     """How much an answer that was expected and is missing lowers the score of a cluster."""
-    final_floor: Share = 0.0
+    final_floor: _Share = 0.0
     """Of the score after the last step, which clustering changes."""
     max_detections: PositiveInt = 300
 
@@ -296,10 +296,10 @@ class SegmentationMerge(Config):
     """
 
     kind: Literal["segmentation"] = "segmentation"
-    threshold: Share | None = None
+    threshold: _Share | None = None
     """A class is where its probability is higher, the most probable one where several are; None: where it is the
     most probable of all classes and background."""
-    thresholds: dict[str, Share] = Field(default_factory=dict)
+    thresholds: dict[str, _Share] = Field(default_factory=dict)
     """The same for classes by name, in place of `threshold`."""
     min_component_mm3: NonNegativeFloat = 0.0
     """Smaller connected components (26 neighbours) become background."""

@@ -29,8 +29,8 @@ from voxray.tasks import build_task
 from voxray.training.checkpoint import find_state, read_trainer, read_weights, recipe_of
 from voxray.training.collective import Collective
 from voxray.training.loop import EpochRecord, Surroundings, fit
-from voxray.training.run_files import Desk, read_failure, write_failure
-from voxray.training.state import Training
+from voxray.training.run_files import RunWriter, read_failure, write_failure
+from voxray.training.state import TrainingState
 
 
 @dataclass(frozen=True)
@@ -108,18 +108,24 @@ def work(
     task = build_task(recipe, run.classes)
     torch.manual_seed(run.seed)
     torch.backends.cudnn.benchmark = True
-    training = Training(recipe.network.build(recipe, len(run.classes)), recipe.optim, collective.device)
+    training = TrainingState(recipe.network.build(recipe, len(run.classes)), recipe.optim, collective.device)
     resume(training, job.location)
     schedule = schedule_of(recipe, run, collective.world_size)
     validator = Validator(
         store, run, recipe, case_ids=run.val_cases[: recipe.optim.validate_cases], collective=collective
     )
-    desk = Desk(job.location, run, metric=task.primary_metric, num_epochs=recipe.optim.epochs, rank=collective.rank)
-    desk.picture = lambda: validator.picture
+    writer = RunWriter(
+        job.location,
+        run,
+        metric=task.primary_metric,
+        num_epochs=recipe.optim.epochs,
+        rank=collective.rank,
+        picture=lambda: validator.picture,
+    )
     validator.folder = lambda: candidates_folder(job.location, training.epochs_done + 1)
 
-    def save(training: Training, record: EpochRecord) -> None:
-        desk.save(training, record)
+    def save(training: TrainingState, record: EpochRecord) -> None:
+        writer.save(training, record)
         if record.validated and collective.rank == 0:
             forget_candidates(job.location, but=record.epoch)
         report(record)
@@ -132,12 +138,12 @@ def work(
             num_steps=schedule.steps_per_epoch,
             validate=validator if run.val_cases else None,
             save=save,
-            tick=desk.tick,
+            tick=writer.tick,
         )
         fit(training, task=task, recipe=recipe, around=around, collective=collective, seed=run.seed)
 
 
-def resume(training: Training, location: str) -> None:
+def resume(training: TrainingState, location: str) -> None:
     """Goes on from the last checkpoint of the run's folder, if there is one."""
     state = find_state(location)
     if state is None:

@@ -42,7 +42,7 @@ from voxray.loading.inputs import keep_out_of_store
 from voxray.store import Store, named
 from voxray.training.checkpoint import RunState, find_state, read_state, require_run_folder
 from voxray.training.data import Planned, claim_run, plan_run
-from voxray.training.preflight import Sides, data_findings, judged, recipe_findings
+from voxray.training.preflight import SplitSummaries, data_findings, judged, recipe_findings
 from voxray.training.run_files import HISTORY, clear_failure, read_failure, read_news
 from voxray.training.source_commit import git_commit
 
@@ -154,7 +154,7 @@ def plan(store: Store, recipe: Recipe, location: str, options: TrainOptions) -> 
 def foresee(store: Store, recipe: Recipe, run: Run, *, workers: int = 1) -> tuple[str, ...]:
     """Warnings of what can hardly be learnt; a ConfigError where nothing can be, by what is known of the cases."""
     train_cases, val_cases = store.summaries(run.train_cases), store.summaries(run.val_cases)
-    sides = Sides(run.classes, train_cases, val_cases, validates=run.fold is not None)
+    sides = SplitSummaries(run.classes, train_cases, val_cases, validates=run.fold is not None)
     schedule = schedule_of(recipe, run, max(workers, 1))
     return judged([*recipe_findings(recipe), *data_findings(recipe, sides, schedule)], store.uri)
 

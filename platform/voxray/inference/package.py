@@ -34,7 +34,7 @@ from torch import nn
 from voxray.core.addresses import local_path
 from voxray.core.config import Config, parse, read_mapping, to_json
 from voxray.core.errors import ConfigError, DataError, ResourceError
-from voxray.core.recipe import AnchorConfig, GridConfig, Intensity, Merge, Recipe, Sides, parse_recipe
+from voxray.core.recipe import AnchorConfig, GridConfig, Intensity, Merge, Recipe, SizeVox, parse_recipe
 from voxray.core.run import Run
 from voxray.models import MODELS
 from voxray.runtimes.network import Form, Network, network_of
@@ -72,10 +72,10 @@ class Preprocessing(Config):
 class Windows(Config):
     """How a scan is covered."""
 
-    window_vox: Sides
+    window_vox: SizeVox
     overlap: float
     blend: Literal["constant", "gaussian"]
-    stride_vox: Sides
+    stride_vox: SizeVox
     """Sides of windows and their places are multiples of this."""
 
 
@@ -85,7 +85,7 @@ class Decode(Config):
     outputs: tuple[str, ...]
     """The tensors' names, in order."""
     anchors: AnchorConfig | None = None
-    level_strides_vox: tuple[Sides, ...] = ()
+    level_strides_vox: tuple[SizeVox, ...] = ()
     candidate_floor: float
     candidates_per_level: int
 

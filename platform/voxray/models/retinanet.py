@@ -17,7 +17,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from voxray.core.outputs import DetectionOutput
-from voxray.core.recipe import NetworkConfig, Recipe, Sides
+from voxray.core.recipe import NetworkConfig, Recipe, SizeVox
 
 if TYPE_CHECKING:
     from monai.networks.nets.resnet import ResNet
@@ -42,8 +42,8 @@ class RetinaNetConfig(NetworkConfig):
     backbone: Literal["resnet10", "resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
     width: PositiveInt = 64
     """Channels of the backbone's first convolution; they double with each layer."""
-    stem_kernel: Sides = (7, 7, 7)
-    stem_stride: Sides = (2, 2, 1)
+    stem_kernel: SizeVox = (7, 7, 7)
+    stem_stride: SizeVox = (2, 2, 1)
     """Stride of the first convolution; a pooling by 2 on every axis follows it."""
     returned_layers: Annotated[tuple[Literal[1, 2, 3, 4], ...], Field(min_length=1)] = (1, 2)
     channels: PositiveInt = 256

@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from voxray.core.outputs import SegmentationOutput
-from voxray.core.recipe import NetworkConfig, Recipe, Sides
+from voxray.core.recipe import NetworkConfig, Recipe, SizeVox
 
 
 class UNetConfig(NetworkConfig):
@@ -19,7 +19,7 @@ class UNetConfig(NetworkConfig):
     kind: Literal["unet"] = "unet"
     tasks: ClassVar[tuple[str, ...]] = ("segmentation",)
     channels: Annotated[tuple[PositiveInt, ...], Field(min_length=2)] = (16, 32, 64, 128, 256)
-    strides: tuple[PositiveInt | Sides, ...] = (2, 2, 2, 2)
+    strides: tuple[PositiveInt | SizeVox, ...] = (2, 2, 2, 2)
     """One number for all axes, or three numbers for x, y and z where voxels are anisotropic."""
     num_res_units: NonNegativeInt = 2
     norm: Literal["batch", "instance"] = "batch"

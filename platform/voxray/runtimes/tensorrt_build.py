@@ -17,7 +17,7 @@ from pydantic import PositiveInt
 
 from voxray.core.config import Config
 from voxray.core.errors import DataError, ResourceError
-from voxray.core.recipe import Sides
+from voxray.core.recipe import SizeVox
 from voxray.runtimes.protocol import Precision
 from voxray.runtimes.tensors import INPUT
 
@@ -50,7 +50,7 @@ class EngineKey(Config):
     """The GPU's name; empty for an engine that was built ahead of time, for any GPU of the capability."""
     capability: str
     """The compute capability, such as 8.9."""
-    window_vox: Sides
+    window_vox: SizeVox
     batches: tuple[PositiveInt, PositiveInt, PositiveInt]
     precision: Precision
 
@@ -103,7 +103,7 @@ def require_flavour() -> Flavour:
 def key_for(
     flavour: Flavour,
     *,
-    window_vox: Sides,
+    window_vox: SizeVox,
     batches: tuple[int, int, int],
     precision: Precision,
     device: torch.device | None = None,

@@ -29,7 +29,7 @@ from voxray.core.recipe import Recipe
 from voxray.core.volume import Shape
 from voxray.sampling.tiles import clip_boxes
 
-Value = TypeVar("Value", bound=np.generic)
+_Voxel = TypeVar("_Voxel", bound=np.generic)
 
 KEPT_SHARE = 0.5
 """Of an object that a patch's border cuts: the share of its volume from which on it is kept."""
@@ -163,7 +163,7 @@ def _boxes_in(tile: Tile, start: Shape, recipe: Recipe) -> tuple[Float64[np.ndar
     return boxes, np.concatenate([known, np.full(int((cut_share > 0).sum()), IGNORED, np.int64)])
 
 
-def _crop(voxels: NDArray[Value], start: Shape, size: Shape, padding: int) -> NDArray[Value]:
+def _crop(voxels: NDArray[_Voxel], start: Shape, size: Shape, padding: int) -> NDArray[_Voxel]:
     found = voxels[tuple(slice(first, first + side) for first, side in zip(start, size, strict=True))]
     if found.shape == size:
         return np.ascontiguousarray(found)

@@ -36,7 +36,7 @@ _AT_ONCE = 4
 
 
 @dataclass(frozen=True)
-class Wanted:
+class CaseRequest:
     """Whose cases are wanted, and how they are answered where that is needed."""
 
     run: str
@@ -75,7 +75,7 @@ class Todo:
     kept_in: Place | None = None
 
 
-def keep_cases(wanted: Wanted, variant: Setting, *, progress: Progress) -> tuple[list[Kept], dict[str, str]]:
+def keep_cases(wanted: CaseRequest, variant: Setting, *, progress: Progress) -> tuple[list[Kept], dict[str, str]]:
     """The kept validation cases of the run, with truth, as the network answers them with the variant's settings.
 
     Beside them the cases that could not be answered or read, each with its reason.
@@ -127,7 +127,7 @@ def _died(todo: Todo) -> tuple[str, tuple[str, ...], str]:
     return todo.origin.source.case_id, (), DIED
 
 
-def keeping_of(wanted: Wanted, engine: Engine) -> Keeping:
+def keeping_of(wanted: CaseRequest, engine: Engine) -> Keeping:
     """Where this network's candidates with these settings are kept: beside the run, by what they depend on.
 
     Scans of another dataset are other scans, though their cases have the same names.
@@ -222,7 +222,7 @@ class _Reached(NamedTuple):
     failed: dict[str, str]
 
 
-def _reach(wanted: Wanted, engine: Engine) -> _Reached | VoxrayError:
+def _reach(wanted: CaseRequest, engine: Engine) -> _Reached | VoxrayError:
     """The run's validation cases, or why they are not in reach."""
     try:
         data, sources = _sources(wanted, engine)
@@ -246,7 +246,7 @@ def _origin(data: Dataset, recipe: Recipe, source: CaseSource) -> Origin | str:
     return Origin(source, content, signature_of(content.scan, content.truth, source.patient_id, recipe))
 
 
-def _sources(wanted: Wanted, engine: Engine) -> tuple[Dataset, list[CaseSource]]:
+def _sources(wanted: CaseRequest, engine: Engine) -> tuple[Dataset, list[CaseSource]]:
     cases, file = engine.run.val_cases, wanted.dataset or engine.run.dataset_file
     if file is None or not Path(file).exists():
         raise ConfigError(

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from typing import Any
 
 from voxray.core.storage import Place
-from voxray.sweeping.study import Study, quiet
+from voxray.sweeping.study import SweepStudy, quiet
 from voxray.sweeping.trials import Benches, Trials, try_one
 
 
-def tune_settings(study: Study, benches: Benches, trials: Trials, advance: Callable[[int], None]) -> None:
+def tune_settings(study: SweepStudy, benches: Benches, trials: Trials, advance: Callable[[int], None]) -> None:
     """Makes the trials that are missing of the study's plan; nothing is given up early."""
     missing = study.plan.trials - len(study.finished())
     if missing <= 0:

@@ -24,7 +24,7 @@ from voxray.loading.inputs import keep_out_of_run
 from voxray.metrics.coco import IOUS
 from voxray.results.pictures import draw_importance, draw_slices
 from voxray.sweeping.search_space import Setting, as_overrides
-from voxray.sweeping.study import BATCH, Study
+from voxray.sweeping.study import BATCH, SweepStudy
 from voxray.training.crossval_folder import CROSSVAL
 
 REPORT, BEST, JOURNAL = "sweep.json", "best.toml", "study.journal"
@@ -102,7 +102,7 @@ class SweepReport:
         return as_overrides(self.setting)
 
 
-def leave(report: SweepReport, study: Study, folder: Path, tracking: Tracking) -> None:
+def leave(report: SweepReport, study: SweepStudy, folder: Path, tracking: Tracking) -> None:
     """Everything that the sweep found, in its folder and in MLflow."""
     space = study.space
     trials = [(dict(trial.params), float(trial.value)) for trial in study.finished() if trial.value is not None]
@@ -159,7 +159,7 @@ def _is_sweep(folder: Path) -> bool:
     return False
 
 
-def importance_of(study: Study) -> dict[str, float]:
+def importance_of(study: SweepStudy) -> dict[str, float]:
     """How much of the score's variance each field explains; nothing where too few trials tell."""
     from optuna.importance import get_param_importances
 

@@ -28,8 +28,8 @@ from voxray.core.recipe import Merge, Recipe, parse_recipe
 from voxray.inference.candidates.file import FLOOR
 from voxray.models import MODELS
 
-Value = bool | int | float | str
-Setting = Mapping[str, Value]
+FieldValue = bool | int | float | str
+Setting = Mapping[str, FieldValue]
 """Field -> value."""
 
 _GRID = 6
@@ -44,8 +44,8 @@ class Spread(Config):
     log: bool = False
     """Small and large values are equally likely."""
     step: float | int | None = None
-    choices: tuple[Value, ...] | None = None
-    grid: tuple[Value, ...] | None = None
+    choices: tuple[FieldValue, ...] | None = None
+    grid: tuple[FieldValue, ...] | None = None
     """What a grid or a greedy search tries of a range; without it, evenly spread values."""
 
     @model_validator(mode="after")
@@ -70,7 +70,7 @@ class Spread(Config):
         return self
 
     @property
-    def ends(self) -> tuple[Value, ...]:
+    def ends(self) -> tuple[FieldValue, ...]:
         """The values with which everything between is allowed, too."""
         if self.choices is not None:
             return self.choices
@@ -78,7 +78,7 @@ class Spread(Config):
         assert self.high is not None
         return self.low, self.high, *(self.grid or ())
 
-    def values(self) -> tuple[Value, ...]:
+    def values(self) -> tuple[FieldValue, ...]:
         """What a grid or a greedy search tries, in order."""
         if self.choices is not None or self.grid is not None:
             return self.choices or self.grid or ()
@@ -175,7 +175,7 @@ class Space:
 
     def present(self) -> Setting | None:
         """What the recipe itself says, or None where that lies outside of the space."""
-        found: dict[str, Value] = {}
+        found: dict[str, FieldValue] = {}
         for field, spread in self.fields.items():
             value: Any = self._data
             for name in field.split("."):
@@ -219,7 +219,7 @@ class Space:
         )
         return whole
 
-    def _value(self, field: str, value: Value) -> Any:
+    def _value(self, field: str, value: FieldValue) -> Any:
         """The value as the recipe takes it."""
         parents = field.split(".")[:-1]
         node: Any = self._data
@@ -275,7 +275,7 @@ def _require(met: bool, sentence: str) -> None:
         raise ConfigError(sentence)
 
 
-def product_size(values: Sequence[Sequence[Value]]) -> int:
+def product_size(values: Sequence[Sequence[FieldValue]]) -> int:
     """How many combinations there are."""
     total = 1
     for one in values:

@@ -19,7 +19,7 @@ import numpy as np
 
 from voxray.core.errors import ConfigError
 from voxray.sweeping.journal import Journal
-from voxray.sweeping.search_space import Setting, Space, Spread, Value, product_size
+from voxray.sweeping.search_space import FieldValue, Setting, Space, Spread, product_size
 
 Sampler = Literal["tpe", "grid", "greedy", "random"]
 SAMPLERS: tuple[Sampler, ...] = ("tpe", "grid", "greedy", "random")
@@ -34,7 +34,7 @@ HOPELESS_PERCENT = 25.0
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialResult:
     """What a trial came to; `first` is its score after a few cases, where it was asked for."""
 
     score: float
@@ -42,7 +42,7 @@ class Outcome:
     pruned: bool = False
 
 
-Evaluate = Callable[[Sequence[Setting], float | None], Sequence[Outcome]]
+Evaluate = Callable[[Sequence[Setting], float | None], Sequence[TrialResult]]
 """Outcomes of settings; those that are below the bar after a few cases may be given up."""
 
 
@@ -55,7 +55,7 @@ class Plan:
     seed: int = 0
 
 
-class Study:
+class SweepStudy:
     """One study of a storage, over one space and one choice of cases."""
 
     def __init__(self, journal: Journal, name: str, space: Space, plan: Plan, *, about: str) -> None:
@@ -123,7 +123,7 @@ class Study:
     def _can_be_greedy(self) -> bool:
         return 2 * sum(len(set(spread.values())) for spread in self.space.fields.values()) <= self.plan.trials
 
-    def _tell(self, trial: Any, outcome: Outcome) -> None:
+    def _tell(self, trial: Any, outcome: TrialResult) -> None:
         from optuna.trial import TrialState
 
         if math.isfinite(outcome.first):
@@ -168,7 +168,7 @@ def next_greedy(space: Space, known: Mapping[str, float]) -> list[Setting]:
 
     `known` holds the scores so far by `key`; the answer is empty when every field has been tried.
     """
-    best: dict[str, Value] = dict(
+    best: dict[str, FieldValue] = dict(
         space.present() or {field: spread.values()[0] for field, spread in space.fields.items()}
     )
     for field, spread in space.fields.items():
@@ -199,7 +199,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def _grid(study: Study, known: Mapping[str, float]) -> Iterator[Setting]:
+def _grid(study: SweepStudy, known: Mapping[str, float]) -> Iterator[Setting]:
     """Combinations that have not been tried, in an order that spreads a part of them over the whole."""
     values = [spread.values() for spread in study.space.fields.values()]
     total = product_size(values)

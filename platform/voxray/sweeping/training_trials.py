@@ -33,7 +33,7 @@ from voxray.sweeping.journal import Journal
 from voxray.sweeping.parts import parts_of
 from voxray.sweeping.report import JOURNAL, Figure, SweepOptions, SweepReport, digest, importance_of, leave
 from voxray.sweeping.search_space import Setting, Space
-from voxray.sweeping.study import Plan, Study, distribution, key, quiet
+from voxray.sweeping.study import Plan, SweepStudy, distribution, key, quiet
 from voxray.tasks import build_task
 from voxray.training.checkpoint import SETTING, find_state, load_model, read_run
 from voxray.training.crossval_folder import STORE, is_crossval
@@ -86,7 +86,7 @@ def sweep_trainings(
     try:
         plan = Plan(_trials(space, options), seed=options.seed)
         # Before any trial goes on: those that were begun are of the same cases, or the study is refused.
-        study = Study(Journal(folder / JOURNAL), "all cases", space, plan, about=_about(job, store))
+        study = SweepStudy(Journal(folder / JOURNAL), "all cases", space, plan, about=_about(job, store))
         with connect():
             _search(job, options, progress)
         best = _take_down(study, job)
@@ -188,7 +188,7 @@ def _algorithm(job: TrialJob, options: SweepOptions, metric: str) -> Any:
     return search.OptunaSearch(space=space, metric=f"val/{metric}", mode="max", sampler=sampler)
 
 
-def _take_down(study: Study, job: TrialJob) -> str | None:
+def _take_down(study: SweepStudy, job: TrialJob) -> str | None:
     """Every trial that was validated, as one of the study; the folder of the best."""
     from optuna.trial import create_trial
 
@@ -209,7 +209,7 @@ def _take_down(study: Study, job: TrialJob) -> str | None:
     return folder_of_best
 
 
-def _report(run: str, job: TrialJob, study: Study, *, best: str | None, unseen: tuple[str, ...]) -> SweepReport:
+def _report(run: str, job: TrialJob, study: SweepStudy, *, best: str | None, unseen: tuple[str, ...]) -> SweepReport:
     """The run's own network and the best trial's, on the cases of the search and on those that it never saw."""
     store = Store.open(job.store)
     setting: Setting = {} if best is None else json.loads(Place.of(best).read(SETTING))

@@ -14,7 +14,7 @@ from voxray.core.recipe import Merge
 from voxray.distributed.cluster import connect
 from voxray.inference.candidates.replay import Bench
 from voxray.sweeping.search_space import Setting, merge_with
-from voxray.sweeping.study import Outcome, key
+from voxray.sweeping.study import TrialResult, key
 
 Benches = Mapping[str, Bench]
 """Variant -> its bench; a variant is one answer of the network, all of the same cases."""
@@ -54,12 +54,12 @@ def variant_of(setting: Setting) -> str:
 class Trier(Protocol):
     """Tries settings."""
 
-    def __call__(self, tries: Sequence[Try]) -> Sequence[Outcome]:
+    def __call__(self, tries: Sequence[Try]) -> Sequence[TrialResult]:
         """What each comes to."""
         ...
 
 
-def try_one(benches: Benches, one: Try) -> Outcome:
+def try_one(benches: Benches, one: Try) -> TrialResult:
     """What a setting comes to."""
     bench = benches[one.variant]
     trial, first = bench.trial(), float("nan")
@@ -68,8 +68,8 @@ def try_one(benches: Benches, one: Try) -> Outcome:
         if number == one.first:
             first = trial.score()
             if one.bar is not None and first < one.bar:
-                return Outcome(first, first, pruned=True)
-    return Outcome(trial.score(), first)
+                return TrialResult(first, first, pruned=True)
+    return TrialResult(trial.score(), first)
 
 
 @contextmanager
@@ -83,8 +83,8 @@ def open_trier(benches: Benches, *, workers: int, on_ray: bool) -> Iterator[Trie
         held = [ray.put(benches)]
         task = ray.remote(num_cpus=1, max_retries=3)(_try_held)
 
-        def every(tries: Sequence[Try]) -> Sequence[Outcome]:
-            found: dict[int, Outcome] = {}
+        def every(tries: Sequence[Try]) -> Sequence[TrialResult]:
+            found: dict[int, TrialResult] = {}
             waiting = list(enumerate(tries))
             running: dict[Any, int] = {}
             while waiting or running:
@@ -101,7 +101,7 @@ def open_trier(benches: Benches, *, workers: int, on_ray: bool) -> Iterator[Trie
 _OPENED: dict[str, Benches] = {}
 
 
-def _try_held(held: list[Any], one: Try) -> Outcome:
+def _try_held(held: list[Any], one: Try) -> TrialResult:
     """In a worker, which opens the bench once."""
     torch.set_num_threads(1)
     name = held[0].hex()

@@ -38,7 +38,7 @@ from voxray.models import MODELS
 SCHEMA_VERSION = 1
 """Of `state.json` and `run.json`; a newer one is refused."""
 
-Which = Literal["best", "last"]
+CheckpointName = Literal["best", "last"]
 
 C = TypeVar("C", bound=Config)
 
@@ -113,7 +113,7 @@ def find_state(location: Location) -> RunState | None:
     return read_state(location) if Place.of(location).exists("state.json") else None
 
 
-def load_model(location: Location, which: Which = "best") -> tuple[Run, Recipe, nn.Module]:
+def load_model(location: Location, which: CheckpointName = "best") -> tuple[Run, Recipe, nn.Module]:
     """The run, its recipe and its network with the weights that predict, in eval mode on the CPU."""
     state = read_state(location)
     place = f"checkpoints/{state.best if which == 'best' else state.last}"

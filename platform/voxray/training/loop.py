@@ -19,7 +19,7 @@ from voxray.core.recipe import Recipe
 from voxray.tasks import Task
 from voxray.training.collective import Collective
 from voxray.training.optim import rate_at, set_rate
-from voxray.training.state import Training
+from voxray.training.state import TrainingState
 from voxray.training.step import Stepper
 
 READ_EVERY = 10
@@ -72,12 +72,12 @@ class Surroundings:
     num_steps: int
     validate: Callable[[nn.Module], Mapping[str, float]] | None
     """Metrics of the network in eval mode; what ranks other than 0 return is not read."""
-    save: Callable[[Training, EpochRecord], None]
+    save: Callable[[TrainingState, EpochRecord], None]
     tick: Callable[[Tick], None] = lambda _: None
 
 
 def fit(
-    training: Training,
+    training: TrainingState,
     *,
     task: Task[Any, Any, Any],
     recipe: Recipe,
@@ -101,7 +101,7 @@ def fit(
 
 
 def _epoch(
-    stepper: Stepper, training: Training, epoch: int, *, around: Surroundings, collective: Collective
+    stepper: Stepper, training: TrainingState, epoch: int, *, around: Surroundings, collective: Collective
 ) -> EpochRecord:
     meter = _Meter(training, around.tick, collective.world_size, epoch)
     skipped_before = training.num_skipped
@@ -141,7 +141,7 @@ def _with_metrics(record: EpochRecord, metrics: Mapping[str, float]) -> EpochRec
 class _Meter:
     """Adds up an epoch; losses stay on the device and are read every `READ_EVERY` steps."""
 
-    def __init__(self, training: Training, tick: Callable[[Tick], None], world_size: int, epoch: int) -> None:
+    def __init__(self, training: TrainingState, tick: Callable[[Tick], None], world_size: int, epoch: int) -> None:
         self._training, self._tick, self._world_size, self._epoch = training, tick, world_size, epoch
         self._sums: dict[str, Tensor] = {}
         self._num_applied = self._num_recent = self._recent_samples = 0

@@ -39,7 +39,7 @@ _EPOCHS_LOOKED_AT = 2000
 
 
 @dataclass(frozen=True)
-class Finding:
+class PreflightFinding:
     """Something that keeps a training from learning; where it is fatal, from learning anything."""
 
     text: str
@@ -47,7 +47,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Sides:
+class SplitSummaries:
     """The cases that train and that validate, as their shards describe them."""
 
     classes: tuple[str, ...]
@@ -57,7 +57,7 @@ class Sides:
     """Whether a fold was asked for, so that cases should validate."""
 
 
-def judged(findings: Sequence[Finding], where: str) -> tuple[str, ...]:
+def judged(findings: Sequence[PreflightFinding], where: str) -> tuple[str, ...]:
     """The findings as warnings; a ConfigError with the first that is fatal."""
     for finding in findings:
         if finding.is_fatal:
@@ -65,48 +65,52 @@ def judged(findings: Sequence[Finding], where: str) -> tuple[str, ...]:
     return as_warnings(findings)
 
 
-def as_warnings(findings: Sequence[Finding]) -> tuple[str, ...]:
+def as_warnings(findings: Sequence[PreflightFinding]) -> tuple[str, ...]:
     """The findings in words, where nothing is trained yet."""
     return tuple(
         f"warning: {'with this recipe nothing can be learnt: ' * one.is_fatal}{one.text}" for one in findings
     )
 
 
-def recipe_findings(recipe: Recipe) -> list[Finding]:
+def recipe_findings(recipe: Recipe) -> list[PreflightFinding]:
     """What the recipe alone shows."""
     return [*_loss_findings(recipe), *_rate_findings(recipe)]
 
 
-def data_findings(recipe: Recipe, sides: Sides, schedule: Schedule | None = None) -> list[Finding]:
+def data_findings(recipe: Recipe, sides: SplitSummaries, schedule: Schedule | None = None) -> list[PreflightFinding]:
     """What recipe and cases show together; with the schedule also what its batches hold."""
     found = _object_findings(recipe, sides) if recipe.task == "detection" else _label_findings(sides)
     if any(one.is_fatal for one in found):
         return found
     if sides.validates and not sides.val:
         text = "no case validates, so that no checkpoint is chosen by its score and the last counts as the best."
-        found.append(Finding(text))
+        found.append(PreflightFinding(text))
     return [*found, *(_batch_findings(recipe, sides, schedule) if schedule else ())]
 
 
-def _loss_findings(recipe: Recipe) -> Iterator[Finding]:
+def _loss_findings(recipe: Recipe) -> Iterator[PreflightFinding]:
     match recipe.loss:
         case SegmentationLoss(dice_weight=0, ce_weight=0):
-            yield Finding("loss.dice_weight and loss.ce_weight are both 0; give one of them a weight.", is_fatal=True)
+            yield PreflightFinding(
+                "loss.dice_weight and loss.ce_weight are both 0; give one of them a weight.", is_fatal=True
+            )
         case DetectionLoss(class_weight=0, box_weight=0):
-            yield Finding("loss.class_weight and loss.box_weight are both 0; give both a weight.", is_fatal=True)
+            yield PreflightFinding(
+                "loss.class_weight and loss.box_weight are both 0; give both a weight.", is_fatal=True
+            )
         case DetectionLoss() as loss:
             if int(loss.anchors_per_patch * loss.positive_fraction) == 0:
                 text = (
                     f"loss.anchors_per_patch {loss.anchors_per_patch} times loss.positive_fraction "
                     f"{loss.positive_fraction:g} is less than one anchor with an object; raise them."
                 )
-                yield Finding(text, is_fatal=True)
+                yield PreflightFinding(text, is_fatal=True)
             for field, what in (("class_weight", "scores"), ("box_weight", "boxes")):
                 if getattr(loss, field) == 0:
-                    yield Finding(f"loss.{field} is 0, so that {what} are not learnt.")
+                    yield PreflightFinding(f"loss.{field} is 0, so that {what} are not learnt.")
 
 
-def _rate_findings(recipe: Recipe) -> Iterator[Finding]:
+def _rate_findings(recipe: Recipe) -> Iterator[PreflightFinding]:
     optim = recipe.optim
     looked_at = np.unique(np.linspace(0, optim.epochs - 1, min(optim.epochs, _EPOCHS_LOOKED_AT)).astype(int))
     rates = np.array([rate_at(optim, int(epoch)) for epoch in looked_at])
@@ -115,41 +119,41 @@ def _rate_findings(recipe: Recipe) -> Iterator[Finding]:
             f"the learning rate is {rates.max():.2g} at most in {optim.epochs} epochs (optim.rate {optim.rate:g}, "
             f"optim.warmup_epochs {optim.warmup_epochs}), which leaves the weights what they are; raise optim.rate."
         )
-        yield Finding(text, is_fatal=True)
+        yield PreflightFinding(text, is_fatal=True)
     elif optim.warmup_epochs > optim.epochs:
-        yield Finding(
+        yield PreflightFinding(
             f"optim.warmup_epochs {optim.warmup_epochs} is longer than the training of {optim.epochs} epochs, in "
             f"which the learning rate rises to {rates.max():.2g} and never to optim.rate {optim.rate:g}."
         )
     elif (still := float((rates < NO_RATE).mean())) > 1 - ENOUGH:
-        yield Finding(
+        yield PreflightFinding(
             f"the learning rate is below {NO_RATE:g} in {still:.0%} of the epochs, which change nothing; mend "
             f"optim.decay_epochs and optim.decay_factor.".replace("%", " %")
         )
 
 
-def _object_findings(recipe: Recipe, sides: Sides) -> list[Finding]:
+def _object_findings(recipe: Recipe, sides: SplitSummaries) -> list[PreflightFinding]:
     in_train, in_val = _counts(sides.train), _counts(sides.val)
     if not in_train:
         text = (
             f"none of the {len(sides.train)} training cases holds an object; see that the dataset's annotations give "
             f"objects (`voxray check` counts them)."
         )
-        return [Finding(text, is_fatal=True)]
+        return [PreflightFinding(text, is_fatal=True)]
     classes = np.concatenate([np.asarray(case.classes, np.int64) for case in sides.train])
     targets = possible_targets(tiled_objects(sides.train), len(classes), recipe)
     sizes = np.concatenate([_boxes(case) for case in sides.train])
     sizes = sizes[:, 3:] - sizes[:, :3]
     if not targets.possible.any():
-        return [Finding(_of_class("", targets, sizes, np.ones(len(classes), bool), recipe), is_fatal=True)]
+        return [PreflightFinding(_of_class("", targets, sizes, np.ones(len(classes), bool), recipe), is_fatal=True)]
     found = []
     for index, name in enumerate(sides.classes):
         chosen = classes == index
         if chosen.any() and targets.possible[chosen].mean() < ENOUGH:
-            found.append(Finding(_of_class(name, targets, sizes, chosen, recipe)))
+            found.append(PreflightFinding(_of_class(name, targets, sizes, chosen, recipe)))
     known = targets.possible
     if (targets.iou[known] < POOR_IOU).mean() > 0.5:
-        found.append(Finding(_poor_anchors(targets.iou[known], sizes[known], recipe)))
+        found.append(PreflightFinding(_poor_anchors(targets.iou[known], sizes[known], recipe)))
     found += _absent_classes(sides, in_train, in_val, "object")
     return found + _blind_validation(sides, in_val, "object")
 
@@ -208,7 +212,7 @@ def _anchors(recipe: Recipe) -> str:
     return f"{_sides(np.multiply(smallest, 2))} to {_sides(np.multiply(largest, 2))} voxels"
 
 
-def _label_findings(sides: Sides) -> list[Finding]:
+def _label_findings(sides: SplitSummaries) -> list[PreflightFinding]:
     in_train, in_val = _counts(sides.train), _counts(sides.val)
     if not in_train:
         outside = sum(bool(case.label_voxels) for case in sides.train)
@@ -217,13 +221,15 @@ def _label_findings(sides: Sides) -> list[Finding]:
             f"no tile of the {len(sides.train)} training cases holds a labelled voxel{what}; see that the dataset's "
             f"annotations give label maps with these classes (`voxray check` counts them)."
         )
-        return [Finding(text, is_fatal=True)]
+        return [PreflightFinding(text, is_fatal=True)]
     return _absent_classes(sides, in_train, in_val, "labelled voxel") + _blind_validation(
         sides, in_val, "labelled voxel"
     )
 
 
-def _absent_classes(sides: Sides, in_train: Counter[int], in_val: Counter[int], what: str) -> list[Finding]:
+def _absent_classes(
+    sides: SplitSummaries, in_train: Counter[int], in_val: Counter[int], what: str
+) -> list[PreflightFinding]:
     """Classes that no training case holds."""
     absent = [index for index in range(len(sides.classes)) if index not in in_train]
     nowhere = [sides.classes[index] for index in absent if index not in in_val]
@@ -235,7 +241,7 @@ def _absent_classes(sides: Sides, in_train: Counter[int], in_val: Counter[int], 
     if held_out:
         text = f"no {what} in the {len(sides.train)} training cases, but in cases that validate"
         found.append(f"{_classes(held_out, len(sides.classes))} {text}")
-    return [Finding(f"{text}, and cannot be learnt.") for text in found]
+    return [PreflightFinding(f"{text}, and cannot be learnt.") for text in found]
 
 
 def _classes(names: Sequence[str], number: int) -> str:
@@ -243,25 +249,25 @@ def _classes(names: Sequence[str], number: int) -> str:
     return f"{len(names)} of {number} classes ({', '.join(names[:5])}{more}) {'has' if len(names) == 1 else 'have'}"
 
 
-def _blind_validation(sides: Sides, in_val: Counter[int], what: str) -> list[Finding]:
+def _blind_validation(sides: SplitSummaries, in_val: Counter[int], what: str) -> list[PreflightFinding]:
     if in_val or not sides.val:
         return []
     text = f"none of the {len(sides.val)} cases that validate holds a {what}, so that their score says nothing."
-    return [Finding(text.replace("a object", "an object"))]
+    return [PreflightFinding(text.replace("a object", "an object"))]
 
 
-def _batch_findings(recipe: Recipe, sides: Sides, schedule: Schedule) -> Iterator[Finding]:
+def _batch_findings(recipe: Recipe, sides: SplitSummaries, schedule: Schedule) -> Iterator[PreflightFinding]:
     """Batches that repeat the same few tiles, and epochs without a foreground patch."""
     tiles = sum(len(case.tiles) for case in sides.train)
     if schedule.batch_size > tiles:
-        yield Finding(
+        yield PreflightFinding(
             f"a batch of {schedule.batch_size} patches is cut from only {tiles} tile{'s' * (tiles != 1)}, some of "
             f"them several times; lower optim.batch_size."
         )
     drawn = num_rounds(schedule, recipe.patch) * schedule.world_size * schedule.batch_size
     share = recipe.patch.foreground
     if share > 0 and int(drawn * share + 1e-9) == 0:
-        yield Finding(
+        yield PreflightFinding(
             f"patch.foreground {share:g} of the {drawn} tiles of an epoch is less than one, so that no patch is "
             f"centred on foreground; raise it, or optim.steps_per_epoch."
         )

@@ -18,7 +18,7 @@ from voxray.core.run import Run
 from voxray.core.storage import Location, Place
 from voxray.training.checkpoint import Checkpoint, write_checkpoint
 from voxray.training.loop import EpochRecord, Tick
-from voxray.training.state import Training
+from voxray.training.state import TrainingState
 
 HISTORY, TICKER, FAILURE = "history.json", "ticker.json", "failure.json"
 
@@ -26,17 +26,25 @@ _TICK_EVERY_S = 5.0
 _KINDS: dict[str, type[VoxrayError]] = {"ConfigError": ConfigError, "ResourceError": ResourceError}
 
 
-class Desk:
-    """Rank 0's place for checkpoints and news; on other ranks nothing is written."""
+class RunWriter:
+    """Writes a run's checkpoints, history, progress and pictures on rank 0; on other ranks nothing is written."""
 
-    def __init__(self, location: Location, run: Run, *, metric: str, num_epochs: int, rank: int) -> None:
+    def __init__(
+        self,
+        location: Location,
+        run: Run,
+        *,
+        metric: str,
+        num_epochs: int,
+        rank: int,
+        picture: Callable[[], bytes | None] = lambda: None,
+    ) -> None:
+        """`picture` is asked for after a validation."""
         self._location, self._folder, self._run = location, Place.of(location), run
         self._metric, self._num_epochs, self._writes = metric, num_epochs, rank == 0
-        self._told_s = 0.0
-        self.picture: Callable[[], bytes | None] = lambda: None
-        """Asked for after a validation."""
+        self._picture, self._ticked_s = picture, 0.0
 
-    def save(self, training: Training, record: EpochRecord) -> None:
+    def save(self, training: TrainingState, record: EpochRecord) -> None:
         """Writes an epoch's checkpoint, history and picture."""
         if not self._writes:
             return
@@ -49,7 +57,7 @@ class Desk:
             value=record.metrics.get(self._metric),
             finished=training.epochs_done >= self._num_epochs,
         )
-        picture = self.picture() if record.validated else None
+        picture = self._picture() if record.validated else None
         if picture is not None:
             self._folder.write(f"pictures/epoch_{record.epoch:04d}.png", picture)
         write_checkpoint(self._location, checkpoint)
@@ -58,8 +66,8 @@ class Desk:
     def tick(self, tick: Tick) -> None:
         """Writes where the epoch is, every few seconds."""
         now = time.monotonic()
-        if self._writes and now - self._told_s >= _TICK_EVERY_S:
-            self._told_s = now
+        if self._writes and now - self._ticked_s >= _TICK_EVERY_S:
+            self._ticked_s = now
             self._folder.write(TICKER, json.dumps(tick.__dict__).encode())
 
 

@@ -1,4 +1,4 @@
-"""Training: everything that changes while a network is trained, and its way into a checkpoint and back."""
+"""All that changes while a network is trained, and its way into a checkpoint and back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from voxray.core.recipe import OptimConfig
 from voxray.training.optim import Average, build_optimizer
 
 
-class Training:
+class TrainingState:
     """The network on its device with optimizer, gradient scaler, moving average and counters."""
 
     def __init__(self, model: nn.Module, config: OptimConfig, device: torch.device | str = "cpu") -> None:

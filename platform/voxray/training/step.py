@@ -18,7 +18,7 @@ from voxray.preprocess import normalise
 from voxray.tasks import Task
 from voxray.training.collective import Collective
 from voxray.training.optim import clip_gradient
-from voxray.training.state import Training
+from voxray.training.state import TrainingState
 
 MAX_SKIPPED_IN_A_ROW = 50
 """Steps without a finite gradient after which training gives up; fp16 needs about 20 to find its scale."""
@@ -30,7 +30,7 @@ class Stepper:
     """Takes steps with one network; every rank of the group takes them together."""
 
     def __init__(
-        self, training: Training, *, task: Task[Any, Any, Any], recipe: Recipe, collective: Collective, seed: int
+        self, training: TrainingState, *, task: Task[Any, Any, Any], recipe: Recipe, collective: Collective, seed: int
     ) -> None:
         self._training, self._task, self._recipe, self._collective = training, task, recipe, collective
         self._seed, self._skipped_in_a_row = seed, 0
