@@ -26,13 +26,14 @@ from table import Row, options, show
 from voxray.boxes.cluster import Clustering, Evidence, fuse
 from voxray.boxes.neighbours import Neighbours
 from voxray.boxes.nms import nms
+from voxray.core.config import Setting
 from voxray.core.recipe import DetectionMerge
 from voxray.core.volume import Grid
 from voxray.distributed.cluster import connect
 from voxray.inference.candidates.replay import Bench, BenchCase, Boxes
 from voxray.recipes import read_recipe
 from voxray.sweeping.journal import Journal
-from voxray.sweeping.search_space import Setting, read_space
+from voxray.sweeping.search_space import read_space
 from voxray.sweeping.study import Plan, SweepStudy, TrialResult
 from voxray.sweeping.trials import Try, open_trier
 from voxray.tasks.candidates import Placed

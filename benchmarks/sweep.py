@@ -31,6 +31,7 @@ from voxray.commands.demo import LESSONS, SEED
 from voxray.commands.ingest import ingest
 from voxray.commands.sweep import bounds_of, sweep
 from voxray.commands.train import train
+from voxray.core.config import Setting
 from voxray.core.progress import PlainProgress, Progress
 from voxray.dataset import read_dataset
 from voxray.distributed.cluster import connect
@@ -42,7 +43,7 @@ from voxray.recipes import read_recipe
 from voxray.sweeping.candidate_cases import CaseRequest, keep_cases
 from voxray.sweeping.parts import parts_of
 from voxray.sweeping.report import SweepOptions
-from voxray.sweeping.search_space import Setting, Space, read_space
+from voxray.sweeping.search_space import Space, read_space
 from voxray.sweeping.study import SAMPLERS
 from voxray.training.checkpoint import Checkpoint, find_state, load_model, read_state, write_checkpoint
 

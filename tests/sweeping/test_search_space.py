@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from conftest import REPOSITORY
+from voxray.core.config import Setting
 from voxray.core.errors import ConfigError
 from voxray.core.recipe import DetectionMerge, Recipe, SegmentationMerge
 from voxray.recipes import read_recipe
-from voxray.sweeping.search_space import Setting, Space, as_overrides, read_space
+from voxray.sweeping.search_space import Space, as_overrides, read_space
 
 
 def space_of(tmp_path: Path, fields: str, recipe: Recipe | None = None) -> Space:

@@ -14,6 +14,7 @@ from torch import nn
 
 from voxray import __version__
 from voxray.core.addresses import local_path
+from voxray.core.config import Setting
 from voxray.core.errors import ConfigError
 from voxray.core.evaluation import EVALUATION, Evaluation, read_evaluation
 from voxray.core.progress import Progress
@@ -25,7 +26,7 @@ from voxray.inference.package import Ensemble, Member, Provenance, write_manifes
 from voxray.loading.inputs import keep_out_of_run
 from voxray.results.answers import weights_digest
 from voxray.store import number_of_cases
-from voxray.sweeping.settings import Setting, read_setting, with_setting
+from voxray.sweeping.settings import read_setting, with_setting
 from voxray.training.checkpoint import load_model, read_state
 from voxray.training.crossval_folder import CROSSVAL, fold_folder, fold_states, is_crossval, read_crossval
 

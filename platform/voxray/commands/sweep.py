@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from voxray.core.addresses import local_path
+from voxray.core.config import Setting
 from voxray.core.errors import ConfigError, DataError
 from voxray.core.progress import Progress
 from voxray.core.recipe import DetectionMerge, parse_recipe
@@ -43,7 +44,7 @@ from voxray.sweeping.report import (
     leave,
     require_sweep_folder,
 )
-from voxray.sweeping.search_space import Setting, Space, read_space
+from voxray.sweeping.search_space import Space, read_space
 from voxray.sweeping.study import SAMPLERS, Plan, SweepStudy, TrialResult, key
 from voxray.sweeping.trials import Benches, Trials, Trier, open_trier
 from voxray.training.checkpoint import read_best_run

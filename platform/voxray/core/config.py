@@ -28,6 +28,9 @@ class Config(BaseModel):
 
 C = TypeVar("C", bound=Config)
 
+Setting = Mapping[str, Any]
+"""Dotted field -> value, as ``merge.tile_iou`` -> 0.3."""
+
 
 def parse(kind: type[C], data: Mapping[str, Any], *, where: str, context: Mapping[str, Any] | None = None) -> C:
     """The mapping as a `kind`, or a ConfigError whose sentence starts with `where`.
@@ -132,19 +135,40 @@ def with_overrides(data: Mapping[str, Any], overrides: Sequence[str], *, where: 
 
     Names are not checked here but when the result is parsed, so that the message can name the near miss.
     """
-    result = json.loads(json.dumps(data))
+    result = dict(json.loads(json.dumps(data)))
     for override in overrides:
-        path, equals, text = override.partition("=")
-        if not equals or not path.strip():
+        field, equals, text = override.partition("=")
+        if not equals or not field.strip():
             raise ConfigError(f"{where} {override}: must have the form field.subfield=value.")
-        *parents, last = path.strip().split(".")
-        node = result
-        for name in parents:
-            node = node.setdefault(name, {})
-            if not isinstance(node, dict):
-                raise ConfigError(f"{where} {override}: '{name}' is a value, not a group of fields.")
-        node[last] = _value(text.strip())
-    return dict(result)
+        result = set_field(result, field.strip(), _value(text.strip()), where=f"{where} {override}")
+    return result
+
+
+def set_fields(data: Mapping[str, Any], setting: Setting, *, where: str) -> dict[str, Any]:
+    """A copy of `data` with the values of a setting."""
+    result = dict(data)
+    for field, value in setting.items():
+        result = set_field(result, field, value, where=f"{where}: {field}")
+    return result
+
+
+def set_field(data: Mapping[str, Any], field: str, value: Any, *, where: str) -> dict[str, Any]:
+    """A copy of `data` with the value at a dotted field; groups that are missing are made."""
+    name, dot, rest = field.partition(".")
+    if not dot:
+        return {**data, name: value}
+    group = data.get(name, {})
+    if not isinstance(group, Mapping):
+        raise ConfigError(f"{where}: '{name}' is a value, not a group of fields.")
+    return {**data, name: set_field(group, rest, value, where=where)}
+
+
+def get_field(data: Mapping[str, Any], field: str) -> Any:
+    """The value at a dotted field; None where there is none."""
+    node: Any = data
+    for name in field.split("."):
+        node = node.get(name) if isinstance(node, Mapping) else None
+    return node
 
 
 def _value(text: str) -> Any:

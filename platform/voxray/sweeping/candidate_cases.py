@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 
 from voxray.core.bulkhead import attempt, sentence_of
 from voxray.core.case import Case
+from voxray.core.config import Setting
 from voxray.core.errors import ConfigError, VoxrayError
 from voxray.core.progress import Progress, tell_warnings
 from voxray.core.recipe import Recipe
@@ -28,7 +29,7 @@ from voxray.inference.restore import boxes_on
 from voxray.loading import CaseContent, case_content, list_cases, load_case
 from voxray.results.answers import Engine, open_engine
 from voxray.store.signature import signature_of
-from voxray.sweeping.search_space import Setting, as_overrides
+from voxray.sweeping.search_space import as_overrides
 from voxray.training.checkpoint import read_state
 
 _AT_ONCE = 4

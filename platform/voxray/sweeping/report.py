@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from voxray.core.apart import require_folder
-from voxray.core.config import read_mapping, to_toml
+from voxray.core.config import Setting, read_mapping, to_toml
 from voxray.core.errors import ConfigError
 from voxray.core.storage import Place, whole
 from voxray.core.written import mark_of, require_empty, sha256_of
@@ -23,7 +23,7 @@ from voxray.inference.package import MANIFEST
 from voxray.loading.inputs import keep_out_of_run
 from voxray.metrics.coco import IOUS
 from voxray.results.pictures import draw_importance, draw_slices
-from voxray.sweeping.search_space import Setting, as_overrides
+from voxray.sweeping.search_space import as_overrides
 from voxray.sweeping.study import BATCH, SweepStudy
 from voxray.training.crossval_folder import CROSSVAL
 

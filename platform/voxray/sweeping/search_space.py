@@ -22,15 +22,13 @@ from typing import Any
 
 from pydantic import PositiveInt, field_validator, model_validator
 
-from voxray.core.config import Config, read
+from voxray.core.config import Config, Setting, get_field, read, set_fields
 from voxray.core.errors import ConfigError
 from voxray.core.recipe import Merge, Recipe, parse_recipe
 from voxray.inference.candidates.file import FLOOR
 from voxray.models import MODELS
 
 FieldValue = bool | int | float | str
-Setting = Mapping[str, FieldValue]
-"""Field -> value."""
 
 _GRID = 6
 """Values of a range that names none, in a grid or a greedy search."""
@@ -116,19 +114,8 @@ class SpaceFile(Config):
 def merge_with(own: Merge, setting: Setting) -> Merge:
     """A merge with what a setting says of it."""
     values = {field: value for field, value in setting.items() if field.startswith("merge.")}
-    return type(own).model_validate(_with_values({"merge": own.model_dump(mode="json")}, values)["merge"])
-
-
-def _with_values(data: Mapping[str, Any], setting: Setting) -> dict[str, Any]:
-    found = dict(data)
-    for field, value in setting.items():
-        node = found
-        *parents, last = field.split(".")
-        for name in parents:
-            node[name] = dict(node.get(name) or {})
-            node = node[name]
-        node[last] = value
-    return found
+    changed = set_fields({"merge": own.model_dump(mode="json")}, values, where="setting")
+    return type(own).model_validate(changed["merge"])
 
 
 class Space:
@@ -161,7 +148,8 @@ class Space:
 
     def recipe_of(self, setting: Setting) -> Recipe:
         """The recipe with the setting's values."""
-        return parse_recipe(self._with(setting), MODELS, where=str(self.path))
+        data = set_fields(self._data, setting, where=str(self.path))
+        return parse_recipe(data, MODELS, where=str(self.path))
 
     def merge_of(self, setting: Setting) -> Merge:
         """The merge alone, many times faster."""
@@ -177,9 +165,7 @@ class Space:
         """What the recipe itself says, or None where that lies outside of the space."""
         found: dict[str, FieldValue] = {}
         for field, spread in self.fields.items():
-            value: Any = self._data
-            for name in field.split("."):
-                value = value.get(name) if isinstance(value, Mapping) else None
+            value = get_field(self._data, field)
             if not _within(value, spread):
                 return None
             found[field] = value
@@ -198,9 +184,6 @@ class Space:
         spread = self.fields.get(field)
         group, name = field.split(".")
         return set(spread.values()) if spread else {self._data[group][name]}
-
-    def _with(self, setting: Setting) -> dict[str, Any]:
-        return _with_values(self._data, setting)
 
     def _check(self, field: str) -> bool:
         """Whether the field holds whole numbers; a ConfigError where it is none, or a value is not allowed."""
@@ -229,10 +212,7 @@ class Space:
             node = node.get(name, {})
         if not parents or not isinstance(node, Mapping):
             raise ConfigError(f"{self.path}: {field}: must be a group and a field of it, such as merge.tile_iou.")
-        held: Any = self.recipe_of({field: value})
-        for name in field.split("."):
-            held = held[name] if isinstance(held, Mapping) else getattr(held, name)
-        return held
+        return get_field(self.recipe_of({field: value}).model_dump(), field)
 
     def _check_kinds(self) -> None:
         for field, spread in self.fields.items():

@@ -6,14 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from voxray.core.config import read_mapping
+from voxray.core.config import Setting, read_mapping, set_fields
 from voxray.core.errors import ConfigError
 from voxray.core.recipe import DetectionMerge, Recipe, parse_recipe
 from voxray.models import MODELS
 from voxray.results.answers import ANSWERING_FIELDS
-
-Setting = Mapping[str, Any]
-"""Field -> value, as ``merge.tile_iou`` -> 0.3."""
 
 SWEEP_SCHEMA, SWEEP_FILE = "voxray-sweep/1", "sweep.json"
 _LABELS = ("name", "about")
@@ -44,15 +41,7 @@ def read_setting(path: Path, recipe: Recipe) -> Setting:
 
 def with_setting(recipe: Recipe, setting: Setting, *, where: str) -> Recipe:
     """The recipe with the setting's values in place of its own."""
-    data = recipe.model_dump(mode="json")
-    for field, value in setting.items():
-        node: dict[str, Any] = data
-        *parents, last = field.split(".")
-        for name in parents:
-            node = node.setdefault(name, {})
-            if not isinstance(node, dict):
-                raise ConfigError(f"{where}: {field}: '{name}' is a value, not a group of fields.")
-        node[last] = value
+    data = set_fields(recipe.model_dump(mode="json"), setting, where=where)
     changed = parse_recipe(data, MODELS, where=where)
     floor = changed.inference.candidate_floor
     if (

@@ -17,9 +17,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from voxray.core.config import Setting
 from voxray.core.errors import ConfigError
 from voxray.sweeping.journal import Journal
-from voxray.sweeping.search_space import FieldValue, Setting, Space, Spread, product_size
+from voxray.sweeping.search_space import FieldValue, Space, Spread, product_size
 
 Sampler = Literal["tpe", "grid", "greedy", "random"]
 SAMPLERS: tuple[Sampler, ...] = ("tpe", "grid", "greedy", "random")

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from voxray.core.config import Setting
 from voxray.core.errors import ConfigError
 from voxray.core.progress import Progress
 from voxray.core.run import Run
@@ -32,7 +33,7 @@ from voxray.store import Store
 from voxray.sweeping.journal import Journal
 from voxray.sweeping.parts import parts_of
 from voxray.sweeping.report import JOURNAL, Figure, SweepOptions, SweepReport, digest, importance_of, leave
-from voxray.sweeping.search_space import Setting, Space
+from voxray.sweeping.search_space import Space
 from voxray.sweeping.study import Plan, SweepStudy, distribution, key, quiet
 from voxray.tasks import build_task
 from voxray.training.checkpoint import SETTING, find_state, load_model, read_run

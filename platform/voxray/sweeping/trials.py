@@ -10,10 +10,11 @@ from typing import Any, Protocol
 
 import torch
 
+from voxray.core.config import Setting
 from voxray.core.recipe import Merge
 from voxray.distributed.cluster import connect
 from voxray.inference.candidates.replay import Bench
-from voxray.sweeping.search_space import Setting, merge_with
+from voxray.sweeping.search_space import merge_with
 from voxray.sweeping.study import TrialResult, key
 
 Benches = Mapping[str, Bench]
