@@ -11,9 +11,8 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCE = REPOSITORY / "platform" / "voxray"
 STILL_NAMED_TWICE = """
-Answer Answered Bounds Compared Desk Finding Form Get Item Job Keeping Kind Measured Network Numbers Outcome
-Output Owner Part Point Precision Prediction Problem Range Recipe Row Run Series Setting Sides Study Task
-Training Truth Value Wanted Which Window Windows Workers
+Bounds Compared Form Get Keeping Kind Measured Network Numbers Output Owner Part Point Precision Prediction
+Row Series Task Truth Value Window Windows
 """
 """Names that still stand for several things: none is added."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from voxray.core.config import read_mapping
+from voxray.core.config import get_field, read_mapping, set_fields
 from voxray.core.errors import ConfigError
 
 
@@ -24,3 +24,15 @@ def test_other_encodings_are_refused_in_one_sentence(tmp_path: Path, name: str, 
     with pytest.raises(ConfigError, match=rf"{name}: cannot be read \(.*save it as UTF-8\)") as raised:
         read_mapping(tmp_path / name)
     assert "\n" not in str(raised.value)
+
+
+def test_a_dotted_field_is_set_in_a_copy_and_read_again() -> None:
+    data = {"merge": {"iou": 0.2, "kind": "a"}}
+    assert set_fields(data, {"merge.iou": 0.3, "optim.rate": 1}, where="x") == {
+        "merge": {"iou": 0.3, "kind": "a"},
+        "optim": {"rate": 1},
+    }
+    assert data == {"merge": {"iou": 0.2, "kind": "a"}}
+    assert [get_field(data, field) for field in ("merge.iou", "merge.iou.x", "optim.rate")] == [0.2, None, None]
+    with pytest.raises(ConfigError, match=r"x: merge.iou.x: 'iou' is a value, not a group of fields\."):
+        set_fields(data, {"merge.iou.x": 1}, where="x")
