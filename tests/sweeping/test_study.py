@@ -32,7 +32,7 @@ def space_of(tmp_path: Path, text: str = FIELDS) -> Space:
 def worth(setting: Setting) -> float:
     """Best at 0.3, 0.2 and weighted."""
     iou, floor = float(setting["merge.tile_iou"]), float(setting["merge.score_floor"])
-    return 1 - abs(iou - 0.3) - abs(floor - 0.2) + 0.1 * (setting["merge.method"] == "weighted_nms")
+    return float(1 - abs(iou - 0.3) - abs(floor - 0.2) + 0.1 * (setting["merge.method"] == "weighted_nms"))
 
 
 def evaluator(seen: list[Setting], after: Callable[[], None] = lambda: None) -> Evaluate:
