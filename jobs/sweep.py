@@ -1,5 +1,11 @@
 """`ray job submit --working-dir . -- python jobs/sweep.py ARGUMENTS`: `voxray sweep ARGUMENTS` on a cluster."""
 
-from voxray.cli import main
+import sys
+from pathlib import Path
 
-main("sweep")
+# The code that came with the job runs, here and in its workers, whatever is installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
+
+from voxray.__main__ import run
+
+run("sweep")

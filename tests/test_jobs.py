@@ -8,10 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 import urllib.error
 import urllib.request
+import venv
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,22 +65,34 @@ def free_ports(count: int) -> list[int]:
     return found[:count]
 
 
-def environment() -> dict[str, str]:
+def without_voxray(folder: Path) -> Path:
+    """A Python that has all that voxray needs, and no voxray; as on a node where only its dependencies are."""
+    venv.create(folder, with_pip=False, symlinks=True)
+    (packages,) = folder.glob("lib/python3*/site-packages")
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    return folder / "bin" / "python"
+
+
+def environment(python: str | Path = sys.executable) -> dict[str, str]:
     """This process's, with this Python first in PATH: jobs run with the `python` that `ray start` found there."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    path = f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     quiet = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_memory_monitor_refresh_ms": "0"}
     return {**kept, **quiet, "PATH": path}
 
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[str]:
-    """The jobs address of a Ray head of its own; it is ended by a signal to its process, and nothing else is."""
+    """The jobs address of a Ray head of its own, whose Python has no voxray.
+
+    It is ended by a signal to its process, and nothing else is.
+    """
     gcs, dashboard, agent, client = free_ports(4)
     # Ray's sockets lie below this folder, and their paths may have 107 characters.
     with tempfile.TemporaryDirectory(prefix="vx", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        python = without_voxray(Path(folder) / "venv")
         command = [
-            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
+            *(str(python), "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
             *(f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"),
             *(f"--ray-client-server-port={client}", "--include-dashboard=true", "--num-cpus=3"),
             *("--object-store-memory=200000000", f"--temp-dir={folder}/r"),
@@ -86,7 +100,7 @@ def head() -> Iterator[str]:
         log = Path(folder) / "head.log"
         with log.open("w") as stream:
             process = subprocess.Popen(
-                command, env=environment(), stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+                command, env=environment(python), stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
             )
         address = f"http://127.0.0.1:{dashboard}"
         try:
@@ -111,23 +125,23 @@ def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def submit(head: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """``ray job submit`` with the code of this checkout, not with an installed voxray."""
+    """``ray job submit`` with the code of this checkout, as a user types it."""
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", head),
-        *("--working-dir", str(REPOSITORY), "--runtime-env-json", '{"env_vars": {"PYTHONPATH": "platform"}}'),
-        *("--", "python", *map(str, arguments)),
+        *("--working-dir", str(REPOSITORY), "--", "python", *map(str, arguments)),
     ]
     return subprocess.run(command, capture_output=True, text=True, env=environment())
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_dataset_is_checked_as_a_job(head: str, tmp_path: Path) -> None:
+def test_a_dataset_is_ingested_as_a_job_where_voxray_is_not_installed(head: str, tmp_path: Path) -> None:
+    """The driver has it from its working folder, its workers from the driver."""
     dataset = write_toy(tmp_path / "toy", kind="cubes", num_cases=3)
-    done = submit(head, "jobs/check.py", dataset)
+    done = submit(head, "jobs/ingest.py", dataset, "spleen", "-o", tmp_path / "store")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in done.stdout
-    assert "3 cases of 3 patients, 3 can be used" in done.stdout
+    assert "3 done in " in done.stdout
 
 
 @pytest.mark.ray

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 
 import numpy as np
 import pytest
@@ -92,3 +93,37 @@ def test_an_error_that_names_its_case_is_not_taken_for_the_one_below() -> None:
             raise error.of_case("s0") from error
 
     assert attempt(raise_with_case) == "case s0: [labels.shape] it has 3 voxels. Mend it."
+
+
+class FromRayError(Exception):
+    """What Ray raises, as far as its text and its module go."""
+
+    __module__ = "ray.exceptions"
+
+
+@pytest.mark.parametrize(
+    ("error", "begin"),
+    [
+        (
+            FromRayError("ray::f() (pid=1, ip=10.0.0.3)\nModuleNotFoundError: No module named 'torch'"),
+            "node 10.0.0.3",
+        ),
+        (FromRayError("The actor died.\n\tip: 10.0.0.4\n...\nNo module named 'torch'"), "node 10.0.0.4"),
+        (FromRayError("System error: No module named 'torch'"), "some node"),
+        (ModuleNotFoundError("No module named 'torch'", name="torch"), sys.executable),
+    ],
+)
+def test_a_node_without_a_module_is_one_sentence(error: Exception, begin: str) -> None:
+    assert str(refusal_in(error)).startswith(f"{begin}: has no module named torch; install what voxray needs there")
+
+
+def test_a_module_that_is_missing_behind_a_controller_is_found() -> None:
+    class ControllerError(Exception):
+        controller_failure = FromRayError("(pid=1, ip=10.0.0.3) No module named 'voxray'")
+
+    found = refusal_in(ControllerError("Training failed due to controller error:\n..."))
+    assert str(found).startswith("node 10.0.0.3: has no module named voxray;")
+
+
+def test_a_module_that_voxray_lacks_within_itself_is_its_own_fault() -> None:
+    assert refusal_in(ModuleNotFoundError("No module named 'voxray.tasks.x'", name="voxray.tasks.x")) is None

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from voxray.core.errors import ResourceError, VoxrayError
+from voxray.core.missing_module import missing_module
 
 LOGGER = __name__
 """Where the traceback of a fault goes: ``--debug`` shows it, and a Ray worker writes it to its log."""
@@ -51,6 +52,9 @@ def refusal_in(error: BaseException) -> VoxrayError | None:
     for cause in causes(error):
         if isinstance(cause, VoxrayError):
             return cause
+    for cause in reversed(list(causes(error))):
+        if lacking := missing_module(cause):
+            return ResourceError(lacking)
     for cause in causes(error):
         if lacks_memory(cause):
             return ResourceError(
@@ -69,7 +73,7 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
     if isinstance(error, VoxrayError) and type(error).__module__ == VoxrayError.__module__:
         yield error
     elif error is not None:
-        cause = getattr(error, "cause", None)
+        cause = getattr(error, "cause", None) or getattr(error, "controller_failure", None)
         yield from causes(cause if isinstance(cause, BaseException) else error.__cause__)
         for inner in getattr(error, "worker_failures", {}).values():
             yield from causes(inner)

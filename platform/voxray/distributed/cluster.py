@@ -21,6 +21,7 @@ from typing import Any
 
 from voxray.core.bulkhead import DEBUG
 from voxray.core.errors import ResourceError
+from voxray.distributed.worker_code import worker_environment
 
 QUIET = {
     "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "120",
@@ -173,7 +174,7 @@ def _join(ray: Any) -> None:
     address = os.environ["RAY_ADDRESS"]
     try:
         _knock(address)
-        ray.init(logging_level="ERROR", log_to_driver=DEBUG in os.environ)
+        ray.init(runtime_env=worker_environment(), logging_level="ERROR", log_to_driver=DEBUG in os.environ)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         raise ResourceError(
             f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}); start it with `ray start --head`, use "
