@@ -31,7 +31,7 @@ from scans import enlarged, with_noise
 from table import Row, options, show
 
 from voxray.boxes.nms import nms
-from voxray.boxes.overlap import iou
+from voxray.boxes.overlap import paired_iou
 from voxray.core.case import VolumeStats
 from voxray.core.recipe import Recipe
 from voxray.core.volume import Shape, Volume
@@ -200,7 +200,7 @@ def boxes_row(case: Case, folder: Path) -> Row:
 
 def found_again(boxes: torch.Tensor, others: torch.Tensor, least: float) -> float:
     """The share of boxes that have one among the others with that IoU."""
-    overlap = iou(boxes, others)
+    overlap = paired_iou(boxes[:, None], others[None])
     return (
         float((overlap.amax(dim=1) > least).float().mean()) if overlap.numel() else float(len(boxes) == len(others))
     )

@@ -88,7 +88,9 @@ class Bright(nn.Module):
                 assert self._recipe.anchors is not None
                 (level,) = anchor_levels(self._recipe.anchors, [shape], ((4, 4, 4),))
                 x, y, z = place
-                deltas[index, :, x, y, z] = encode(box[None], level.boxes()[flat][None])[0]
+                deltas[index, :, x, y, z] = encode(
+                    box[None], level.boxes_at(torch.tensor([flat]), torch.tensor([0]))
+                )[0]
                 logits[index, 0, x, y, z] = len(bright) / 1000  # what a window cuts is less sure
         return DetectionOutput((logits,), (deltas,))
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.apps.detection.utils.anchor_utils import AnchorGeneratorWithAnchorShape
 
-from voxray.boxes.anchors import all_boxes, anchor_levels, per_anchor
+from support.box_references import all_boxes
+from voxray.boxes.anchors import anchor_levels, per_anchor
 from voxray.boxes.overlap import paired_iou
 from voxray.core.recipe import AnchorConfig
 
@@ -51,7 +52,7 @@ def test_counts_of_the_published_windows() -> None:
 
 def test_exact_sizes_and_first_centre() -> None:
     level = anchor_levels(EXACT, maps_of((64, 64, 32)), STRIDES)[0]
-    boxes = level.boxes()[:3]
+    boxes = all_boxes([level])[:3]
     assert [tuple(row) for row in (boxes[:, 3:] - boxes[:, :3]).tolist()] == list(BASE)
     assert ((boxes[:, :3] + boxes[:, 3:]) / 2).tolist() == [[2, 2, 1]] * 3
 
@@ -61,12 +62,6 @@ def test_offset_moves_every_anchor() -> None:
     shapes = maps_of((32, 32, 16))
     difference = all_boxes(anchor_levels(moved, shapes, STRIDES)) - all_boxes(anchor_levels(EXACT, shapes, STRIDES))
     assert torch.equal(difference, torch.full_like(difference, 0.5))
-
-
-def test_numbers_lead_back_to_boxes() -> None:
-    level = anchor_levels(EXACT, [(3, 4, 5), (2, 2, 3), (1, 1, 2)], STRIDES)[0]
-    number = torch.tensor([0, 17, 101, level.num_anchors - 1])
-    assert torch.equal(level.boxes_at(number // 3, number % 3), level.boxes()[number])
 
 
 def test_rows_of_a_map_follow_the_anchors() -> None:

@@ -10,9 +10,9 @@ from monai.apps.detection.utils.ATSS_matcher import ATSSMatcher
 from monai.apps.detection.utils.hard_negative_sampler import HardNegativeSampler
 from torch import Tensor
 
-from voxray.boxes.anchors import AnchorLevel, all_boxes, anchor_levels
+from support.box_references import all_boxes, iou
+from voxray.boxes.anchors import AnchorLevel, anchor_levels
 from voxray.boxes.assign import Assignment, assign, num_draws, sample
-from voxray.boxes.overlap import iou
 from voxray.core.batch import IGNORED, PADDING
 from voxray.core.recipe import AnchorConfig, DetectionLoss
 

@@ -11,8 +11,8 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from voxray.boxes import nms as nms_module
-from voxray.boxes.cluster import Clustering, Evidence, fuse
-from voxray.boxes.nms import nms, weighted_nms
+from voxray.boxes.cluster import Clustering, Evidence, Fused, fuse_groups, group
+from voxray.boxes.nms import nms
 
 BOXES = torch.tensor([[0.0, 0, 0, 10, 10, 10], [1, 1, 1, 11, 11, 11], [0, 0, 0, 10, 10, 9], [40, 40, 40, 50, 50, 50]])
 SCORES = torch.tensor([0.9, 0.8, 0.95, 0.3])
@@ -20,6 +20,13 @@ CLASSES = torch.zeros(4, dtype=torch.int64)
 WEIGHTS = torch.tensor([1, 0.5, 1, 1])
 
 Array = Float64[np.ndarray, "..."]
+
+
+def fuse(
+    boxes: Tensor, scores: Tensor, classes: Tensor, *, how: Clustering, evidence: Evidence | None = None
+) -> Fused:
+    groups = group(boxes, scores, classes, iou=how.iou)
+    return fuse_groups(boxes, scores, classes, groups=groups, how=how, evidence=evidence or Evidence())
 
 
 def published(
@@ -147,5 +154,5 @@ def test_weighted_suppression_trusts_the_middle_of_a_window() -> None:
     """At score x weight the second of two rivals wins; the scores themselves stay."""
     weights = torch.tensor([1.0, 1.0, 0.5, 1.0])
     assert nms(BOXES, SCORES, CLASSES, iou=0.1).tolist() == [2, 3]
-    assert weighted_nms(BOXES, SCORES, CLASSES, weights=weights, iou=0.1).tolist() == [0, 3]
-    assert weighted_nms(BOXES, SCORES, CLASSES, weights=weights, iou=0.1, max_kept=1).tolist() == [0]
+    assert nms(BOXES, SCORES * weights, CLASSES, iou=0.1).tolist() == [0, 3]
+    assert nms(BOXES, SCORES * weights, CLASSES, iou=0.1, max_kept=1).tolist() == [0]

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from monai.data.box_utils import non_max_suppression
 from torch import Tensor
 
+from support.box_references import iou
 from voxray.boxes import nms as module
 from voxray.boxes.nms import nms
-from voxray.boxes.overlap import iou
 
 
 def greedy(boxes: Tensor, scores: Tensor, classes: Tensor, threshold: float) -> list[int]:

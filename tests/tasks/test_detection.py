@@ -11,9 +11,9 @@ from monai.apps.detection.utils.box_coder import BoxCoder
 from monai.apps.detection.utils.box_selector import BoxSelector
 from torch import Tensor
 
-from voxray.boxes.anchors import all_boxes, anchor_levels, per_anchor
+from support.box_references import all_boxes, iou
+from voxray.boxes.anchors import anchor_levels, per_anchor
 from voxray.boxes.coding import encode
-from voxray.boxes.overlap import iou
 from voxray.core.batch import Batch
 from voxray.core.case import Case
 from voxray.core.detections import Detections
@@ -83,7 +83,7 @@ def test_decode_finds_what_was_written_into_the_maps() -> None:
     )
     for index, level in enumerate(levels):
         x, y, z = (side - 1 for side in level.shape)
-        anchor = level.boxes()[(level.num_places - 1) * 3 + index]
+        anchor = all_boxes([level])[(level.num_places - 1) * 3 + index]
         output.class_logits[index][1, index * 2 + 1, x, y, z] = 2.0 - index
         output.box_deltas[index][1, index * 6 : index * 6 + 6, x, y, z] = encode(boxes[index], anchor)
     nothing, found = task_of(recipe).decode(output)
@@ -222,7 +222,7 @@ def test_published_overrides_shift_anchors_to_edge_coordinates() -> None:
     """Weights trained on index coordinates answer the same box half a voxel lower."""
     recipe = read_recipe("lung_nodule", published("lung_nodule").overrides)
     assert recipe.anchors is not None
-    first = anchor_levels(recipe.anchors, [(2, 2, 2)] * 3, recipe.network.level_strides_vox)[0].boxes()[0]
+    first = all_boxes(anchor_levels(recipe.anchors, [(2, 2, 2)] * 3, recipe.network.level_strides_vox)[:1])[0]
     assert first.tolist() == [-0.5, -1.5, -0.5, 5.5, 6.5, 3.5]
 
 
@@ -300,7 +300,7 @@ def test_same_findings_as_monais_selector() -> None:
     )
     coder = BoxCoder(weights=(1.0,) * 6)
     decoded = [
-        coder.decode_single(per_anchor([deltas], 3)[0], level.boxes())
+        coder.decode_single(per_anchor([deltas], 3)[0], all_boxes([level]))
         for deltas, level in zip(output.box_deltas, levels, strict=True)
     ]
     logits_list = [per_anchor([logits], 3)[0] for logits in output.class_logits]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from support.box_references import iou
 from voxray.boxes.nms import nms
-from voxray.boxes.overlap import iou
 from voxray.core.detections import Detections
 from voxray.core.recipe import DetectionMerge
 from voxray.tasks.candidates import Placed

@@ -59,11 +59,6 @@ class AnchorLevel:
         half = self.half_sides(places.device)[shapes]
         return torch.cat([centre - half, centre + half], dim=-1)
 
-    def boxes(self, device: torch.device | None = None) -> Float[Tensor, "n 6"]:
-        """Every anchor of the level, in order."""
-        number = torch.arange(self.num_anchors, device=device)
-        return self.boxes_at(number // self.num_shapes, number % self.num_shapes)
-
 
 def anchor_levels(
     config: AnchorConfig, shapes: Sequence[Sequence[int]], strides_vox: Sequence[Shape]
@@ -79,11 +74,6 @@ def anchor_levels(
         )
         for shape, stride, scale in levels
     )
-
-
-def all_boxes(levels: Sequence[AnchorLevel], device: torch.device | None = None) -> Float[Tensor, "n 6"]:
-    """Every anchor of all levels, in order."""
-    return torch.cat([level.boxes(device) for level in levels])
 
 
 def per_anchor(maps: Sequence[Float[Tensor, "b ac x y z"]], num_shapes: int) -> Float[Tensor, "b n c"]:

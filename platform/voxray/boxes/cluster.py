@@ -55,23 +55,6 @@ class Groups(NamedTuple):
     cluster: Int64[Tensor, " n"]
 
 
-def fuse(
-    boxes: Float[Tensor, "n 6"],
-    scores: Float[Tensor, " n"],
-    classes: Int64[Tensor, " n"],
-    *,
-    how: Clustering,
-    evidence: Evidence | None = None,
-) -> Fused:
-    """The weighted mean box and score of each cluster, in float64.
-
-    With m = IoU to the leader x weight (x volume) and f expected but missing predictions, a cluster's score is
-    sum(m s) / (sum(m) + f mean(m)), and its box the mean of its boxes by m s.
-    """
-    groups = group(boxes, scores, classes, iou=how.iou)
-    return fuse_groups(boxes, scores, classes, groups=groups, how=how, evidence=evidence or Evidence())
-
-
 def group(
     boxes: Float[Tensor, "n 6"], scores: Float[Tensor, " n"], classes: Int64[Tensor, " n"], *, iou: float
 ) -> Groups:
@@ -106,7 +89,11 @@ def fuse_groups(
     how: Clustering,
     evidence: Evidence,
 ) -> Fused:
-    """`fuse` of clusters that are known."""
+    """The weighted mean box and score of each cluster, in float64.
+
+    With m = IoU to the leader x weight (x volume) and f expected but missing predictions, a cluster's score is
+    sum(m s) / (sum(m) + f mean(m)), and its box the mean of its boxes by m s.
+    """
     exact, exact_scores = boxes.double(), scores.double()
     mass = _overlap_with(exact[groups.leaders][groups.cluster], exact)
     mass[groups.leaders] = 1.0  # of a leader with itself, even where it is empty

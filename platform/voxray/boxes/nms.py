@@ -52,22 +52,6 @@ def nms(
     return torch.cat(kept)[:wanted] if kept else rest
 
 
-def weighted_nms(
-    boxes: Float[Tensor, "n 6"],
-    scores: Float[Tensor, " n"],
-    classes: Int64[Tensor, " n"],
-    *,
-    weights: Float[Tensor, " n"],
-    iou: float,
-    max_kept: int | None = None,
-) -> Int64[Tensor, " k"]:
-    """`nms` in the order of score times weight (nnDetection, Baumgartner 2021), which is the order of the result.
-
-    The weight says how far a box is to be trusted, as by its place in its window; it does not change the score.
-    """
-    return nms(boxes, scores * weights, classes, iou=iou, max_kept=max_kept)
-
-
 def next_size(size: int, num_stay: int) -> int:
     """How many boxes to settle at once after a block of `size` of which so many stay."""
     return min(2 * size, MOST * BLOCK) if 2 * num_stay > size else size

@@ -6,22 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-PAIRS_AT_ONCE = 1 << 22
-"""Pairs per block of a matrix: 16 MiB for each of a handful of intermediate results."""
-
 
 def volumes(boxes: Float[Tensor, "*n 6"]) -> Float[Tensor, "*n"]:
     """The boxes' volumes; 0 where an end lies before its start."""
     sides = (boxes[..., 3:].float() - boxes[..., :3].float()).clamp_min(0)
     return sides[..., 0] * sides[..., 1] * sides[..., 2]
-
-
-def iou(first: Float[Tensor, "n 6"], second: Float[Tensor, "m 6"]) -> Float[Tensor, "n m"]:
-    """Intersection over union of every pair, in blocks of rows; 0 where both are empty."""
-    rows = max(1, PAIRS_AT_ONCE // max(1, len(second)))
-    if len(first) <= rows:
-        return paired_iou(first[:, None], second[None])
-    return torch.cat([paired_iou(block[:, None], second[None]) for block in torch.split(first, rows)])
 
 
 def paired_iou(first: Float[Tensor, "*n 6"], second: Float[Tensor, "*n 6"]) -> Float[Tensor, "*n"]:

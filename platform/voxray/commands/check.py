@@ -91,11 +91,6 @@ class CheckReport:
         return _ranges([case.spacing_mm for case in self.cases])
 
     @property
-    def sides_vox(self) -> tuple[ValueRange, ValueRange, ValueRange] | None:
-        """The sides of all good cases by axis."""
-        return _ranges([case.shape for case in self.cases])
-
-    @property
     def objects_of_class(self) -> dict[str, int]:
         """How many objects each class has in all good cases."""
         return {name: sum(case.objects[k] for case in self.cases) for k, name in enumerate(self.classes)}

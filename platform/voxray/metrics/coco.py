@@ -71,14 +71,6 @@ def with_means(
     return result | {f"{name}/{kind}": value for kind, values in per_class.items() for name, value in values.items()}
 
 
-def classes_without_truth(
-    truth_classes: Sequence[Int64[np.ndarray, " n"]], classes: Sequence[str]
-) -> tuple[str, ...]:
-    """The classes of which no scan has an object: `evaluate` cannot judge them."""
-    present = {int(index) for scan in truth_classes for index in np.unique(scan)}
-    return tuple(name for index, name in enumerate(classes) if index not in present)
-
-
 _Curve = Float64[np.ndarray, "t b"]
 
 

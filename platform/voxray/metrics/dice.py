@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
@@ -33,11 +31,3 @@ def dice(table: Int64[np.ndarray, "l l"]) -> Float64[np.ndarray, " c"]:
     """Dice of each foreground class from a `confusion`; nan where the class has no true voxel."""
     both, found, truth = np.diagonal(table)[1:], table.sum(axis=1)[1:], table.sum(axis=0)[1:]
     return np.where(truth > 0, 2.0 * both / np.maximum(found + truth, 1), np.nan)
-
-
-def classes_without_truth(truth: Sequence[UInt8[np.ndarray, "x y z"]], classes: Sequence[str]) -> tuple[str, ...]:
-    """The classes of which no label map has a voxel: they cannot be judged."""
-    present = np.zeros(256, bool)
-    for labels in truth:
-        present |= np.bincount(np.ravel(labels), minlength=256) > 0
-    return tuple(name for index, name in enumerate(classes) if not present[index + 1])

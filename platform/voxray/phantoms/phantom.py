@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
 from voxray.core.case import Case
-from voxray.core.detections import boxes_to_voxel
 from voxray.core.volume import Volume
 
 
@@ -23,10 +22,6 @@ class Phantom:
     boxes_mm: Float64[np.ndarray, "n 6"]
     classes: Int64[np.ndarray, " n"]
     labels: UInt8[np.ndarray, "x y z"]
-
-    def with_objects(self, case_id: str) -> Case:
-        """The case of a detection dataset, its boxes in edge voxels of the image."""
-        return Case(case_id, case_id, self.image, boxes_to_voxel(self.boxes_mm, self.image.grid), self.classes)
 
     def with_labels(self, case_id: str) -> Case:
         """The case of a segmentation dataset."""

@@ -26,7 +26,7 @@ from voxray.core.volume import Grid, Volume
 from voxray.sampling import TileIndex
 from voxray.store.manifest import SCHEMA_VERSION, CaseEntry, CaseSummary, Manifest
 from voxray.store.shards import damaged, read_summary
-from voxray.store.tables import MANIFEST, OBJECTS, TILES, recipe_digest, recipe_fields
+from voxray.store.tables import MANIFEST, TILES, recipe_digest, recipe_fields
 
 _OPEN_FILES = 32
 _LOOKS = 16
@@ -125,14 +125,6 @@ class Store:
             self._entry(case_id)
         with ThreadPoolExecutor(_LOOKS) as pool:
             return tuple(pool.map(lambda case_id: read_summary(self.place, case_id), case_ids))
-
-    def read_objects(self) -> pa.Table:
-        """Every object's case, class name and size in mm."""
-        try:
-            with self.place.open(OBJECTS) as file:
-                return pq.read_table(file)
-        except (OSError, pa.ArrowException):
-            raise _damaged_table(OBJECTS) from None
 
     def index(self, case_ids: Sequence[str]) -> TileIndex:
         """What an epoch's plan must know of these cases' tiles."""

@@ -153,8 +153,7 @@ class SegmentationTask:
     def score(self, found: Sequence[Volume], truth: Sequence[Case]) -> dict[str, float]:
         """Mean Dice of each class over the cases that have it (``dice/spleen``), and the mean of those (``dice``).
 
-        A class without truth in any case has no key; `metrics.dice.classes_without_truth` lists it. Without any
-        truth ``dice`` is nan.
+        A class without truth in any case has no key; without any truth ``dice`` is nan.
         """
         per_case = np.full((len(truth), len(self.classes)), np.nan)
         for row, answer, case in zip(per_case, found, truth, strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,14 +15,14 @@ from scipy import ndimage
 from voxray.core.volume import Grid, Volume
 from voxray.readers import read_label_map, write_nifti
 from voxray.serving.workers.label_maps import centroids, centroids_of, label_file
-from voxray.serving.workers.protocol import EXTENSIONS, LABEL_TYPES, Extension, LabelType, LabelWish
+from voxray.serving.workers.protocol import Extension, LabelType, LabelWish
 
 OBLIQUE = Grid((5, 4, 3), (0.7, 0.8, 2.5), (-12.5, 40.0, -300.25), (0.0, -1.0, 0, 0.6, 0, -0.8, 0.8, 0, 0.6))
 LABELS = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=3, max_dims=3, max_side=6), elements={"max_value": 4})
 
 
-@pytest.mark.parametrize("extension", EXTENSIONS)
-@pytest.mark.parametrize("dtype", [None, *LABEL_TYPES])
+@pytest.mark.parametrize("extension", get_args(Extension))
+@pytest.mark.parametrize("dtype", [None, *get_args(LabelType)])
 @pytest.mark.parametrize("compress", [True, False])
 def test_values_and_places_stay(
     extension: Extension, dtype: LabelType | None, compress: bool, tmp_path: Path, rng: np.random.Generator

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Literal, NamedTuple, Protocol
 
 from voxray.serving.intake.study import StudyInfo
 from voxray.serving.messages import DicomwebSource, Form, ModelInfo, Stage
@@ -31,8 +31,6 @@ Centroids = Mapping[int, tuple[int, int, int]]
 
 Extension = Literal[".nrrd", ".nii.gz", ".nii"]
 LabelType = Literal["uint8", "uint16"]
-EXTENSIONS: tuple[Extension, ...] = get_args(Extension)
-LABEL_TYPES: tuple[LabelType, ...] = get_args(LabelType)
 
 
 class LabelWish(NamedTuple):
