@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from voxray.serving.flow import WINDOW, DoorHalf, ProxyHalf
+from voxray.serving.flow import WINDOW, ProxyHalf, ReplicaHalf
 
 CHUNK = 64 << 10
 BODY = 5 * WINDOW
@@ -91,7 +91,7 @@ def exchanged(stack: Callable[[ASGIApp], ASGIApp], kind: str = "http") -> Exchan
 
 
 def test_a_window_is_held_however_slow_the_door_is() -> None:
-    found = exchanged(lambda app: ProxyHalf(as_ray_does(DoorHalf(app))))
+    found = exchanged(lambda app: ProxyHalf(as_ray_does(ReplicaHalf(app))))
     assert found.most_held <= WINDOW + WINDOW // 8 + CHUNK
 
 
@@ -104,7 +104,7 @@ def test_an_application_that_does_not_say_what_it_takes_still_gets_all() -> None
     assert exchanged(lambda app: ProxyHalf(as_ray_does(app), patience_s=0.05)).read == BODY
 
 
-@pytest.mark.parametrize("stack", [lambda app: DoorHalf(as_ray_does(app)), DoorHalf], ids=["proxy", "no Ray"])
+@pytest.mark.parametrize("stack", [lambda app: ReplicaHalf(as_ray_does(app)), ReplicaHalf], ids=["proxy", "no Ray"])
 def test_a_door_alone_says_nothing(stack: Callable[[ASGIApp], ASGIApp]) -> None:
     assert exchanged(stack).read == BODY
 
@@ -157,7 +157,7 @@ def downloaded(stack: Callable[[ASGIApp], ASGIApp], download: Download) -> Downl
 
 
 def test_a_window_is_held_however_slow_the_client_is() -> None:
-    found = downloaded(lambda app: ProxyHalf(as_ray_does(DoorHalf(app))), Download())
+    found = downloaded(lambda app: ProxyHalf(as_ray_does(ReplicaHalf(app))), Download())
     assert found.taken == BODY
     assert found.most_held <= WINDOW + WINDOW // 8 + CHUNK
 
@@ -170,13 +170,13 @@ def test_without_it_all_of_an_answer_is_held() -> None:
 
 
 def test_a_client_that_leaves_holds_nobody_up() -> None:
-    found = downloaded(lambda app: ProxyHalf(as_ray_does(DoorHalf(app))), Download(leaves_after=WINDOW // 2))
+    found = downloaded(lambda app: ProxyHalf(as_ray_does(ReplicaHalf(app))), Download(leaves_after=WINDOW // 2))
     assert found.sent == BODY
     assert WINDOW // 2 < found.taken < BODY
 
 
 @pytest.mark.parametrize(
-    "stack", [lambda app: DoorHalf(as_ray_does(app)), DoorHalf, lambda app: ProxyHalf(as_ray_does(app))]
+    "stack", [lambda app: ReplicaHalf(as_ray_does(app)), ReplicaHalf, lambda app: ProxyHalf(as_ray_does(app))]
 )
 def test_half_of_it_lets_an_answer_pass(stack: Callable[[ASGIApp], ASGIApp]) -> None:
     assert downloaded(stack, Download()).taken == BODY

@@ -14,11 +14,11 @@ import uvicorn
 
 from voxray.serving.app import check
 from voxray.serving.config import ServeConfig
-from voxray.serving.deployments.local import LocalWorkers, open_desk
-from voxray.serving.http.native import make_door
+from voxray.serving.deployments.local import LocalWorkers, open_scheduler
+from voxray.serving.http.native import make_app
 from voxray.serving.http.routes import ROUTERS
 from voxray.serving.jobs.service import Service
-from voxray.serving.jobs.store import Ledger
+from voxray.serving.jobs.store import JobStore
 from voxray.serving.paths import Places
 
 
@@ -41,17 +41,17 @@ def listening(folder: Path, models: dict[str, Any], **fields: Any) -> Iterator[L
     """A service with these models for the block; `fields` go into its configuration."""
     config = ServeConfig.model_validate({"models": models, "folder": str(folder / "service"), **fields})
     places = Places(config.root).prepared()
-    ledger = Ledger(config.database_url)
+    store = JobStore(config.database_url)
     workers = LocalWorkers(config, places)
-    service = Service(config, ledger, workers, places, check(config))
-    app = make_door(service, routers=ROUTERS)
+    service = Service(config, store, workers, places, check(config))
+    app = make_app(service, routers=ROUTERS)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, ws="none"))
 
     async def serve() -> None:
-        desk = open_desk(config, ledger, workers, places)
-        working = asyncio.create_task(desk.run())
+        scheduler = open_scheduler(config, store, workers, places)
+        working = asyncio.create_task(scheduler.run())
         await server.serve()
-        await desk.stop()
+        await scheduler.stop()
         await working
 
     thread = threading.Thread(target=asyncio.run, args=(serve(),))
@@ -65,4 +65,4 @@ def listening(folder: Path, models: dict[str, Any], **fields: Any) -> Iterator[L
     finally:
         server.should_exit = True
         thread.join()
-        ledger.close()
+        store.close()

@@ -24,11 +24,11 @@ from voxray.core.volume import Grid, Volume
 from voxray.readers import write_nifti
 from voxray.serving.app import check
 from voxray.serving.config import ServeConfig
-from voxray.serving.deployments.local import LocalWorkers, open_desk
-from voxray.serving.http.native import make_door
+from voxray.serving.deployments.local import LocalWorkers, open_scheduler
+from voxray.serving.http.native import make_app
 from voxray.serving.http.routes import ROUTERS
 from voxray.serving.jobs.service import Service
-from voxray.serving.jobs.store import Ledger
+from voxray.serving.jobs.store import JobStore
 from voxray.serving.paths import Places
 
 SURE = ["merge.score_floor=0.0", "merge.max_detections=20", "inference.candidate_floor=0.0"]
@@ -68,19 +68,19 @@ async def in_process(folder: Path, **fields: Any) -> AsyncIterator[httpx.AsyncCl
     models = fields.pop("models", None) or small_models(folder / "runs")
     config = ServeConfig.model_validate({"models": models, "folder": str(folder / "service"), **fields})
     places = Places(config.root).prepared()
-    ledger = Ledger(config.database_url)
+    store = JobStore(config.database_url)
     workers = LocalWorkers(config, places)
-    desk = open_desk(config, ledger, workers, places, **times)
-    working = asyncio.create_task(desk.run())
-    app = make_door(Service(config, ledger, workers, places, check(config)), routers=ROUTERS)
+    scheduler = open_scheduler(config, store, workers, places, **times)
+    working = asyncio.create_task(scheduler.run())
+    app = make_app(Service(config, store, workers, places, check(config)), routers=ROUTERS)
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     try:
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=120) as client:
             yield client
     finally:
-        await desk.stop()
+        await scheduler.stop()
         await working
-        ledger.close()
+        store.close()
 
 
 async def upload(client: httpx.AsyncClient, *paths: Path, **headers: str) -> dict[str, Any]:

@@ -110,17 +110,17 @@ def token(
 ) -> None:
     """Make, list or remove the tokens of a service; a token is shown once, and only its digest is kept."""
     from voxray.serving.config import database_url
-    from voxray.serving.jobs.store import Ledger
+    from voxray.serving.jobs.store import JobStore
     from voxray.serving.jobs.tokens import make_token
     from voxray.serving.paths import Places
 
     if not database:
         Places(folder.expanduser().absolute()).require_own()
-    ledger = Ledger(database_url(folder, database))
+    store = JobStore(database_url(folder, database))
     if action is TokenAction.LIST:
-        rows = [(row["name"], terminal.date(row["created"])) for row in ledger.tokens()]
+        rows = [(row["name"], terminal.date(row["created"])) for row in store.tokens()]
         terminal.show(terminal.table(("name", "made"), rows))
     elif action is TokenAction.ADD:
-        typer.echo(make_token(ledger, name))
-    elif not ledger.remove_token(name):
+        typer.echo(make_token(store, name))
+    elif not store.remove_token(name):
         raise ConfigError(f"token {name}: there is none of that name in {folder}.")

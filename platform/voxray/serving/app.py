@@ -20,7 +20,7 @@ from voxray.distributed.cluster import cluster_total, connect
 from voxray.serving.cards import card
 from voxray.serving.config import LOOPBACK, ServeConfig
 from voxray.serving.flow import PROXY_HALF, PROXY_SETTING
-from voxray.serving.jobs.store import Ledger
+from voxray.serving.jobs.store import JobStore
 from voxray.serving.messages import ModelInfo
 from voxray.serving.paths import Places
 from voxray.serving.stopping import Stop, nothing_said
@@ -58,9 +58,9 @@ def check(config: ServeConfig) -> list[ModelInfo]:
     places = Places(config.root)
     places.require_own(model.path for model in config.models.values())
     places.prepared()
-    ledger = Ledger(config.database_url)
-    known = ledger.tokens()
-    ledger.close()
+    store = JobStore(config.database_url)
+    known = store.tokens()
+    store.close()
     if not config.is_loopback and not known:
         database = " --database URL" if config.database else ""
         raise ConfigError(

@@ -77,7 +77,7 @@ class Quota(Config):
     studies: PositiveInt = 1000
 
 
-class Keeping(Config):
+class Retention(Config):
     """How long things are kept."""
 
     study_hours: PositiveFloat = 24
@@ -99,7 +99,7 @@ class ServeConfig(Config):
     """None: wherever a token was made, and always beyond loopback."""
     limits: Limits = Limits()
     quota: Quota = Quota()
-    keep: Keeping = Keeping()
+    keep: Retention = Retention()
     max_queue: PositiveInt = 1000
     """Jobs that may wait in all."""
     dicomweb: Access = Access()

@@ -28,7 +28,7 @@ class ProblemDetails(Config):
     """Where one of several series is to be named: what there is. Left out where it is empty."""
 
 
-class Problem(Exception):  # noqa: N818  # RFC 9457's word
+class ProblemError(Exception):  # RFC 9457's word
     """A request that is refused."""
 
     def __init__(
@@ -61,25 +61,29 @@ class Problem(Exception):  # noqa: N818  # RFC 9457's word
         )
 
 
-def problem_of(error: VoxrayError) -> Problem:
+def problem_of(error: VoxrayError) -> ProblemError:
     """A refusal of voxray's as a client is told of it."""
     if isinstance(error, DataError):
         series = [SeriesChoice.model_validate(one) for one in error.facts.get("series", ())]
-        return Problem(status_of(error.code), error.code, error.message, remedy=error.remedy, series=series)
+        return ProblemError(status_of(error.code), error.code, error.message, remedy=error.remedy, series=series)
     if isinstance(error, ResourceError):
-        return Problem(503, "service.lacks", str(error), remedy="Give a smaller scan, or ask who runs the service.")
+        return ProblemError(
+            503, "service.lacks", str(error), remedy="Give a smaller scan, or ask who runs the service."
+        )
     assert isinstance(error, ConfigError)
-    return Problem(422, "request.refused", str(error), remedy="Mend the request.")
+    return ProblemError(422, "request.refused", str(error), remedy="Mend the request.")
 
 
-def fault() -> Problem:
+def fault() -> ProblemError:
     """What a client is told of our own mistakes: nothing but where to look."""
-    return Problem(500, "service.fault", "The service failed.", remedy="Tell whoever runs it the job or request id.")
+    return ProblemError(
+        500, "service.fault", "The service failed.", remedy="Tell whoever runs it the job or request id."
+    )
 
 
-def no_database() -> Problem:
+def no_database() -> ProblemError:
     """What a client is told while the database is away."""
-    return Problem(
+    return ProblemError(
         503,
         "service.database",
         "The service's database does not answer.",
@@ -88,9 +92,9 @@ def no_database() -> Problem:
     )
 
 
-def _again(status: int, code: str, *said: Any) -> Problem:
+def _again(status: int, code: str, *said: Any) -> ProblemError:
     detail, remedy, headers, series = said
-    return Problem(status, code, detail, remedy=remedy, headers=headers, series=series)
+    return ProblemError(status, code, detail, remedy=remedy, headers=headers, series=series)
 
 
 TITLES = {

@@ -1,6 +1,6 @@
-"""Flow between Ray Serve's proxy and the door: a body comes no faster, and goes no faster, than its end takes it.
+"""Flow between Ray Serve's proxy and an HTTP replica: a body comes and goes no faster than its end takes it.
 
-Ray Serve's proxy passes a request's body on as fast as it comes, and the door its answer's, through queues without
+Ray Serve's proxy passes a request's body on as fast as it comes, and the replica its answer's, through queues without
 bounds in both processes: where a disk is slower than the network, or a client slower than the disk, both would hold
 the whole of it, and keep part of that memory. So each half of this lets `WINDOW` bytes pass, and as many more as the
 other half says that its end has taken: in messages of their own among the others, which the halves keep.
@@ -28,7 +28,7 @@ WINDOW = 4 << 20
 """Bytes of one body on their way; a trip between the processes takes milliseconds, so that this is no brake."""
 _LUMP = WINDOW // 8
 _PATIENCE_S = 30.0
-"""So long is a door waited for that does not say what it takes; it may be another application's."""
+"""So long is a replica waited for that does not say what it takes; it may be another application's."""
 
 
 def around_the_proxy() -> list[Middleware]:
@@ -69,8 +69,8 @@ class ProxyHalf:
             await self._app(scope, inbox.get, answer)
 
 
-class DoorHalf:
-    """ASGI middleware around the door."""
+class ReplicaHalf:
+    """ASGI middleware around the application in a replica."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -13,7 +13,7 @@ from voxray.core.errors import ConfigError
 from voxray.serving.intake.study import SOURCE
 
 IDENTIFIER = re.compile(r"[0-9a-f]{32}")
-"""Of studies and jobs, as `ledger.new_id` makes them."""
+"""Of studies and jobs, as `jobs.store.new_id` makes them."""
 
 
 @dataclass(frozen=True)

@@ -6,22 +6,22 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from voxray.serving.http.aliases import KEY, Aliases, key_in
-from voxray.serving.jobs.store import Ledger
+from voxray.serving.jobs.store import JobStore
 
 NAME = "Doe^Jane 1950-01-02"
 
 
-def ledger_with(folder: Path, *studies: str) -> Ledger:
+def ledger_with(folder: Path, *studies: str) -> JobStore:
     """A ledger in a file, with these studies."""
-    ledger = Ledger(f"sqlite:///{folder / 'service.db'}")
+    store = JobStore(f"sqlite:///{folder / 'service.db'}")
     for study in studies:
-        ledger.add_study(study, "me", "{}", hours=1)
-    return ledger
+        store.add_study(study, "me", "{}", hours=1)
+    return store
 
 
 def test_names_are_found_by_their_owner_alone(tmp_path: Path) -> None:
-    ledger = ledger_with(tmp_path, "a" * 32, "b" * 32)
-    aliases = Aliases(ledger.engine, tmp_path)
+    store = ledger_with(tmp_path, "a" * 32, "b" * 32)
+    aliases = Aliases(store.engine, tmp_path)
     assert aliases.study("me", NAME) is None
     aliases.give("me", NAME, "a" * 32)
     aliases.give("me", NAME + "x", "b" * 32)
@@ -30,23 +30,23 @@ def test_names_are_found_by_their_owner_alone(tmp_path: Path) -> None:
     assert aliases.study("m", "e\0" + NAME) is None
     aliases.give("me", NAME, "b" * 32)
     assert aliases.study("me", NAME) == "b" * 32
-    assert Aliases(ledger.engine, tmp_path).study("me", NAME) == "b" * 32
-    ledger.close()
+    assert Aliases(store.engine, tmp_path).study("me", NAME) == "b" * 32
+    store.close()
 
 
 def test_a_study_takes_its_names_with_it(tmp_path: Path) -> None:
-    ledger = ledger_with(tmp_path, "a" * 32)
-    aliases = Aliases(ledger.engine, tmp_path)
+    store = ledger_with(tmp_path, "a" * 32)
+    aliases = Aliases(store.engine, tmp_path)
     aliases.give("me", NAME, "a" * 32)
-    ledger.remove_study("a" * 32)
+    store.remove_study("a" * 32)
     assert aliases.study("me", NAME) is None
-    ledger.close()
+    store.close()
 
 
 def test_nothing_on_the_disk_tells_the_name(tmp_path: Path) -> None:
-    ledger = ledger_with(tmp_path, "a" * 32)
-    Aliases(ledger.engine, tmp_path).give("me", NAME, "a" * 32)
-    ledger.close()
+    store = ledger_with(tmp_path, "a" * 32)
+    Aliases(store.engine, tmp_path).give("me", NAME, "a" * 32)
+    store.close()
     for path in tmp_path.iterdir():
         assert b"Jane" not in path.read_bytes()
     assert (tmp_path / KEY).stat().st_mode & 0o077 == 0

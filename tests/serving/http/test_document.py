@@ -12,10 +12,10 @@ from fastapi.routing import iter_route_contexts
 
 from voxray.serving.config import ServeConfig
 from voxray.serving.deployments.ray import RayWorkers
-from voxray.serving.http.native import make_door
+from voxray.serving.http.native import make_app
 from voxray.serving.http.routes import ROUTERS
 from voxray.serving.jobs.service import Service
-from voxray.serving.jobs.store import Ledger
+from voxray.serving.jobs.store import JobStore
 from voxray.serving.paths import Places
 
 
@@ -24,11 +24,11 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
     """The door as it is served, with nobody behind it."""
     folder = tmp_path_factory.mktemp("service")
     config = ServeConfig.model_validate({"models": {"none": {"path": str(folder)}}, "folder": str(folder)})
-    ledger = Ledger(config.database_url)
+    store = JobStore(config.database_url)
     readers: Any = None
     workers = RayWorkers(config, [], readers, {})
-    yield make_door(Service(config, ledger, workers, Places(config.root).prepared(), []), routers=ROUTERS)
-    ledger.close()
+    yield make_app(Service(config, store, workers, Places(config.root).prepared(), []), routers=ROUTERS)
+    store.close()
 
 
 def operations(app: FastAPI) -> dict[tuple[str, str], dict[str, Any]]:

@@ -14,7 +14,14 @@ from hypothesis.extra import numpy as hnp
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput, InferResult
 
 from voxray.core.errors import ConfigError
-from voxray.serving.http.kserve_tensors import DATATYPES, InferRequest, Output, Tensor, read_request, write_response
+from voxray.serving.http.kserve_tensors import (
+    DATATYPES,
+    InferRequest,
+    InputTensor,
+    OutputTensor,
+    read_request,
+    write_response,
+)
 
 SHAPES = hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=4)
 ARRAYS = st.sampled_from(sorted(DATATYPES)).flatmap(
@@ -71,7 +78,10 @@ def test_tritonclient_reads_what_we_answer(named: tuple[str, Any], file: bytes, 
     if not first and not np.isfinite(array.astype(np.float64)).all():
         array = np.zeros_like(array)
     pieces, length = write_response(
-        [(Output("numbers", array), first), (Output("file", file), second)], model="m", version="1", id="r2"
+        [(OutputTensor("numbers", array), first), (OutputTensor("file", file), second)],
+        model="m",
+        version="1",
+        id="r2",
     )
     result = InferResult.from_response_body(b"".join(pieces), header_length=length)
     read = result.as_numpy("numbers")
@@ -91,7 +101,9 @@ def test_tritonclient_reads_what_we_answer(named: tuple[str, Any], file: bytes, 
 
 
 def test_one_raw_element_needs_no_json() -> None:
-    assert read_request(b"\x1f\x8bscan", 0).inputs == (Tensor("", "BYTES", (1,), (memoryview(b"\x1f\x8bscan"),)),)
+    assert read_request(b"\x1f\x8bscan", 0).inputs == (
+        InputTensor("", "BYTES", (1,), (memoryview(b"\x1f\x8bscan"),)),
+    )
 
 
 def test_nested_and_flat_numbers_are_the_same() -> None:
@@ -197,6 +209,6 @@ def test_whatever_comes_is_read_or_refused(data: bytes, length: int | None, cut:
 def test_too_many_numbers_for_json_are_refused() -> None:
     mask = np.zeros((128, 128, 128), np.uint8)
     with pytest.raises(ConfigError, match="binary_data true"):
-        write_response([(Output("mask_voxels", mask), False)], model="m", version="1")
-    pieces, length = write_response([(Output("mask_voxels", mask), True)], model="m", version="1")
+        write_response([(OutputTensor("mask_voxels", mask), False)], model="m", version="1")
+    pieces, length = write_response([(OutputTensor("mask_voxels", mask), True)], model="m", version="1")
     assert sum(map(len, pieces)) - (length or 0) == mask.size

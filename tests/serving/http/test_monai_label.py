@@ -318,7 +318,7 @@ def test_pages_of_named_origins_may_ask(runs: dict[str, Any], scan: tuple[Path, 
         "access-control-request-headers": "authorization",
     }
     with listening(tmp_path, runs, cors=(page,), require_token=True) as served:
-        where, token = f"{served.url}/infer/bright?image=x", make_token(served.service.ledger, "me")
+        where, token = f"{served.url}/infer/bright?image=x", make_token(served.service.store, "me")
         Slicer(served.host, tmp_path, token=token).upload("x", scan[0])
         first = httpx.options(where, headers=asks, timeout=60)  # a browser sends no token with it
         assert (first.status_code, first.headers[allowed]) == (200, page)
@@ -424,7 +424,7 @@ def test_the_plugin_signs_in_with_a_token(
 ) -> None:
     with listening(tmp_path, runs) as served:
         stranger = Slicer(served.host, tmp_path)
-        mine, other = (make_token(served.service.ledger, name) for name in ("me", "another"))
+        mine, other = (make_token(served.service.store, name) for name in ("me", "another"))
         while not stranger.get("/auth/")["enabled"]:
             pass  # tokens are looked up every two seconds
         with pytest.raises(RefusedError, match=r"401.*token\.missing"):

@@ -19,7 +19,7 @@ import pytest
 from serving.intake.conftest import series_files
 from support.odd_scans import DISAGREE, contradict
 from support.services import in_process, small_models, small_scan, upload
-from voxray.commands.predict import AnswerOptions, predict
+from voxray.commands.predict import InferenceOptions, predict
 from voxray.core.progress import SilentProgress
 from voxray.readers import read_label_map, read_volume
 
@@ -51,7 +51,7 @@ def test_answers_are_those_of_predict(tmp_path: Path) -> None:
             model["path"],
             [scan],
             tmp_path / name,
-            AnswerOptions(runtime="torch", overrides=model.get("overrides", ())),
+            InferenceOptions(runtime="torch", overrides=model.get("overrides", ())),
             progress=SilentProgress(),
         )
 
@@ -269,12 +269,12 @@ def test_wrong_requests(tmp_path: Path) -> None:
 
 def test_tokens(tmp_path: Path) -> None:
     from voxray.serving.config import database_url
-    from voxray.serving.jobs.store import Ledger
+    from voxray.serving.jobs.store import JobStore
     from voxray.serving.jobs.tokens import make_token
 
-    ledger = Ledger(database_url(tmp_path / "service"))
-    ann, bob = make_token(ledger, "ann"), make_token(ledger, "bob")
-    assert all(token not in str(ledger.tokens()) for token in (ann, bob))
+    store = JobStore(database_url(tmp_path / "service"))
+    ann, bob = make_token(store, "ann"), make_token(store, "bob")
+    assert all(token not in str(store.tokens()) for token in (ann, bob))
 
     async def served() -> None:
         async with in_process(tmp_path) as client:

@@ -157,7 +157,7 @@ def test_the_python_client(wheel: Path, runs: dict[str, Any], tmp_path: Path, wi
     scan = tmp_path / "scan one.nii.gz"
     write_nifti(volume, scan)
     with listening(tmp_path, runs, require_token=with_token) as served:
-        token = make_token(served.service.ledger, "me") if with_token else ""
+        token = make_token(served.service.store, "me") if with_token else ""
 
         def client() -> Any:
             """A new one, as Slicer makes: with a token an old one sends its last form's headers, to /session/ too."""

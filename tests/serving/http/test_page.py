@@ -27,7 +27,7 @@ from voxray.core.volume import Grid, Volume
 from voxray.readers import read_label_map, read_volume
 from voxray.serving.config import database_url
 from voxray.serving.http import page as page_routes
-from voxray.serving.jobs.store import Ledger
+from voxray.serving.jobs.store import JobStore
 from voxray.serving.jobs.tokens import make_token
 
 FOLDER = Path(page_routes.__file__).parents[1] / "page"
@@ -91,9 +91,9 @@ def test_pages_and_files_come_compressed_cached_and_confined(tmp_path: Path) -> 
 
 def test_without_a_token_a_browser_is_asked_to_sign_in(tmp_path: Path) -> None:
     async def served() -> None:
-        ledger = Ledger(database_url(tmp_path / "service"))
-        token = make_token(ledger, "reader")
-        ledger.close()
+        store = JobStore(database_url(tmp_path / "service"))
+        token = make_token(store, "reader")
+        store.close()
         async with in_process(tmp_path) as client:
             page = await client.get("/")
             assert page.status_code == 401
@@ -574,8 +574,8 @@ class TestEverydayUse:
             look.must_be_clean()
 
     def test_signing_in_and_out(self, seen: Browser, service: Listening) -> None:
-        ledger = service.service.ledger
-        token = make_token(ledger, "reader")
+        store = service.service.store
+        token = make_token(store, "reader")
         try:
             time.sleep(2.5)  # the gate looks at the ledger every two seconds
             with watched(seen, service.url) as look:
@@ -593,7 +593,7 @@ class TestEverydayUse:
                 expect(page.locator("#token")).to_be_visible()
                 look.must_be_clean(but="401 (Unauthorized)")
         finally:
-            ledger.remove_token("reader")
+            store.remove_token("reader")
             time.sleep(2.5)
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voxray.serving.errors import Problem
+from voxray.serving.errors import ProblemError
 from voxray.serving.http.spool import unpacked
 
 PACK: dict[str, Callable[[bytes], bytes]] = {"identity": bytes, "gzip": gzip.compress, "deflate": zlib.compress}
@@ -38,7 +38,7 @@ def test_what_was_packed_comes_out(data: bytes, encoding: str, size: int) -> Non
 def test_much_from_little_comes_in_pieces_and_stops_at_the_limit() -> None:
     bomb = gzip.compress(bytes(20 << 20))
     assert unpack(bomb, "gzip", size=len(bomb), limit=20 << 20) == bytes(20 << 20)
-    with pytest.raises(Problem, match=r"upload\.too_large"):
+    with pytest.raises(ProblemError, match=r"upload\.too_large"):
         unpack(bomb, "gzip", size=len(bomb), limit=(20 << 20) - 1)
 
 
@@ -52,5 +52,5 @@ DAMAGED = {
 
 @pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED)
 def test_what_is_no_whole_gzip_is_refused(damage: bytes) -> None:
-    with pytest.raises(Problem, match=r"request\.encoding"):
+    with pytest.raises(ProblemError, match=r"request\.encoding"):
         unpack(damage, "gzip")

@@ -16,7 +16,10 @@ import pytest
 from voxray.core.errors import DataError
 from voxray.core.volume import Grid, Volume
 from voxray.readers import write_nifti
-from voxray.serving.intake import Limits, Part, StudyInfo, take_in
+from voxray.serving.intake.limits import Limits
+from voxray.serving.intake.parse import take_in
+from voxray.serving.intake.receive import UploadPart
+from voxray.serving.intake.study import StudyInfo
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 PLANTED = "QUIMBYSALLOW"
@@ -30,9 +33,9 @@ async def chunks_of(data: bytes, size: int = 1 << 16) -> AsyncIterator[bytes]:
         yield data[start : start + size]
 
 
-async def parts_of(files: Files) -> AsyncIterator[Part]:
+async def parts_of(files: Files) -> AsyncIterator[UploadPart]:
     for name, data in files.items():
-        yield Part(name, chunks_of(data))
+        yield UploadPart(name, chunks_of(data))
 
 
 def taken(files: Files, folder: Path, limits: Limits | None = None, *, series: str | None = None) -> StudyInfo:

@@ -14,7 +14,7 @@ import pydicom
 import pytest
 
 from serving.intake.conftest import PLANTED, code_of, series_files, taken, zip_of
-from voxray.serving.intake import Limits
+from voxray.serving.intake.limits import Limits
 
 Nifti = Callable[..., bytes]
 MHD = """ObjectType = Image

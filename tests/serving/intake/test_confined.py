@@ -17,18 +17,17 @@ from typing import Any
 import pytest
 
 from voxray.core.errors import DataError, ResourceError
-from voxray.serving.intake import warm_up
-from voxray.serving.intake.confined import _FORKER, Bounds, CallEndedError, call
+from voxray.serving.intake.confined import _FORKER, CallBounds, CallEndedError, call, warm_up
 from voxray.serving.intake.reading import practise
 
-BOUNDS = Bounds(memory_bytes=256 << 20, seconds=60.0, file_bytes=1 << 20)
+BOUNDS = CallBounds(memory_bytes=256 << 20, seconds=60.0, file_bytes=1 << 20)
 
 
-def made(name: str, bounds: Bounds = BOUNDS, **arguments: Any) -> Any:
+def made(name: str, bounds: CallBounds = BOUNDS, **arguments: Any) -> Any:
     return asyncio.run(call(f"serving.intake.misbehaving.{name}", arguments, bounds))
 
 
-def reason(name: str, bounds: Bounds = BOUNDS, **arguments: Any) -> str:
+def reason(name: str, bounds: CallBounds = BOUNDS, **arguments: Any) -> str:
     with pytest.raises(CallEndedError) as raised:
         made(name, bounds, **arguments)
     return raised.value.reason

@@ -15,7 +15,9 @@ import pytest
 from serving.intake.conftest import check_study, code_of, parts_of, read_all, series_files, taken, zip_of
 from voxray.core.errors import DataError
 from voxray.readers import read_volume
-from voxray.serving.intake import Limits, series_handle, take_in
+from voxray.serving.intake.limits import Limits
+from voxray.serving.intake.parse import take_in
+from voxray.serving.intake.study import series_handle
 
 pytestmark = pytest.mark.data
 

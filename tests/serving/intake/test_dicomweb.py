@@ -21,7 +21,11 @@ from support.services import free_port
 from support.small_servers import Answer, serving
 from voxray.core.errors import ConfigError, DataError
 from voxray.readers import read_volume
-from voxray.serving.intake import Access, Limits, Received, StudyInfo, fetch, parse, series_handle, store
+from voxray.serving.intake.dicomweb import Access, fetch, store
+from voxray.serving.intake.limits import Limits
+from voxray.serving.intake.parse import parse
+from voxray.serving.intake.receive import Received
+from voxray.serving.intake.study import StudyInfo, series_handle
 
 STUDY, SERIES = "1.2.3.4.5.6.7.1", "1.2.3.4.5.6.7.1.1"
 

@@ -19,18 +19,11 @@ from voxray.core.errors import DataError
 from voxray.core.volume import Grid, Volume
 from voxray.readers import read_volume, write_nifti
 from voxray.serving.errors import problem_of
-from voxray.serving.intake import (
-    STATUS,
-    Limits,
-    StudyInfo,
-    parse,
-    read_study,
-    receive,
-    series_handle,
-    series_uid_of,
-    status_of,
-    take_in,
-)
+from voxray.serving.intake.codes import STATUS, status_of
+from voxray.serving.intake.limits import Limits
+from voxray.serving.intake.parse import parse, take_in
+from voxray.serving.intake.receive import receive
+from voxray.serving.intake.study import StudyInfo, read_study, series_handle, series_uid_of
 
 Nifti = Callable[..., bytes]
 UID = "1.2.3.4.5.6.7.1.1"

@@ -13,11 +13,12 @@ import pytest
 
 from serving.intake.conftest import PLANTED, chunks_of, parts_of
 from voxray.core.errors import DataError
-from voxray.serving.intake import Limits, Part, receive
-from voxray.serving.intake.items import read_list
+from voxray.serving.intake.limits import Limits
+from voxray.serving.intake.receive import UploadPart, receive
+from voxray.serving.intake.uploaded_files import read_list
 
 
-def refused(parts: AsyncIterator[Part], folder: Path, limits: Limits) -> DataError:
+def refused(parts: AsyncIterator[UploadPart], folder: Path, limits: Limits) -> DataError:
     with pytest.raises(DataError) as raised:
         asyncio.run(receive(parts, folder, limits))
     assert not folder.exists()
@@ -46,8 +47,8 @@ def test_what_is_no_nifti_is_refused_before_it_has_come(tmp_path: Path, name: st
             sent += 1 << 16
             yield bytes(1 << 16)
 
-    async def one() -> AsyncIterator[Part]:
-        yield Part(name, endless())
+    async def one() -> AsyncIterator[UploadPart]:
+        yield UploadPart(name, endless())
 
     assert refused(one(), tmp_path / "study", Limits()).code == "nifti.not_nifti"
     assert sent == 1 << 16
@@ -76,8 +77,8 @@ def test_two_gigabytes_are_refused_at_the_limit_in_flat_memory(tmp_path: Path) -
             sent += len(piece)
             yield piece
 
-    async def one() -> AsyncIterator[Part]:
-        yield Part("scan.raw", endless())
+    async def one() -> AsyncIterator[UploadPart]:
+        yield UploadPart("scan.raw", endless())
 
     limit = 96 << 20
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -117,8 +118,8 @@ def test_other_archives_are_refused_while_they_come(tmp_path: Path, name: str, d
             seen += len(chunk)
             yield chunk
 
-    async def one() -> AsyncIterator[Part]:
-        yield Part(name, slowly())
+    async def one() -> AsyncIterator[UploadPart]:
+        yield UploadPart(name, slowly())
 
     error = refused(one(), tmp_path / "study", Limits())
     assert error.code == "upload.not_zip"
@@ -130,8 +131,8 @@ def test_a_sender_that_falls_silent_is_given_up(tmp_path: Path) -> None:
         yield b"first"
         await asyncio.sleep(30)
 
-    async def one() -> AsyncIterator[Part]:
-        yield Part("scan.nii", silent())
+    async def one() -> AsyncIterator[UploadPart]:
+        yield UploadPart("scan.nii", silent())
 
     assert refused(one(), tmp_path / "study", Limits(idle_s=0.05)).code == "upload.stalled"
 
@@ -142,8 +143,8 @@ def test_a_cancelled_upload_leaves_nothing(tmp_path: Path) -> None:
             yield bytes(1 << 19)
             await asyncio.sleep(0)
 
-    async def one() -> AsyncIterator[Part]:
-        yield Part("scan.raw", forever())
+    async def one() -> AsyncIterator[UploadPart]:
+        yield UploadPart("scan.raw", forever())
 
     async def cancelled(after_s: float) -> None:
         task = asyncio.create_task(receive(one(), tmp_path / "study", Limits()))
@@ -162,8 +163,8 @@ def test_a_sender_that_fails_leaves_nothing(tmp_path: Path) -> None:
         yield b"first"
         raise ConnectionError("the sender has gone")
 
-    async def one() -> AsyncIterator[Part]:
-        yield Part("scan.nii", broken())
+    async def one() -> AsyncIterator[UploadPart]:
+        yield UploadPart("scan.nii", broken())
 
     with pytest.raises(ConnectionError):
         asyncio.run(receive(one(), tmp_path / "study", Limits()))
@@ -179,8 +180,8 @@ def test_the_event_loop_goes_on_while_the_disk_is_waited_for(tmp_path: Path) -> 
         os.mkfifo(file)
         yield b"slow"
 
-    async def one() -> AsyncIterator[Part]:
-        yield Part("scan.nii", piece())
+    async def one() -> AsyncIterator[UploadPart]:
+        yield UploadPart("scan.nii", piece())
 
     async def main() -> bytes:
         task = asyncio.create_task(receive(one(), tmp_path / "study", Limits()))
@@ -201,8 +202,8 @@ def test_memory_does_not_grow_with_the_upload(tmp_path: Path) -> None:
         for _ in range(512):
             yield bytes(1 << 18)
 
-    async def one() -> AsyncIterator[Part]:
-        yield Part("scan.raw", many())
+    async def one() -> AsyncIterator[UploadPart]:
+        yield UploadPart("scan.raw", many())
 
     tracemalloc.start()
     asyncio.run(receive(one(), tmp_path / "study", Limits()))

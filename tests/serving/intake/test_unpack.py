@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from serving.intake.conftest import PLANTED, code_of, series_files, taken, zip_of
-from voxray.serving.intake import Limits
+from voxray.serving.intake.limits import Limits
 
 Nifti = Callable[..., bytes]
 

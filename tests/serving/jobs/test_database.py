@@ -11,7 +11,7 @@ from support.databases import PASSWORD, Server
 from support.services import free_port, in_process, small_scan, upload
 from voxray.core.errors import ConfigError, ResourceError, VoxrayError
 from voxray.serving.jobs.database import parse_url
-from voxray.serving.jobs.store import Ledger
+from voxray.serving.jobs.store import JobStore
 
 SECRET = "hush-hush"
 
@@ -30,7 +30,7 @@ SECRET = "hush-hush"
 )
 def test_url_that_is_none_is_refused_without_being_quoted(url: str) -> None:
     with pytest.raises(ConfigError, match=r"postgresql\+psycopg://user@host|%40|sqlite:////") as refused:
-        Ledger(url)
+        JobStore(url)
     assert SECRET not in str(refused.value)
 
 
@@ -42,13 +42,13 @@ def test_names_of_postgresql(scheme: str) -> None:
 def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ResourceError, match="cannot be used"):
-        Ledger(f"sqlite:///{tmp_path / 'file' / 'service.db'}")
+        JobStore(f"sqlite:///{tmp_path / 'file' / 'service.db'}")
 
 
 def test_server_that_is_not_there() -> None:
     pytest.importorskip("psycopg")
     with pytest.raises(ResourceError, match="refused") as refused:
-        Ledger(f"postgresql://ann:{SECRET}@127.0.0.1:{free_port()}/name")
+        JobStore(f"postgresql://ann:{SECRET}@127.0.0.1:{free_port()}/name")
     assert_one_clear_sentence(refused.value)
 
 
@@ -59,7 +59,7 @@ def test_server_that_does_not_let_us_in(postgres: Server, wrong: str) -> None:
     if wrong == "in the query":
         url = url.replace(f":{SECRET}", "") + f"?password={SECRET}"
     with pytest.raises(ResourceError, match="does not exist" if wrong == "database" else "password") as refused:
-        Ledger(url)
+        JobStore(url)
     assert_one_clear_sentence(refused.value)
 
 

@@ -15,10 +15,10 @@ from support.small_runs import write_small_run
 from voxray.serving.app import check
 from voxray.serving.config import ServeConfig
 from voxray.serving.deployments.local import LocalWorkers
-from voxray.serving.errors import Problem
+from voxray.serving.errors import ProblemError
 from voxray.serving.intake.study import StudyInfo
 from voxray.serving.jobs.service import Service
-from voxray.serving.jobs.store import Ledger
+from voxray.serving.jobs.store import JobStore
 from voxray.serving.jobs.waiting import answer
 from voxray.serving.messages import Job, JobRequest
 from voxray.serving.paths import Places
@@ -32,7 +32,7 @@ def service(tmp_path: Path) -> Iterator[Service]:
     model = {"path": str(write_small_run(tmp_path / "run", "unet")), "runtime": "torch"}
     config = ServeConfig.model_validate({"models": {"organs": model}, "folder": str(tmp_path / "service")})
     places = Places(config.root).prepared()
-    ledger = Ledger(config.database_url)
+    store = JobStore(config.database_url)
     info = StudyInfo(
         format="NIfTI-1",
         shape=(8, 8, 8),
@@ -46,9 +46,9 @@ def service(tmp_path: Path) -> Iterator[Service]:
         series=None,
         warnings=(),
     )
-    ledger.add_study(STUDY, "me", info.model_dump_json(), hours=1)
-    yield Service(config, ledger, LocalWorkers(config, places), places, check(config))
-    ledger.close()
+    store.add_study(STUDY, "me", info.model_dump_json(), hours=1)
+    yield Service(config, store, LocalWorkers(config, places), places, check(config))
+    store.close()
 
 
 def request(*, left: bool) -> Request:
@@ -69,15 +69,15 @@ async def ask(service: Service, *, left: bool) -> Job:
 
 async def meanwhile(service: Service) -> str:
     """The job that is waited for, once it is there."""
-    while not (rows := service.ledger.jobs("me")):
+    while not (rows := service.store.jobs("me")):
         await asyncio.sleep(0.01)
     return str(rows[0]["id"])
 
 
 def test_a_client_that_goes_away_takes_its_job_with_it(service: Service) -> None:
-    with pytest.raises(Problem, match=r"request\.left"):
+    with pytest.raises(ProblemError, match=r"request\.left"):
         asyncio.run(ask(service, left=True))
-    assert service.ledger.jobs("me") == []
+    assert service.store.jobs("me") == []
 
 
 def test_a_request_that_is_ended_takes_its_job_with_it(service: Service) -> None:
@@ -89,7 +89,7 @@ def test_a_request_that_is_ended_takes_its_job_with_it(service: Service) -> None
             await task
 
     asyncio.run(ended())
-    assert service.ledger.jobs("me") == []
+    assert service.store.jobs("me") == []
 
 
 def test_how_a_job_ends_is_how_the_request_ends(service: Service) -> None:
@@ -97,19 +97,21 @@ def test_how_a_job_ends_is_how_the_request_ends(service: Service) -> None:
         task = asyncio.create_task(ask(service, left=False))
         job = await meanwhile(service)
         if fail:
-            assert service.ledger.claim("desk", "organs", limit=1, lease_s=10)
-            error = Problem(413, "grid.too_large", "The scan is too large.", remedy="Give a smaller one.").details()
-            assert service.ledger.fail(job, "desk", error=error.model_dump_json())
+            assert service.store.claim("desk", "organs", limit=1, lease_s=10)
+            error = ProblemError(
+                413, "grid.too_large", "The scan is too large.", remedy="Give a smaller one."
+            ).details()
+            assert service.store.fail(job, "desk", error=error.model_dump_json())
         else:
-            assert service.ledger.cancel(job)
+            assert service.store.cancel(job)
         try:
             await task
         finally:
-            service.ledger.remove_job(job)
+            service.store.remove_job(job)
 
     begin = time.monotonic()
-    with pytest.raises(Problem, match=r"grid\.too_large.*too large.*smaller"):
+    with pytest.raises(ProblemError, match=r"grid\.too_large.*too large.*smaller"):
         asyncio.run(ended(fail=True))
-    with pytest.raises(Problem, match=r"job\.cancelled"):
+    with pytest.raises(ProblemError, match=r"job\.cancelled"):
         asyncio.run(ended(fail=False))
     assert time.monotonic() - begin < 60

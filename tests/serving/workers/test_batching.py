@@ -16,7 +16,7 @@ from torch import Tensor
 from support.services import in_process, small_models, small_scan, upload
 from support.small_networks import small_network
 from voxray.core.outputs import DetectionOutput, SegmentationOutput
-from voxray.serving.workers.batching import Together, parts_of
+from voxray.serving.workers.batching import BatchingNetwork, parts_of
 
 
 class Counted:
@@ -41,7 +41,7 @@ def flat(output: Any) -> list[Tensor]:
 @pytest.mark.parametrize("kind", ["unet", "retinanet"])
 def test_each_gets_what_it_would_have_got_alone(kind: str) -> None:
     network = Counted(kind)
-    together = Together(network, 4)
+    together = BatchingNetwork(network, 4)
     rng = torch.Generator().manual_seed(0)
     scans = [[torch.rand((1, 1, 32, 32, 16), generator=rng) for _ in range(6)] for _ in range(4)]
     begin = threading.Barrier(4)
@@ -64,7 +64,7 @@ def test_each_gets_what_it_would_have_got_alone(kind: str) -> None:
 
 def test_one_alone_does_not_wait_and_names_of_the_network_are_there() -> None:
     network = Counted("unet")
-    together = Together(network, 8)
+    together = BatchingNetwork(network, 8)
     with together.used():
         for _ in range(3):
             together(torch.zeros(2, 1, 16, 16, 16))
@@ -78,7 +78,7 @@ def test_an_error_reaches_all_that_asked() -> None:
     def broken(images: Tensor) -> Tensor:
         raise RuntimeError(f"{len(images)} windows")
 
-    together, begin = Together(broken, 4), threading.Barrier(2)
+    together, begin = BatchingNetwork(broken, 4), threading.Barrier(2)
 
     def answer(_number: int) -> str:
         with together.used():

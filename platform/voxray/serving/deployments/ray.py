@@ -1,4 +1,4 @@
-"""The service on Ray Serve: a door, a desk, readers of scans, and one deployment for each model.
+"""The service on Ray Serve: HTTP, a scheduler, readers of scans, and one deployment for each model.
 
 Scans travel between them as files, or as references into Ray's object store; jobs as identifiers.
 """
@@ -23,18 +23,18 @@ from ray.serve.handle import DeploymentHandle
 from voxray.core.errors import VoxrayError
 from voxray.distributed.cluster import QUIET
 from voxray.serving.config import Replicas, ServeConfig, ServedModel
-from voxray.serving.errors import Problem
-from voxray.serving.flow import DoorHalf
-from voxray.serving.http.native import make_door
+from voxray.serving.errors import ProblemError
+from voxray.serving.flow import ReplicaHalf
+from voxray.serving.http.native import make_app
 from voxray.serving.http.routes import ROUTERS
 from voxray.serving.intake.study import StudyInfo, is_small, read_study
-from voxray.serving.jobs.scheduler import Desk
+from voxray.serving.jobs.scheduler import Scheduler
 from voxray.serving.jobs.service import Service
-from voxray.serving.jobs.store import Ledger
+from voxray.serving.jobs.store import JobStore
 from voxray.serving.logs import set_up_logs
 from voxray.serving.messages import DicomwebSource, Form, ModelInfo
 from voxray.serving.paths import Places
-from voxray.serving.workers.protocol import Centroids, LabelWish, Step, WorkerDiedError
+from voxray.serving.workers.protocol import Centroids, LabelFormat, Step, WorkerDiedError
 
 if TYPE_CHECKING:
     from voxray.inference.predictor import Prepared
@@ -49,11 +49,11 @@ class ModelReplica:
 
     def __init__(self, name: str, model: dict[str, Any], folder: str) -> None:
 
-        from voxray.serving.workers.model import Answering
+        from voxray.serving.workers.model import WarmModel
 
         places = Places(Path(folder))
         set_up_logs(places.logs, f"model-{name}")
-        self._answering = Answering(name, ServedModel.model_validate(model), places)
+        self._answering = WarmModel(name, ServedModel.model_validate(model), places)
 
     async def info(self) -> ModelInfo:
         """What it is."""
@@ -62,9 +62,9 @@ class ModelReplica:
     async def answer(self, scan: Prepared | None, job: str, study: str) -> AsyncGenerator[Step, None]:
         """Steps, the last with the seconds that the answer took; whoever stops listening stops the work."""
 
-        from voxray.serving.workers.model import watched
+        from voxray.serving.workers.model import answer_steps
 
-        async for step in watched(self._answering, scan, job, study):
+        async for step in answer_steps(self._answering, scan, job, study):
             yield step
 
     async def check_health(self) -> None:
@@ -106,9 +106,9 @@ class ReaderReplica:
         """See `workers.Readers`."""
         return await self._reading.make(job, study, form)
 
-    async def viewer_labels(self, job: str, study: str, wish: LabelWish) -> Path:
+    async def viewer_labels(self, job: str, study: str, label_format: LabelFormat) -> Path:
         """See `workers.Readers`."""
-        return await self._reading.viewer_labels(job, study, wish)
+        return await self._reading.viewer_labels(job, study, label_format)
 
     async def centroids(self, job: str, study: str) -> Centroids:
         """See `workers.Readers`."""
@@ -120,7 +120,7 @@ class ReaderReplica:
 
 
 class RayWorkers:
-    """The deployments, as the door and the desk see them."""
+    """The deployments, as the service and the scheduler see them."""
 
     def __init__(
         self,
@@ -128,10 +128,10 @@ class RayWorkers:
         cards: Sequence[ModelInfo],
         readers: DeploymentHandle[Any],
         models: Mapping[str, DeploymentHandle[Any]],
-        desk: DeploymentHandle[Any] | None = None,
+        scheduler: DeploymentHandle[Any] | None = None,
     ) -> None:
         self._config, self._grids = config, {card.name: card.grid for card in cards}
-        self._readers, self._models, self._desk = readers, models, desk
+        self._readers, self._models, self._scheduler = readers, models, scheduler
 
     async def read(self, study: str, *, series_uid: str | None) -> StudyInfo:
         """See `workers.Readers`."""
@@ -157,10 +157,10 @@ class RayWorkers:
             path: Path = await self._readers.make.remote(job, study, form)
         return path
 
-    async def viewer_labels(self, job: str, study: str, wish: LabelWish) -> Path:
+    async def viewer_labels(self, job: str, study: str, label_format: LabelFormat) -> Path:
         """See `workers.Readers`."""
         with _deaths():
-            path: Path = await self._readers.viewer_labels.remote(job, study, wish)
+            path: Path = await self._readers.viewer_labels.remote(job, study, label_format)
         return path
 
     async def centroids(self, job: str, study: str) -> Centroids:
@@ -175,7 +175,7 @@ class RayWorkers:
             await self._readers.store.remote(job, study, url)
 
     async def answer(self, job: str, study: str, model: str) -> AsyncGenerator[Step, None]:
-        """See `workers.Workers`; a large scan goes, prepared, from its reader to the model by reference."""
+        """The model's steps; a large scan goes, prepared, from its reader to the model by reference."""
         begin, prepare_s = time.monotonic(), None
         info = await asyncio.to_thread(read_study, Places(self._config.root).study(study))
         small = is_small(info, self._grids[model].spacing_mm, self._config.models[model].prepared_here_vox)
@@ -192,7 +192,7 @@ class RayWorkers:
                     one.cancel()
 
     async def models(self) -> dict[str, ModelInfo]:
-        """See `workers.Workers`."""
+        """See `workers.protocol.ServiceWorkers`."""
 
         async def ask(handle: DeploymentHandle[Any]) -> ModelInfo | None:
             with contextlib.suppress(Exception):
@@ -205,21 +205,21 @@ class RayWorkers:
         return {name: info for name, info in zip(self._models, found, strict=True) if info is not None}
 
     def poke(self) -> None:
-        """See `workers.Workers`."""
-        if self._desk is not None:
-            self._desk.poke.remote()
+        """See `workers.protocol.ServiceWorkers`."""
+        if self._scheduler is not None:
+            self._scheduler.poke.remote()
 
     async def news(self, seen: int) -> int:
-        """See `workers.Workers`."""
-        if self._desk is None:
-            raise WorkerDiedError("no desk")
+        """See `workers.protocol.ServiceWorkers`."""
+        if self._scheduler is None:
+            raise WorkerDiedError("no scheduler")
         with _deaths():
-            found: int = await self._desk.news.remote(seen)
+            found: int = await self._scheduler.news.remote(seen)
         return found
 
 
-class DeskReplica:
-    """The desk; one, though two may overlap while one replaces the other."""
+class SchedulerReplica:
+    """The scheduler; one, though two may overlap while one replaces the other."""
 
     def __init__(
         self,
@@ -232,33 +232,33 @@ class DeskReplica:
         set_up_logs(Places(made.root).logs, "desk")
         workers = RayWorkers(made, cards_of(cards), readers, models)
         widths = {name: model.replicas.max * model.at_once for name, model in made.models.items()}
-        self._desk = Desk(Ledger(made.database_url), workers, Places(made.root).prepared(), widths)
+        self._scheduler = Scheduler(JobStore(made.database_url), workers, Places(made.root).prepared(), widths)
         self._task: asyncio.Task[None] | None = None
 
     async def reconfigure(self, _user_config: Any) -> None:
         """Begins to work; Ray Serve calls it on the replica's own loop."""
         if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._desk.run())
+            self._task = asyncio.get_running_loop().create_task(self._scheduler.run())
 
     async def poke(self) -> None:
         """There is something to do."""
-        self._desk.poke()
+        self._scheduler.poke()
 
     async def news(self, seen: int) -> int:
-        """See `Desk.news`."""
-        return await self._desk.news(seen)
+        """See `Scheduler.news`."""
+        return await self._scheduler.news(seen)
 
     async def check_health(self) -> None:
         """Fails where the loop has ended."""
         if self._task is not None and self._task.done():
-            raise RuntimeError("the desk has stopped")
+            raise RuntimeError("the scheduler has stopped")
 
     async def __del__(self) -> None:
-        """Lets what is under way end, when another desk takes over."""
-        await self._desk.stop()
+        """Lets what is under way end, when another scheduler takes over."""
+        await self._scheduler.stop()
 
 
-class DoorReplica:
+class HttpReplica:
     """HTTP."""
 
     def __init__(
@@ -267,18 +267,18 @@ class DoorReplica:
         cards: list[dict[str, Any]],
         readers: DeploymentHandle[Any],
         models: dict[str, DeploymentHandle[Any]],
-        desk: DeploymentHandle[Any],
+        scheduler: DeploymentHandle[Any],
     ) -> None:
         made = ServeConfig.model_validate(config)
         set_up_logs(Places(made.root).logs, "door")
         shown = cards_of(cards)
-        workers = RayWorkers(made, shown, readers, models, desk)
-        self._service = Service(made, Ledger(made.database_url), workers, Places(made.root).prepared(), shown)
+        workers = RayWorkers(made, shown, readers, models, scheduler)
+        self._service = Service(made, JobStore(made.database_url), workers, Places(made.root).prepared(), shown)
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # the name is Ray Serve's
         """The application that Ray Serve puts behind its proxy."""
-        door = make_door(self._service, routers=ROUTERS)
-        door.add_middleware(DoorHalf)
+        door = make_app(self._service, routers=ROUTERS)
+        door.add_middleware(ReplicaHalf)
         return door
 
 
@@ -303,10 +303,10 @@ def _deaths() -> Iterator[None]:
         raise WorkerDiedError(type(error).__name__) from None
 
 
-def refusal_in(error: BaseException | None) -> VoxrayError | Problem | None:
+def refusal_in(error: BaseException | None) -> VoxrayError | ProblemError | None:
     """What a worker refused with, below Ray's wrappings."""
     while error is not None:
-        if isinstance(error, VoxrayError | Problem) and not isinstance(error, RayError):
+        if isinstance(error, VoxrayError | ProblemError) and not isinstance(error, RayError):
             return error
         cause = getattr(error, "cause", None)
         error = cause if isinstance(cause, BaseException) else error.__cause__
@@ -337,12 +337,12 @@ def application(config: ServeConfig, cards: Sequence[ModelInfo]) -> serve.Applic
         ).bind(name, plain["models"][name], str(config.root))
         for name, model in config.models.items()
     }
-    desk = _deployment(DeskReplica, "desk", Replicas(), at_once=1000, user_config={}).bind(
+    scheduler = _deployment(SchedulerReplica, "desk", Replicas(), at_once=1000, user_config={}).bind(
         plain, shown, readers, models
     )
-    door = serve.ingress()(DoorReplica)
+    door = serve.ingress()(HttpReplica)
     made: serve.Application = _deployment(door, "door", config.doors, at_once=200).bind(
-        plain, shown, readers, models, desk
+        plain, shown, readers, models, scheduler
     )
     return made
 

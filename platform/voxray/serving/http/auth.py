@@ -1,4 +1,4 @@
-"""The gate before every route: who asks, how often, how much; what was asked is counted and written down.
+"""Before every route: who asks, how often, how much; what was asked is counted and written down.
 
 Without tokens the service is open, but to this machine's own pages and programs only: a browser that was led here by
 another site (its Origin) or by a name that points here (its Host) is refused.
@@ -20,7 +20,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from voxray.serving.config import LOOPBACK, ServeConfig
-from voxray.serving.errors import MEDIA_TYPE, Problem, fault, no_database
+from voxray.serving.errors import MEDIA_TYPE, ProblemError, fault, no_database
 from voxray.serving.jobs.database import UnreachableError
 from voxray.serving.jobs.metrics import Metrics
 from voxray.serving.jobs.store import new_id
@@ -36,11 +36,11 @@ _BODY_BYTES = 1 << 20
 _UPLOADS = ("/v1/studies", "/v1/answers", "/session", "/datastore", "/infer", "/v2/")
 
 log = logging.getLogger("voxray.serving")
-Refuse = Callable[[Problem], ASGIApp]
+Refuse = Callable[[ProblemError], ASGIApp]
 
 
-class Gate:
-    """ASGI middleware around the doors."""
+class AuthMiddleware:
+    """ASGI middleware around all routes."""
 
     def __init__(
         self, app: ASGIApp, *, config: ServeConfig, tokens: Tokens, metrics: Metrics, refuse: Refuse
@@ -70,7 +70,7 @@ class Gate:
                 headers["Referrer-Policy"] = "no-referrer"
                 headers.setdefault("Cache-Control", "no-store")
                 if (origin := Headers(scope=scope).get("origin")) in self._config.cors:
-                    headers["Access-Control-Allow-Origin"] = str(origin)  # of the gate's own refusals, too
+                    headers["Access-Control-Allow-Origin"] = str(origin)  # of our own refusals here, too
                     headers.add_vary_header("Origin")
             await send(message)
 
@@ -80,7 +80,7 @@ class Gate:
                 state["owner"] = self._owner(scope)
                 app: ASGIApp = self._app
                 receive = self._counted(scope, receive)
-            except Problem as problem:
+            except ProblemError as problem:
                 app = self._refuse(problem)
             await app(scope, receive, answer)
         except UnreachableError:
@@ -110,7 +110,7 @@ class Gate:
             if found is None:
                 self._metrics.add("voxray_refused_total", reason="token")
                 self._limit(scope, stranger_of(scope))
-                raise Problem(
+                raise ProblemError(
                     401,
                     "token.wrong" if token_in(headers) else "token.missing",
                     "The request has no token that is known." if token_in(headers) else "The request has no token.",
@@ -127,7 +127,7 @@ class Gate:
         if origin is None or origin in self._config.cors:
             return
         if urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
-            raise Problem(
+            raise ProblemError(
                 403,
                 "request.origin",
                 "Pages of other sites may not call the service.",
@@ -142,7 +142,7 @@ class Gate:
     def _check_host(self, headers: Headers) -> None:
         name = urlsplit(f"//{headers.get('host', '')}").hostname or ""
         if name not in (*LOOPBACK, self._config.host):
-            raise Problem(
+            raise ProblemError(
                 403,
                 "request.host",
                 "The service is called by a name that is not this machine's own.",
@@ -155,7 +155,7 @@ class Gate:
             if not self._limiter.hit(item, name, owner):
                 reset = self._limiter.get_window_stats(item, name, owner).reset_time
                 self._metrics.add("voxray_refused_total", reason="rate")
-                raise Problem(
+                raise ProblemError(
                     429,
                     "quota.rate",
                     f"More than {item.amount} {name} in a minute.",
@@ -209,9 +209,9 @@ def is_upload(path: str) -> bool:
     return path.startswith(_UPLOADS)
 
 
-def too_large(most: int) -> Problem:
+def too_large(most: int) -> ProblemError:
     """A body over the limit."""
-    return Problem(
+    return ProblemError(
         413,
         "upload.too_large",
         f"The body has more than {most:,} bytes.",
@@ -231,7 +231,7 @@ def token_in(headers: Headers) -> str:
     return "" if found is None else found.value
 
 
-def refusal_body(problem: Problem, request_id: str | None, **more: str) -> tuple[bytes, dict[str, str]]:
+def refusal_body(problem: ProblemError, request_id: str | None, **more: str) -> tuple[bytes, dict[str, str]]:
     """A problem's body and headers."""
     told = problem.details(request_id).model_dump(mode="json")
     if not told["series"]:

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from fastapi.responses import StreamingResponse
 
-from voxray.serving.errors import Problem
+from voxray.serving.errors import ProblemError
 
 _CHUNK = 256 << 10
 
@@ -21,7 +21,7 @@ def file_reply(path: Path, *, media_type: str, name: str) -> StreamingResponse:
         file = path.open("rb")
     except FileNotFoundError:
         text = "The file was deleted at this moment."
-        raise Problem(404, "result.gone", text, remedy="It may have expired; ask for it again.") from None
+        raise ProblemError(404, "result.gone", text, remedy="It may have expired; ask for it again.") from None
     headers = {
         "content-length": str(os.fstat(file.fileno()).st_size),
         "content-disposition": f'attachment; filename="{name}"',

@@ -1,4 +1,4 @@
-"""KServe's door: the Open Inference Protocol (v2) over REST, with Triton's binary data. ``/v2``.
+"""KServe: the Open Inference Protocol (v2) over REST, with Triton's binary data. ``/v2``.
 
 A request is one scan and one answer: what it uploads is gone when it is answered.
 """
@@ -20,9 +20,15 @@ from voxray import __version__
 from voxray.core.answer_json import FindingsFile
 from voxray.core.errors import ConfigError, VoxrayError
 from voxray.readers import read_label_map
-from voxray.serving.errors import Problem, problem_of
+from voxray.serving.errors import ProblemError, problem_of
 from voxray.serving.http.document import BINARY, EVERY_METHOD, Replies
-from voxray.serving.http.kserve_tensors import Output, Wanted, datatype_of, read_request, write_response
+from voxray.serving.http.kserve_tensors import (
+    OutputTensor,
+    RequestedOutput,
+    datatype_of,
+    read_request,
+    write_response,
+)
 from voxray.serving.http.kserve_volume import NAME, parts_of, volume_of
 from voxray.serving.http.spool import spooled
 from voxray.serving.jobs.service import Service
@@ -110,7 +116,7 @@ def router(service: Callable[[], Service], owner: Callable[[Request], str]) -> A
     async def other(rest: str) -> Response:
         """What the protocol has besides is not offered."""
         del rest
-        raise Problem(
+        raise ProblemError(
             404, "route.unknown", "That part of the protocol is not offered.",
             remedy="Offered are health, metadata, ready and infer.",
         )  # fmt: skip
@@ -181,29 +187,29 @@ def _warned(job: Job) -> dict[str, str] | None:
     return {"warnings": "; ".join(job.result.warnings)} if job.result.warnings else None
 
 
-def _wanted(asked: tuple[Wanted, ...], model: ModelInfo, *, binary: bool) -> tuple[Wanted, ...]:
+def _wanted(asked: tuple[RequestedOutput, ...], model: ModelInfo, *, binary: bool) -> tuple[RequestedOutput, ...]:
     known = _outputs(model)
     for one in asked:
         if one.name not in known:
             raise ConfigError(f"outputs: {one.name!r:.80} is none of the model's, which are {', '.join(known)}.")
-    return asked or tuple(Wanted(name, binary) for name in known if name in _BY_ITSELF)
+    return asked or tuple(RequestedOutput(name, binary) for name in known if name in _BY_ITSELF)
 
 
-async def _made(service: Service, owner: str, job: Job, model: ModelInfo, names: list[str]) -> list[Output]:
+async def _made(service: Service, owner: str, job: Job, model: ModelInfo, names: list[str]) -> list[OutputTensor]:
     """The outputs of a job that is done."""
     if model.task == "detection":
         assert isinstance(job.result, FindingsFile)
         found = detections(job.result, model.classes)
-        return [Output(name, found[name]) for name in names]
+        return [OutputTensor(name, found[name]) for name in names]
     path = await service.result(owner, job.job_id, "nifti")
-    made: list[Output] = []
+    made: list[OutputTensor] = []
     with refusing("outputs", service.places.source(job.study_id)):
         for name in names:
             if name == "mask":
-                made.append(Output(name, await asyncio.to_thread(path.read_bytes)))
+                made.append(OutputTensor(name, await asyncio.to_thread(path.read_bytes)))
             else:
                 labels = await asyncio.to_thread(read_label_map, path)
-                made.append(Output(name, labels.voxels.astype(_mask_type(model), copy=False)))
+                made.append(OutputTensor(name, labels.voxels.astype(_mask_type(model), copy=False)))
     return made
 
 
@@ -219,7 +225,7 @@ def detections(file: FindingsFile, classes: tuple[str, ...]) -> dict[str, np.nda
 
 def _model(service: Service, name: str, version: str) -> ModelInfo:
     if version != VERSION:
-        raise Problem(404, "model.unknown", "There is no such version.", remedy=f"The version is {VERSION}.")
+        raise ProblemError(404, "model.unknown", "There is no such version.", remedy=f"The version is {VERSION}.")
     return service.model(name)
 
 
@@ -241,8 +247,8 @@ def _said(handle: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[Response]]
             return await handle(*args, **kwargs)
         except ConfigError as error:
             return JSONResponse({"error": str(error), "code": "request.refused"}, 400)
-        except (Problem, VoxrayError) as error:
-            problem = error if isinstance(error, Problem) else problem_of(error)
+        except (ProblemError, VoxrayError) as error:
+            problem = error if isinstance(error, ProblemError) else problem_of(error)
             told = {"error": f"{problem.detail} {problem.remedy}", "code": problem.code}
             return JSONResponse(told, problem.status, problem.headers)
 

@@ -51,7 +51,7 @@ _KINDS = {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}
 
 
 @dataclass(frozen=True)
-class Tensor:
+class InputTensor:
     """An input: raw numbers of a datatype, or the elements of BYTES."""
 
     name: str
@@ -67,7 +67,7 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RequestedOutput:
     """An output that is asked for, and whether as raw bytes after the JSON."""
 
     name: str
@@ -78,8 +78,8 @@ class Wanted:
 class InferRequest:
     """What a client asks."""
 
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Wanted, ...] = ()
+    inputs: tuple[InputTensor, ...]
+    outputs: tuple[RequestedOutput, ...] = ()
     """Empty: all that the model gives by itself."""
     id: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class InferRequest:
 
 
 @dataclass(frozen=True)
-class Output:
+class OutputTensor:
     """An output: numbers, or one element of BYTES."""
 
     name: str
@@ -99,7 +99,7 @@ def read_request(body: Buffer, json_length: int | None) -> InferRequest:
     """The request in a body; `json_length` is what `Inference-Header-Content-Length` says, else None."""
     view = memoryview(body).cast("B")
     if json_length == 0:
-        return InferRequest(inputs=(Tensor("", "BYTES", (1,), (view,)),))
+        return InferRequest(inputs=(InputTensor("", "BYTES", (1,), (view,)),))
     if not view:
         raise ConfigError("the request: the body is empty; send JSON with the input 'volume'.")
     end = len(view) if json_length is None else json_length
@@ -121,7 +121,7 @@ def read_request(body: Buffer, json_length: int | None) -> InferRequest:
 
 
 def write_response(
-    outputs: Sequence[tuple[Output, bool]],
+    outputs: Sequence[tuple[OutputTensor, bool]],
     *,
     model: str,
     version: str,
@@ -168,7 +168,7 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a number of JSON")
 
 
-def _inputs(told: Any, rest: memoryview) -> tuple[Tensor, ...]:
+def _inputs(told: Any, rest: memoryview) -> tuple[InputTensor, ...]:
     entries = _entries(told, "inputs")
     if not entries:
         raise ConfigError("inputs: is empty; give the input 'volume'.")
@@ -184,7 +184,7 @@ def _inputs(told: Any, rest: memoryview) -> tuple[Tensor, ...]:
     return tuple(tensors)
 
 
-def _outputs(told: Any, binary: bool) -> tuple[Wanted, ...]:
+def _outputs(told: Any, binary: bool) -> tuple[RequestedOutput, ...]:
     wanted = []
     for entry in _entries(told, "outputs"):
         name = str(entry["name"])
@@ -193,7 +193,7 @@ def _outputs(told: Any, binary: bool) -> tuple[Wanted, ...]:
         if parameters.get("classification"):
             raise ConfigError(f"outputs.{name}: classification is not offered; leave it out.")
         flag = _flag(parameters.get("binary_data", binary), f"outputs.{name}.parameters.binary_data")
-        wanted.append(Wanted(name, flag))
+        wanted.append(RequestedOutput(name, flag))
     return tuple(wanted)
 
 
@@ -209,7 +209,7 @@ def _entries(told: Any, where: str) -> list[dict[str, Any]]:
     return entries
 
 
-def _tensor(entry: Mapping[str, Any], rest: memoryview) -> tuple[Tensor, int]:
+def _tensor(entry: Mapping[str, Any], rest: memoryview) -> tuple[InputTensor, int]:
     """An input, and how many of the bytes after the JSON are its."""
     where = f"inputs.{entry['name']}"
     parameters = _object(entry.get("parameters", {}), f"{where}.parameters")
@@ -220,11 +220,11 @@ def _tensor(entry: Mapping[str, Any], rest: memoryview) -> tuple[Tensor, int]:
         raise ConfigError(f"{where}: needs either data or parameters.binary_data_size, and not both.")
     if size is None:
         elements = _from_json(entry["data"], datatype, shape, encoding=parameters.get("encoding"), where=where)
-        return Tensor(entry["name"], datatype, shape, elements, parameters), 0
+        return InputTensor(entry["name"], datatype, shape, elements, parameters), 0
     if not _is_count(size) or size > len(rest):
         raise ConfigError(f"{where}: binary_data_size is {size!r:.40}, {len(rest)} bytes are left in the body.")
     elements = _from_bytes(rest[:size], datatype, shape, where=where)
-    return Tensor(entry["name"], datatype, shape, elements, parameters), size
+    return InputTensor(entry["name"], datatype, shape, elements, parameters), size
 
 
 def _from_bytes(raw: memoryview, datatype: str, shape: tuple[int, ...], *, where: str) -> tuple[Buffer, ...]:
@@ -309,7 +309,7 @@ def _text(item: Any, encoding: Any, where: str) -> bytes:
         raise ConfigError(f"{where}: data is not {'UTF-8' if encoding is None else encoding}.") from None
 
 
-def _binary(output: Output) -> tuple[dict[str, Any], list[Buffer]]:
+def _binary(output: OutputTensor) -> tuple[dict[str, Any], list[Buffer]]:
     if isinstance(output.value, bytes):
         raw: list[Buffer] = [len(output.value).to_bytes(_LENGTH, "little"), output.value]
         entry: dict[str, Any] = {"name": output.name, "datatype": "BYTES", "shape": [1]}
@@ -320,7 +320,7 @@ def _binary(output: Output) -> tuple[dict[str, Any], list[Buffer]]:
     return {**entry, "parameters": {"binary_data_size": sum(len(piece) for piece in raw)}}, raw
 
 
-def _in_json(output: Output) -> dict[str, Any]:
+def _in_json(output: OutputTensor) -> dict[str, Any]:
     if isinstance(output.value, bytes):
         text = base64.b64encode(output.value).decode()
         told = {"name": output.name, "datatype": "BYTES", "shape": [1], "parameters": {"encoding": _BASE64}}

@@ -14,9 +14,9 @@ from voxray.core.errors import ConfigError
 from voxray.core.volume import Grid, Volume
 from voxray.readers import write_nifti
 from voxray.readers.geometry import FARTHEST_MM, SPACING_RANGE_MM
-from voxray.serving.http.kserve_tensors import Buffer, InferRequest, Tensor
+from voxray.serving.http.kserve_tensors import Buffer, InferRequest, InputTensor
 from voxray.serving.intake.disk import in_thread
-from voxray.serving.intake.receive import Part
+from voxray.serving.intake.receive import UploadPart
 
 NAME = "volume"
 _CHUNK = 1 << 20
@@ -25,7 +25,7 @@ _STARTS = ((b"\x1f\x8b", ".nii.gz"), (b"PK\x03\x04", ".zip"), (b"NRRD", ".nrrd")
 _NIFTI_HEADERS = (348, 540)
 
 
-def volume_of(asked: InferRequest) -> Tensor:
+def volume_of(asked: InferRequest) -> InputTensor:
     """The one input, checked as far as it can be without reading it."""
     names = [tensor.name for tensor in asked.inputs]
     if names not in ([NAME], [""]):
@@ -42,20 +42,20 @@ def volume_of(asked: InferRequest) -> Tensor:
     )
 
 
-async def parts_of(tensor: Tensor, parameters: Mapping[str, Any], folder: Path) -> AsyncIterator[Part]:
+async def parts_of(tensor: InputTensor, parameters: Mapping[str, Any], folder: Path) -> AsyncIterator[UploadPart]:
     """The files of a scan as an upload has them; bare voxels are written to `folder` on the way."""
     if tensor.datatype == "BYTES":
         for element in tensor.elements:
-            yield Part(f"scan{suffix_of(bytes(element[:16]))}", _pieces(element))
+            yield UploadPart(f"scan{suffix_of(bytes(element[:16]))}", _pieces(element))
         return
     grid = geometry_of(tensor, parameters)
     with tempfile.TemporaryDirectory(dir=folder) as place:
         path = Path(place) / "scan.nii"
         await in_thread(write_nifti, Volume(tensor.numbers().astype(np.int16, copy=False), grid), path)
-        yield Part(path.name, _read(path))
+        yield UploadPart(path.name, _read(path))
 
 
-def geometry_of(tensor: Tensor, parameters: Mapping[str, Any]) -> Grid:
+def geometry_of(tensor: InputTensor, parameters: Mapping[str, Any]) -> Grid:
     """Where bare voxels lie: the parameters of the tensor, or else of the request."""
     told = {**parameters, **tensor.parameters}
     numbers = {name: _numbers(told.get(name), count, name) for name, count in _GEOMETRY.items()}

@@ -11,13 +11,13 @@ from pydantic import Field, ValidationError
 
 from voxray.core.answer_json import FindingsFile
 from voxray.core.config import Config
-from voxray.serving.errors import Problem
+from voxray.serving.errors import ProblemError
 from voxray.serving.jobs.service import Service
 from voxray.serving.messages import Job, ModelInfo, Study
-from voxray.serving.workers.protocol import Extension, LabelType, LabelWish
+from voxray.serving.workers.protocol import Extension, LabelFormat, LabelType
 
 
-class Wishes(Config):
+class InferenceOptions(Config):
     """What a client's ``params`` may ask of an answer; all else in them does nothing here."""
 
     result_extension: Extension = ".nii.gz"
@@ -27,7 +27,7 @@ class Wishes(Config):
     label_tag: str = Field(default="original", pattern=r"^[A-Za-z0-9_-]{1,64}$")
 
 
-class Sent(NamedTuple):
+class AnswerFile(NamedTuple):
     """The file of an answer."""
 
     path: Path
@@ -36,31 +36,35 @@ class Sent(NamedTuple):
     content_type: str
 
 
-def wishes_of(text: str) -> Wishes:
-    """The wishes in the text of ``params``."""
+def options_of(text: str) -> InferenceOptions:
+    """The options in the text of ``params``."""
     try:
         told = json.loads(text or "{}")
-        known = {name: told[name] for name in Wishes.model_fields if name in told} if isinstance(told, dict) else None
-        return Wishes.model_validate(known)
+        known = (
+            {name: told[name] for name in InferenceOptions.model_fields if name in told}
+            if isinstance(told, dict)
+            else None
+        )
+        return InferenceOptions.model_validate(known)
     except (ValidationError, ValueError, RecursionError) as error:
         where = ".".join(map(str, error.errors()[0]["loc"])) if isinstance(error, ValidationError) else ""
         allowed = "; result_extension is .nrrd, .nii.gz or .nii, and result_dtype uint8 or uint16"
-        raise Problem(
+        raise ProblemError(
             400, "infer.params", f"The parameters cannot be used{f' ({where})' if where else ''}.",
             remedy=f"Send params as an object of JSON{allowed}.",
         ) from None  # fmt: skip
 
 
-async def file_of(service: Service, owner: str, job: Job, model: ModelInfo, wishes: Wishes) -> Sent:
+async def file_of(service: Service, owner: str, job: Job, model: ModelInfo, options: InferenceOptions) -> AnswerFile:
     """The file of an answer: a label map, or Slicer's Markups for boxes."""
     if model.task == "segmentation":
-        wish = LabelWish(wishes.result_extension, wishes.result_dtype, wishes.result_compress)
-        path = await service.viewer_labels(owner, job.job_id, wish)
-        return Sent(path, f"label{wishes.result_extension}", "application/octet-stream")
+        label_format = LabelFormat(options.result_extension, options.result_dtype, options.result_compress)
+        path = await service.viewer_labels(owner, job.job_id, label_format)
+        return AnswerFile(path, f"label{wishes.result_extension}", "application/octet-stream")
     path = await service.result(owner, job.job_id, "markups")
     if isinstance(job.result, FindingsFile) and not job.result.findings:
         path = await asyncio.to_thread(_nothing_found, path)
-    return Sent(path, "findings.mrk.json", "application/json")
+    return AnswerFile(path, "findings.mrk.json", "application/json")
 
 
 async def params_of(service: Service, owner: str, job: Job, model: ModelInfo) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from voxray.core.errors import DataError
 from voxray.core.storage import whole
 from voxray.core.volume import Grid, Volume
 from voxray.readers import write_nifti
-from voxray.serving.errors import Problem
+from voxray.serving.errors import ProblemError
 from voxray.serving.http.aliases import Aliases
 from voxray.serving.intake.study import series_handle
 from voxray.serving.jobs.service import Service, study_of
@@ -50,11 +50,11 @@ class Images:
         named = await asyncio.to_thread(self.aliases.study, owner, image)
         try:
             return await self.service.study(owner, named or image)
-        except Problem as problem:
+        except ProblemError as problem:
             if problem.status != 404:
                 raise
         handle = series_handle(image)
-        for row in reversed(await asyncio.to_thread(self.service.ledger.studies, owner)):
+        for row in reversed(await asyncio.to_thread(self.service.store.studies, owner)):
             if json.loads(row["info"]).get("series") == handle:
                 return study_of(row)
         raise _unknown()
@@ -63,7 +63,7 @@ class Images:
         """The same; a series that is not here is fetched from the archive, where one is named."""
         try:
             return await self.find(owner, image)
-        except Problem:
+        except ProblemError:
             archive = self.service.config.dicomweb.archive
             if not archive or not _UID.fullmatch(image):
                 raise
@@ -77,7 +77,7 @@ class Images:
     async def name(self, owner: str, image: str, study: Study) -> None:
         """From now on the client's name stands for the study."""
         if not 0 < len(image) <= _ID_LENGTH:
-            raise Problem(
+            raise ProblemError(
                 422, "image.name", "The image's id is empty or too long.",
                 remedy=f"Give it 1 to {_ID_LENGTH} characters.",
             )  # fmt: skip
@@ -85,7 +85,7 @@ class Images:
 
     async def all(self, owner: str) -> dict[Study, dict[str, Path]]:
         """Every study of the owner, the oldest first, with its labels by tag."""
-        rows = await asyncio.to_thread(self.service.ledger.studies, owner)
+        rows = await asyncio.to_thread(self.service.store.studies, owner)
         return await asyncio.to_thread(lambda: {study: self.labels(study) for study in map(study_of, rows)})
 
     def labels(self, study: Study) -> dict[str, Path]:
@@ -106,7 +106,7 @@ class Images:
         folder = self._labels(study) / _checked(tag)
         suffix = next((end for end in _SUFFIXES if name.lower().endswith(end)), None)
         if suffix is None:
-            raise Problem(
+            raise ProblemError(
                 415, "label.unknown_format", "The label's file name says no known format.",
                 remedy=f"Known are: {', '.join(_SUFFIXES)}.",
             )  # fmt: skip
@@ -132,7 +132,7 @@ class Images:
         """The label of a tag."""
         found = (await asyncio.to_thread(self.labels, study)).get(_checked(tag))
         if found is None:
-            raise Problem(404, "label.unknown", "The image has no such label.", remedy="Submit one first.")
+            raise ProblemError(404, "label.unknown", "The image has no such label.", remedy="Submit one first.")
         return found
 
     async def forget(self, study: Study, tag: str) -> None:
@@ -148,12 +148,12 @@ class Images:
             async for chunk in chunks:
                 total += len(chunk)
                 if total > limit:
-                    raise Problem(
+                    raise ProblemError(
                         413, "upload.too_large", f"The label has more than {limit:,} bytes.", remedy="Send it packed."
                     )
                 await asyncio.to_thread(file.write, chunk)
         if total == 0:
-            raise Problem(422, "upload.empty", "The label holds no bytes.", remedy="Send the label's file.")
+            raise ProblemError(422, "upload.empty", "The label holds no bytes.", remedy="Send the label's file.")
 
 
 def _with_grid(path: Path, study: Study) -> None:
@@ -175,14 +175,14 @@ def _with_grid(path: Path, study: Study) -> None:
 
 def _checked(tag: str) -> str:
     if not _TAG.match(tag):
-        raise Problem(
+        raise ProblemError(
             422, "label.tag", "The label's tag cannot be used.", remedy="It has 1 to 64 letters, digits, - _."
         )
     return tag
 
 
-def _unknown() -> Problem:
-    return Problem(
+def _unknown() -> ProblemError:
+    return ProblemError(
         404, "image.unknown", "There is no such image.",
         remedy="It may have expired: PUT it to /datastore/?image=ID, or fetch its series with POST /v1/studies.",
     )  # fmt: skip

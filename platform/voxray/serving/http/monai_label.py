@@ -1,4 +1,4 @@
-"""MONAI Label's door: the REST routes that 3D Slicer's plugin and OHIF speak, over the same studies, models and jobs.
+"""MONAI Label: the REST routes that 3D Slicer's plugin and OHIF speak, over the same studies, models and jobs.
 
 A session is a study, by our id. What clients call their images is kept so that it cannot be read (`aliases`).
 Training, scoring and batches are not offered.
@@ -21,7 +21,7 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 
 from voxray import __version__
-from voxray.serving.errors import Problem
+from voxray.serving.errors import ProblemError
 from voxray.serving.http.aliases import Aliases
 from voxray.serving.http.auth import needs_token
 from voxray.serving.http.document import EVERY_METHOD, PROBLEMS, files, form, refused
@@ -29,17 +29,17 @@ from voxray.serving.http.file_reply import file_reply
 from voxray.serving.http.form_reply import form_reply
 from voxray.serving.http.monai_answers import (
     STRATEGIES,
-    Sent,
-    Wishes,
+    AnswerFile,
+    InferenceOptions,
     file_of,
     info_of,
+    options_of,
     params_of,
     session_info,
-    wishes_of,
 )
 from voxray.serving.http.monai_images import FINAL, Images
 from voxray.serving.http.multipart import FormPart, is_multipart, parts_of
-from voxray.serving.intake.receive import Part
+from voxray.serving.intake.receive import UploadPart
 from voxray.serving.jobs.service import Service
 from voxray.serving.jobs.tokens import Tokens
 from voxray.serving.jobs.waiting import answer, forget
@@ -59,7 +59,7 @@ def router(service: Get, owner: Owner) -> APIRouter:
 
     @cache
     def images() -> Images:
-        return Images(service(), Aliases(service().ledger.engine, service().places.root))
+        return Images(service(), Aliases(service().store.engine, service().places.root))
 
     _about(api, service, owner, images)
     _signing_in(api, service)
@@ -83,7 +83,7 @@ def _about(api: APIRouter, service: Get, owner: Owner, images: Callable[[], Imag
     async def next_image(request: Request, strategy: str) -> dict[str, Any]:
         """The image that should be labelled next; nothing where all are."""
         if strategy not in STRATEGIES:
-            raise Problem(
+            raise ProblemError(
                 404, "strategy.unknown", "There is no such strategy.", remedy=f"Try {', '.join(STRATEGIES)}."
             )
         left = [study for study, labels in (await images().all(owner(request))).items() if FINAL not in labels]
@@ -97,7 +97,7 @@ def _signing_in(api: APIRouter, service: Get) -> None:
     """Open to all: the plugin asks whether it needs a token, and trades a password for one: that same token."""
 
     def is_wanted() -> bool:
-        return needs_token(service().config, Tokens(service().ledger))
+        return needs_token(service().config, Tokens(service().store))
 
     @api.get("/auth")
     @api.get("/auth/")
@@ -112,8 +112,8 @@ def _signing_in(api: APIRouter, service: Get) -> None:
         del username  # tokens have owners, whatever the user calls herself
         if not await asyncio.to_thread(is_wanted):
             return {"access_token": None, "token_type": None}
-        if await asyncio.to_thread(Tokens(service().ledger).owner_of, password) is None:
-            raise Problem(
+        if await asyncio.to_thread(Tokens(service().store).owner_of, password) is None:
+            raise ProblemError(
                 401, "token.wrong", "The password is no token that is known.", remedy="Give a token as the password."
             )
         return {"access_token": password, "token_type": "Bearer"}
@@ -199,7 +199,7 @@ def _labels(api: APIRouter, owner: Owner, images: Callable[[], Images]) -> None:
                     await images().keep(study, tag, name=part.name, chunks=part.chunks, params={})
                     kept = True
         if not kept:
-            raise Problem(422, "upload.empty", "The form has no part 'label'.", remedy="Send the label's file.")
+            raise ProblemError(422, "upload.empty", "The form has no part 'label'.", remedy="Send the label's file.")
         await images().describe(study, tag, params)
         return {"image": image, "label": image}
 
@@ -229,12 +229,12 @@ def _inference(api: APIRouter, service: Get, owner: Owner, images: Callable[[], 
             study = await _session(service(), who, session_id)
         elif image:
             study = await images().find_or_fetch(who, image)
-        wishes, sent = await _asked(service(), who, request, wants_file=study is None)
+        options, sent = await _asked(service(), who, request, wants_file=study is None)
         after = None if sent is None else BackgroundTask(forget, service(), who, sent)
         study = study or sent
         try:
             if study is None:
-                raise Problem(
+                raise ProblemError(
                     422, "infer.no_image", "The request names no image and holds none.",
                     remedy="Give ?image=, ?session_id= or a part named file.",
                 )  # fmt: skip
@@ -247,12 +247,12 @@ def _inference(api: APIRouter, service: Get, owner: Owner, images: Callable[[], 
                 )
             if output == "json":
                 return JSONResponse(await params_of(service(), who, job, served), background=after)
-            file = await file_of(service(), who, job, served, wishes)
-            if output == "image" and not wishes.save_label:
+            file = await file_of(service(), who, job, served, options)
+            if output == "image" and not options.save_label:
                 return FileResponse(file.path, media_type=file.content_type, filename=file.name, background=after)
             params = await params_of(service(), who, job, served)
-            if wishes.save_label and sent is None:
-                await _save(images(), study, wishes, file, params)
+            if options.save_label and sent is None:
+                await _save(images(), study, options, file, params)
             if output == "image":
                 return FileResponse(file.path, media_type=file.content_type, filename=file.name, background=after)
             return form_reply(params, file.path, name=file.name, content_type=file.content_type, after=after)
@@ -267,12 +267,12 @@ def _not_offered(api: APIRouter) -> None:
     @api.get("/train/", status_code=404)
     async def train() -> None:
         """Nothing is trained here."""
-        raise Problem(404, "train.none", "No training is under way.", remedy="Train with voxray train.")
+        raise ProblemError(404, "train.none", "No training is under way.", remedy="Train with voxray train.")
 
     async def other(rest: str) -> None:
         """A part of MONAI Label that is not offered."""
         del rest
-        raise Problem(
+        raise ProblemError(
             501, "route.not_offered", "That part of MONAI Label is not offered.",
             remedy="Offered are info, session, datastore, infer and activelearning.",
         )  # fmt: skip
@@ -282,31 +282,35 @@ def _not_offered(api: APIRouter) -> None:
             api.add_api_route(path, other, methods=[method], status_code=501, responses=refused(501))
 
 
-async def _asked(service: Service, owner: str, request: Request, *, wants_file: bool) -> tuple[Wishes, Study | None]:
-    """What the form of an inference holds: wishes, and the study of its file where one is wanted."""
+async def _asked(
+    service: Service, owner: str, request: Request, *, wants_file: bool
+) -> tuple[InferenceOptions, Study | None]:
+    """What the form of an inference holds: options, and the study of its file where one is wanted."""
     if not is_multipart(request):
         form = await request.form(max_files=0, max_fields=20)
-        return wishes_of(str(form.get("params", "{}"))), None
-    wishes, study = Wishes(), None
+        return options_of(str(form.get("params", "{}"))), None
+    options, study = InferenceOptions(), None
     try:
         async with aclosing(parts_of(request)) as parts:
             async for part in parts:
                 if part.field == "params":
-                    wishes = wishes_of(await part.text())
+                    options = options_of(await part.text())
                 elif part.field == "file" and wants_file and study is None:
                     study = await service.new_study(owner, _one(part))
                 elif part.field == "label":
-                    raise Problem(
+                    raise ProblemError(
                         422, "infer.label", "The models take no label or scribbles.", remedy="Leave the label out."
                     )
     except BaseException:
         if study is not None:
             await asyncio.shield(forget(service, owner, study))
         raise
-    return wishes, study
+    return options, study
 
 
-async def _save(images: Images, study: Study, wishes: Wishes, sent: Sent, params: dict[str, Any]) -> None:
+async def _save(
+    images: Images, study: Study, options: InferenceOptions, sent: AnswerFile, params: dict[str, Any]
+) -> None:
     """Keeps an answer as a label of the image, which Slicer shows when the image is opened again."""
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -314,7 +318,7 @@ async def _save(images: Images, study: Study, wishes: Wishes, sent: Sent, params
             while chunk := await asyncio.to_thread(file.read, 1 << 20):
                 yield chunk
 
-    await images.keep(study, wishes.label_tag, name=sent.name, chunks=chunks(), params=params)
+    await images.keep(study, options.label_tag, name=sent.name, chunks=chunks(), params=params)
 
 
 def stats_of(known: dict[Study, dict[str, Any]]) -> dict[str, Any]:
@@ -349,8 +353,8 @@ def _listing(images: Images, known: dict[Study, dict[str, Any]]) -> dict[str, An
 async def _session(service: Service, owner: str, session: str) -> Study:
     try:
         return await service.study(owner, session)
-    except Problem as problem:
-        raise Problem(
+    except ProblemError as problem:
+        raise ProblemError(
             problem.status,
             "session.unknown",
             "There is no such session.",
@@ -360,18 +364,18 @@ async def _session(service: Service, owner: str, session: str) -> Study:
 
 def _form(request: Request) -> Any:
     if not is_multipart(request):
-        raise Problem(415, "form.wanted", "The body is no form.", remedy="Send multipart/form-data.")
+        raise ProblemError(415, "form.wanted", "The body is no form.", remedy="Send multipart/form-data.")
     return parts_of(request)
 
 
-async def _files(parts: AsyncIterator[FormPart], field: str) -> AsyncIterator[Part]:
+async def _files(parts: AsyncIterator[FormPart], field: str) -> AsyncIterator[UploadPart]:
     async for part in parts:
         if part.field == field:
-            yield Part(part.name, part.chunks)
+            yield UploadPart(part.name, part.chunks)
 
 
-async def _one(part: FormPart) -> AsyncIterator[Part]:
-    yield Part(part.name, part.chunks)
+async def _one(part: FormPart) -> AsyncIterator[UploadPart]:
+    yield UploadPart(part.name, part.chunks)
 
 
 def _download(path: Path, study: Study) -> StreamingResponse:
@@ -389,5 +393,5 @@ def _object(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         told = None
     if not isinstance(told, dict):
-        raise Problem(400, "label.params", "The parameters are no object of JSON.", remedy="Send params as one.")
+        raise ProblemError(400, "label.params", "The parameters are no object of JSON.", remedy="Send params as one.")
     return told

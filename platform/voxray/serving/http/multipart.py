@@ -10,7 +10,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
-from voxray.serving.errors import Problem
+from voxray.serving.errors import ProblemError
 
 _HEADER_BYTES = 8192
 _PARTS = 25_000
@@ -33,7 +33,7 @@ class FormPart:
         async for chunk in self.chunks:
             held += chunk
             if len(held) > limit:
-                raise Problem(
+                raise ProblemError(
                     413, "form.field_too_large", f"The field {self.field} is too large.", remedy="Shorten it."
                 )
         return held.decode("utf-8", "replace")
@@ -58,7 +58,9 @@ async def parts_of(request: Request) -> AsyncGenerator[FormPart, None]:
             continue
         number += 1
         if number > _PARTS:
-            raise Problem(413, "upload.too_many_files", f"The form has over {_PARTS} parts.", remedy="Send a zip.")
+            raise ProblemError(
+                413, "upload.too_many_files", f"The form has over {_PARTS} parts.", remedy="Send a zip."
+            )
         part = await _part(events, parser, stream)
         yield part
         async for _ in part.chunks:  # what was not read
@@ -76,7 +78,7 @@ async def _chunks(request: Request) -> AsyncGenerator[bytes, None]:
             if chunk:
                 yield chunk
     except ClientDisconnect:
-        raise Problem(400, "upload.broken_off", "The upload was broken off.", remedy="Send it again.") from None
+        raise ProblemError(400, "upload.broken_off", "The upload was broken off.", remedy="Send it again.") from None
 
 
 @dataclass
@@ -153,5 +155,5 @@ async def _part(events: _Events, parser: MultipartParser, stream: AsyncIterator[
     )
 
 
-def _malformed(what: str) -> Problem:
-    return Problem(400, "form.malformed", f"The multipart body {what}.", remedy="Send multipart/form-data.")
+def _malformed(what: str) -> ProblemError:
+    return ProblemError(400, "form.malformed", f"The multipart body {what}.", remedy="Send multipart/form-data.")

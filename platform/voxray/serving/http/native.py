@@ -19,8 +19,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from voxray import __version__
 from voxray.core.errors import VoxrayError
-from voxray.serving.errors import TITLES, Problem, problem_of
-from voxray.serving.http.auth import COOKIE, Gate, refusal_body
+from voxray.serving.errors import TITLES, ProblemError, problem_of
+from voxray.serving.http.auth import COOKIE, AuthMiddleware, refusal_body
 from voxray.serving.http.document import (
     LINKED_JOB,
     LINKED_STUDY,
@@ -33,7 +33,7 @@ from voxray.serving.http.document import (
 )
 from voxray.serving.http.file_reply import file_reply
 from voxray.serving.http.multipart import FormPart, is_multipart, parts_of, whole_body
-from voxray.serving.intake.receive import Part
+from voxray.serving.intake.receive import UploadPart
 from voxray.serving.jobs.metrics import Metrics
 from voxray.serving.jobs.service import Service
 from voxray.serving.jobs.tokens import Tokens
@@ -66,7 +66,7 @@ Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_le
 
 
 def owner_of(request: Request) -> str:
-    """Whose request it is, as the gate found."""
+    """Whose request it is, as `AuthMiddleware` found."""
     return str(request.state.owner)
 
 
@@ -239,9 +239,11 @@ def session(service: Get) -> APIRouter:
     @api.post("/session", status_code=204)
     async def sign_in(request: Request, wanted: SignIn) -> Response:
         """A session cookie for a token."""
-        tokens = Tokens(service().ledger)
+        tokens = Tokens(service().store)
         if tokens.any() and await asyncio.to_thread(tokens.owner_of, wanted.token) is None:
-            raise Problem(401, "token.wrong", "The token is not known.", remedy="Ask who runs the service for one.")
+            raise ProblemError(
+                401, "token.wrong", "The token is not known.", remedy="Ask who runs the service for one."
+            )
         response = Response(status_code=204)
         secure = request.url.scheme == "https"
         response.set_cookie(COOKIE, wanted.token, httponly=True, samesite="strict", secure=secure)
@@ -257,13 +259,13 @@ def session(service: Get) -> APIRouter:
     return api
 
 
-def make_door(
+def make_app(
     service: Service,
     *,
     routers: Sequence[Callable[[Get, Owner], APIRouter]] = (),
 ) -> FastAPI:
-    """The application: the native API, the other doors, and the gate before them."""
-    metrics = Metrics(service.ledger)
+    """The application: the native API, the other protocols, and `AuthMiddleware` before them."""
+    metrics = Metrics(service.store)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -286,7 +288,7 @@ def make_door(
     for router in (*NATIVE, *routers):
         app.include_router(router(lambda: service, owner_of))
     describe(app)
-    app.add_exception_handler(Problem, _refuse_problem)
+    app.add_exception_handler(ProblemError, _refuse_problem)
     app.add_exception_handler(VoxrayError, _refuse_error)
     app.add_exception_handler(RequestValidationError, _refuse_request)
     app.add_exception_handler(HTTPException, _refuse_http)
@@ -295,13 +297,13 @@ def make_door(
             CORSMiddleware, allow_origins=list(service.config.cors), allow_methods=["*"], allow_headers=["*"]
         )
     app.add_middleware(
-        Gate, config=service.config, tokens=Tokens(service.ledger), metrics=metrics, refuse=refuse_at_the_gate
+        AuthMiddleware, config=service.config, tokens=Tokens(service.store), metrics=metrics, refuse=refusal_app
     )
     return app
 
 
 async def flush_metrics(metrics: Metrics) -> None:
-    """Keeps the ledger's counts fresh."""
+    """Keeps the job store's counts fresh."""
     while True:
         await asyncio.sleep(_FLUSH_S)
         try:
@@ -310,8 +312,8 @@ async def flush_metrics(metrics: Metrics) -> None:
             log.exception("counts could not be written")
 
 
-def refuse_at_the_gate(problem: Problem) -> ASGIApp:
-    """The answer to a request that the gate refuses."""
+def refusal_app(problem: ProblemError) -> ASGIApp:
+    """The answer to a request that `AuthMiddleware` refuses."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         # Where clients of the Open Inference Protocol look.
@@ -332,11 +334,11 @@ async def study_in(request: Request, service: Service, owner: str, name: str, se
     return await service.new_study(owner, files_of(parts), series_uid=series)
 
 
-async def files_of(parts: AsyncIterator[FormPart]) -> AsyncIterator[Part]:
+async def files_of(parts: AsyncIterator[FormPart]) -> AsyncIterator[UploadPart]:
     """The parts of a form that are files."""
     async for part in parts:
         if part.name or part.field == "file":
-            yield Part(part.name, part.chunks)
+            yield UploadPart(part.name, part.chunks)
 
 
 def _download(path: FilePath, form: Form, job_id: str) -> StreamingResponse:
@@ -352,13 +354,13 @@ async def _json(request: Request, kind: Any) -> Any:
         raise _unfit(error.errors()) from None
 
 
-def _reply(request: Request, problem: Problem) -> Response:
+def _reply(request: Request, problem: ProblemError) -> Response:
     body, headers = refusal_body(problem, getattr(request.state, "request_id", None))
     return Response(body, problem.status, headers)
 
 
 async def _refuse_problem(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Problem)
+    assert isinstance(error, ProblemError)
     return _reply(request, error)
 
 
@@ -380,18 +382,18 @@ async def _refuse_http(request: Request, error: Exception) -> Response:
     code = {404: "route.unknown", 405: "route.method"}.get(error.status_code, "request.refused")
     title = TITLES.get(error.status_code, "Refused")
     headers = dict(error.headers or {})
-    return _reply(request, Problem(error.status_code, code, f"{title}.", remedy=remedy, headers=headers))
+    return _reply(request, ProblemError(error.status_code, code, f"{title}.", remedy=remedy, headers=headers))
 
 
-def _unfit(errors: Sequence[Any]) -> Problem:
+def _unfit(errors: Sequence[Any]) -> ProblemError:
     """What pydantic found wrong, without the values that came."""
     if errors[0]["type"] == "json_invalid":
         return _no_json()
     fields = dict.fromkeys(".".join(map(str, one["loc"])) for one in errors)
     named, why = ", ".join(list(fields)[:5]) or "body", errors[0]["msg"]
-    return Problem(422, "request.invalid", f"{named}: {why}.", remedy="See /openapi.json for what is allowed.")
+    return ProblemError(422, "request.invalid", f"{named}: {why}.", remedy="See /openapi.json for what is allowed.")
 
 
-def _no_json() -> Problem:
+def _no_json() -> ProblemError:
     text = "The body is not JSON, or nested too deeply."
-    return Problem(400, "request.malformed", text, remedy="Send a JSON object in UTF-8; see /openapi.json.")
+    return ProblemError(400, "request.malformed", text, remedy="Send a JSON object in UTF-8; see /openapi.json.")

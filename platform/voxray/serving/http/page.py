@@ -1,7 +1,7 @@
 """The page for people: `/` and the files under `/page/`. All of it lies in the package; nothing comes from elsewhere.
 
-The files hold no data, so that the gate lets them pass without a token. `/` answers a browser that has none with the
-sign-in page and 401.
+The files hold no data, so that `AuthMiddleware` lets them pass without a token. `/` answers a browser that has none
+with the sign-in page and 401.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from fastapi import APIRouter, Request, Response
 
-from voxray.serving.errors import Problem
+from voxray.serving.errors import ProblemError
 from voxray.serving.http.auth import NOBODY, PAGE, PAGE_FILES
 from voxray.serving.http.document import files, refused
 from voxray.serving.http.native import Get, Owner
@@ -91,7 +91,9 @@ def router(service: Get, owner: Owner) -> APIRouter:
         """A file of the page."""
         found = page_files().get(name)
         if found is None or name in (INDEX, SIGNED_IN, SIGN_IN):
-            raise Problem(404, "page.unknown", "The page has no such file.", remedy="Open the service's address: /.")
+            raise ProblemError(
+                404, "page.unknown", "The page has no such file.", remedy="Open the service's address: /."
+            )
         kept = "public, max-age=31536000, immutable" if found.kept else "no-cache"
         return _reply(request, found, headers={"Cache-Control": kept})
 

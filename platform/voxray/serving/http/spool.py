@@ -12,7 +12,7 @@ from typing import IO
 
 from starlette.requests import ClientDisconnect, Request
 
-from voxray.serving.errors import Problem
+from voxray.serving.errors import ProblemError
 from voxray.serving.intake.disk import in_thread
 
 _BATCH = 1 << 20
@@ -23,7 +23,7 @@ async def spooled(request: Request, folder: Path, *, limit: int, idle_s: float) 
     """The body, unpacked where it says that it is packed; its disk is free again when the view is gone."""
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", "", *_WBITS):
-        raise Problem(
+        raise ProblemError(
             415, "request.encoding", "The body's Content-Encoding is not known.", remedy="Send it as it is, or gzip."
         )
     with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
@@ -77,18 +77,20 @@ async def _chunks(request: Request, idle_s: float) -> AsyncIterator[bytes]:
                 return
             yield chunk
     except TimeoutError:
-        raise Problem(
+        raise ProblemError(
             408, "upload.stalled", f"Nothing came for {idle_s:g} seconds.", remedy="Send the upload again."
         ) from None
     except ClientDisconnect:
-        raise Problem(400, "upload.broken_off", "The upload was broken off.", remedy="Send it again.") from None
+        raise ProblemError(400, "upload.broken_off", "The upload was broken off.", remedy="Send it again.") from None
 
 
-def _too_large(limit: int) -> Problem:
-    return Problem(
+def _too_large(limit: int) -> ProblemError:
+    return ProblemError(
         413, "upload.too_large", f"The body has more than {limit:,} bytes.", remedy="Send one scan, packed (.nii.gz)."
     )
 
 
-def _broken(encoding: str) -> Problem:
-    return Problem(400, "request.encoding", f"The body is no whole {encoding}.", remedy="Send it again, or unpacked.")
+def _broken(encoding: str) -> ProblemError:
+    return ProblemError(
+        400, "request.encoding", f"The body is no whole {encoding}.", remedy="Send it again, or unpacked."
+    )

@@ -15,9 +15,9 @@ import requests
 from dicomweb_client.web import DICOMwebClient
 
 from voxray.core.errors import DataError
-from voxray.serving.intake.items import item_of, own_name, write_list
 from voxray.serving.intake.limits import Limits
 from voxray.serving.intake.receive import too_many_files
+from voxray.serving.intake.uploaded_files import own_name, uploaded_file, write_list
 
 _CHUNK = 1 << 20
 _ANSWER_BYTES = 16 << 20
@@ -47,7 +47,7 @@ def fetch_series(
             total += path.stat().st_size
     if count == 0:
         raise _not_found()
-    write_list(into, [item_of(number, "slice.dcm") for number in range(1, count + 1)])
+    write_list(into, [uploaded_file(number, "slice.dcm") for number in range(1, count + 1)])
     return [count, total]
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from voxray.core.errors import DataError
 from voxray.core.text import same
 from voxray.readers.streams import is_gzip
-from voxray.serving.intake.items import Item, digest_of, is_dicom, is_named_dicom, start_of
+from voxray.serving.intake.uploaded_files import UploadedFile, digest_of, is_dicom, is_named_dicom, start_of
 
 _MAX_HEADER = 1 << 20
 _VOLUMES = (".seg.nrrd", ".nii.gz", ".nii", ".mhd", ".mha", ".nrrd", ".nhdr")
@@ -29,12 +29,12 @@ class Arranged(NamedTuple):
 
     path: Path
     is_dicom: bool
-    left_out: tuple[Item, ...]
-    names: Mapping[str, Item]
+    left_out: tuple[UploadedFile, ...]
+    names: Mapping[str, UploadedFile]
     """What was placed, by the names that the readers know it by."""
 
 
-def arrange(items: Sequence[Item], places: Sequence[Path], source: Path) -> Arranged:
+def arrange(items: Sequence[UploadedFile], places: Sequence[Path], source: Path) -> Arranged:
     """Puts the scan's files into the folder `source`; each item lies in the first of the folders that has it."""
     paths = {item: next(place / item.file for place in places if (place / item.file).exists()) for item in items}
     starts = {item: start_of(path) for item, path in paths.items()}
@@ -61,7 +61,7 @@ def arrange(items: Sequence[Item], places: Sequence[Path], source: Path) -> Arra
     return Arranged(path, False, tuple(item for item in items if item not in names.values()), names)
 
 
-def _volume_suffix(item: Item, start: bytes) -> str:
+def _volume_suffix(item: UploadedFile, start: bytes) -> str:
     """The end of a volume file's name: told by its first bytes, else by its own name; empty for other files."""
     if start.startswith(b"NRRD0"):
         return item.suffix if item.suffix in (".seg.nrrd", ".nhdr") else ".nrrd"
@@ -80,7 +80,7 @@ def _place(path: Path, target: Path) -> None:
         shutil.copyfile(path, target)
 
 
-def _with_its_data(volume: Item, header: Path, others: Mapping[Item, Path]) -> Item | None:
+def _with_its_data(volume: UploadedFile, header: Path, others: Mapping[UploadedFile, Path]) -> UploadedFile | None:
     """Puts the data file that a header names beside it, and names it there; which it is, None where it names none.
 
     One that was not sent is an item of no part.
@@ -98,7 +98,7 @@ def _with_its_data(volume: Item, header: Path, others: Mapping[Item, Path]) -> I
             remedy="Send the header and its data file alone.",
         )
     if not found:
-        return Item(_DATA_FILE, "", "", member=named.name)
+        return UploadedFile(_DATA_FILE, "", "", member=named.name)
     # A new file: on the disk the old one may be the very one that was received.
     header.unlink()
     header.write_bytes(named.before + f"{_DATA_FILE}\n".encode() + named.after)
@@ -134,7 +134,7 @@ def _named(header: Path) -> _Named | None:
     return None
 
 
-def _several(num_slices: int, volumes: Sequence[Item]) -> DataError:
+def _several(num_slices: int, volumes: Sequence[UploadedFile]) -> DataError:
     dicom = f"{num_slices} DICOM files and " if num_slices else ""
     named = ", ".join([*(item.file for item in volumes[:_LISTED]), *(["..."] if len(volumes) > _LISTED else [])])
     return DataError(

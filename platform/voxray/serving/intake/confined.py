@@ -36,7 +36,7 @@ _KEPT = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "SYSTEMROOT")
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
 
 
-class Bounds(NamedTuple):
+class CallBounds(NamedTuple):
     """What a call may use."""
 
     memory_bytes: int
@@ -53,7 +53,7 @@ class CallEndedError(Exception):
         super().__init__(reason)
 
 
-async def call(target: str, arguments: Mapping[str, Any], bounds: Bounds) -> Any:
+async def call(target: str, arguments: Mapping[str, Any], bounds: CallBounds) -> Any:
     """What the function of that dotted name returns; raises its DataError, or `CallEndedError` without an answer.
 
     When the caller is cancelled the child is killed, and is gone before the cancellation goes on.
@@ -94,7 +94,9 @@ async def _called(request: bytes) -> list[dict[str, Any]]:
 
 async def warm_up() -> None:
     """Starts the process that calls are forked from, so that the first call need not wait for it."""
-    await call("voxray.serving.intake.forker.nothing", {}, Bounds(memory_bytes=1 << 30, seconds=60.0, file_bytes=1))
+    await call(
+        "voxray.serving.intake.forker.nothing", {}, CallBounds(memory_bytes=1 << 30, seconds=60.0, file_bytes=1)
+    )
 
 
 def _outcome(frames: list[dict[str, Any]]) -> Any:

@@ -16,7 +16,7 @@ from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from voxray.core.config import Config
 from voxray.core.errors import DataError
-from voxray.serving.intake.confined import Bounds, CallEndedError, Reason, call
+from voxray.serving.intake.confined import CallBounds, CallEndedError, Reason, call
 from voxray.serving.intake.disk import in_thread, remove
 from voxray.serving.intake.limits import Limits
 from voxray.serving.intake.receive import Received
@@ -41,7 +41,7 @@ class Access(Config):
     ca_file: Path | None = None
     """Certificates to trust, where the archive's is signed by a private authority."""
     archive: str = ""
-    """The DICOMweb root of an allowed origin where MONAI Label's door looks for series it has not, as OHIF asks."""
+    """The DICOMweb root of an allowed origin where MONAI Label's routes look for series it has not, as OHIF asks."""
     connect_s: PositiveFloat = 10.0
     """To wait for a connection."""
     silence_s: PositiveFloat = 60.0
@@ -107,7 +107,7 @@ async def store(url: str, files: Sequence[Path], *, limits: Limits, access: Acce
 
 
 async def _call(name: str, arguments: Mapping[str, Any], limits: Limits) -> Any:
-    bounds = Bounds(limits.parse_memory_bytes, limits.fetch_s, file_bytes=limits.upload_bytes)
+    bounds = CallBounds(limits.parse_memory_bytes, limits.fetch_s, file_bytes=limits.upload_bytes)
     try:
         return await call(f"voxray.serving.intake.archive.{name}", arguments, bounds)
     except CallEndedError as ended:

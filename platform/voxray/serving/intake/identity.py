@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from voxray.core.errors import DataError
 from voxray.readers.dicom_file import read_header, text_of, value_of
 from voxray.readers.dicom_frames import TAGS, Instance, has_place, is_localizer
-from voxray.serving.intake.items import is_dicom, start_of
 from voxray.serving.intake.study import series_handle
+from voxray.serving.intake.uploaded_files import is_dicom, start_of
 
 _TAGS = (*TAGS, "PatientID", "StudyInstanceUID")
 _LISTED = 8

@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
 from voxray.core.errors import DataError
 from voxray.readers.dicom_slices import LACKING
-from voxray.serving.intake.items import SENT, Item, facts_of
-from voxray.serving.intake.receive import Part
+from voxray.serving.intake.receive import UploadPart
+from voxray.serving.intake.uploaded_files import SENT, UploadedFile, facts_of
 
 _LONGEST = 100
 _LISTED = 5
@@ -22,14 +22,14 @@ _PRINTED = ("L", "M", "N", "P", "S", "Zs")
 """Unicode's kinds of characters but for controls, marks of direction, line breaks and halves of characters."""
 
 
-async def noting(parts: AsyncIterator[Part], names: list[str]) -> AsyncIterator[Part]:
+async def noting(parts: AsyncIterator[UploadPart], names: list[str]) -> AsyncIterator[UploadPart]:
     """The parts as they come, their names put down in memory."""
     async for part in parts:
         names.append(part.name)
         yield part
 
 
-def about(error: DataError, items: Mapping[str, Item]) -> DataError:
+def about(error: DataError, items: Mapping[str, UploadedFile]) -> DataError:
     """The refusal, with what is known of the files that it names; `items` by the names that they have here."""
     named = {name: item for name, item in items.items() if _pattern(name).search(error.message)}
     if not named:
@@ -37,7 +37,7 @@ def about(error: DataError, items: Mapping[str, Item]) -> DataError:
     return DataError(error.code, error.message, remedy=error.remedy, facts={**error.facts, **facts_of(named)})
 
 
-def left_out(error: DataError, items: Sequence[Item]) -> DataError:
+def left_out(error: DataError, items: Sequence[UploadedFile]) -> DataError:
     """The refusal of a series that lacks slices, with the files that were left out: one of them may be a slice."""
     if error.code not in LACKING or not items:
         return error
@@ -59,7 +59,7 @@ def as_sent(error: DataError, names: Sequence[str]) -> DataError:
     return DataError(error.code, message, remedy=error.remedy, facts=facts)
 
 
-def numbered(text: str, items: Mapping[str, Item]) -> str:
+def numbered(text: str, items: Mapping[str, UploadedFile]) -> str:
     """What is kept of a scan names files by where they come in what was sent, as their sender can count them."""
     for name, item in items.items():
         if _pattern(name).search(text):
@@ -67,7 +67,7 @@ def numbered(text: str, items: Mapping[str, Item]) -> str:
     return text
 
 
-def _place(item: Item, among: Iterable[Item]) -> str:
+def _place(item: UploadedFile, among: Iterable[UploadedFile]) -> str:
     if not item.member:
         return f"file {item.part} of the upload"
     inside = sorted({one.file for one in among if one.part == item.part and one.member})

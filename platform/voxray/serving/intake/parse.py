@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 from voxray.core.errors import DataError
-from voxray.serving.intake.confined import Bounds, CallEndedError, Reason, call
+from voxray.serving.intake.confined import CallBounds, CallEndedError, Reason, call
 from voxray.serving.intake.disk import in_thread, remove
 from voxray.serving.intake.limits import Limits
-from voxray.serving.intake.receive import Part, receive
+from voxray.serving.intake.receive import UploadPart, receive
 from voxray.serving.intake.study import VOLUME, WORK, StudyInfo
 
 _NPY_HEADER = 1 << 12
@@ -28,7 +28,7 @@ _ENDED: Mapping[Reason, tuple[str, str, str]] = {
 
 
 async def take_in(
-    parts: AsyncIterator[Part], folder: Path, limits: Limits, *, series_uid: str | None = None
+    parts: AsyncIterator[UploadPart], folder: Path, limits: Limits, *, series_uid: str | None = None
 ) -> StudyInfo:
     """Receives and reads an upload into a study's folder; whatever goes wrong, the folder goes with it."""
     await receive(parts, folder, limits)
@@ -46,7 +46,7 @@ async def parse(folder: Path, limits: Limits, *, series_uid: str | None = None) 
     refused with a DataError, and leaves what was received as it was: `parse` may be called again.
     """
     arguments = {"folder": str(folder.absolute()), "limits": limits.model_dump(), "series": series_uid}
-    bounds = Bounds(
+    bounds = CallBounds(
         memory_bytes=limits.parse_memory_bytes,
         seconds=limits.parse_s,
         file_bytes=max(limits.expanded_bytes, 2 * limits.voxels + _NPY_HEADER),

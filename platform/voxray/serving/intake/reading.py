@@ -20,7 +20,6 @@ from voxray.core.volume import Grid, Volume
 from voxray.readers import Stored, hounsfield, open_scan, write_nifti
 from voxray.serving.intake.arrange import Arranged, arrange
 from voxray.serving.intake.identity import series_of
-from voxray.serving.intake.items import Item, item_of, read_list, write_list
 from voxray.serving.intake.limits import Limits
 from voxray.serving.intake.naming import about, left_out, numbered
 from voxray.serving.intake.study import (
@@ -35,6 +34,7 @@ from voxray.serving.intake.study import (
     write_study,
 )
 from voxray.serving.intake.unpack import check_expansion, unpack
+from voxray.serving.intake.uploaded_files import UploadedFile, read_list, uploaded_file, write_list
 from voxray.serving.intake.wording import for_sender, plain
 
 
@@ -51,7 +51,7 @@ def practise() -> None:
         received.mkdir()
         scan = received / "scan.nii.gz"
         write_nifti(Volume(np.zeros(grid.shape, np.int16), grid), scan)
-        item = item_of(1, scan.name)
+        item = uploaded_file(1, scan.name)
         scan.rename(received / item.file)
         write_list(received, [item])
         read_received(folder=folder, limits=Limits().model_dump(), series=None)
@@ -72,7 +72,7 @@ def take(folder: Path, limits: Limits, series: str | None) -> StudyInfo:
         (work / new).mkdir(parents=True, mode=0o700)
     # What decoders put down for a moment must go with the folder, also when they are killed.
     tempfile.tempdir = str(work / "temporary")
-    items: dict[str, Item] = {}
+    items: dict[str, UploadedFile] = {}
     try:
         stored, volume, info = _read(folder, limits, series, items)
     except DataError as error:
@@ -88,7 +88,7 @@ def take(folder: Path, limits: Limits, series: str | None) -> StudyInfo:
 
 
 def _read(
-    folder: Path, limits: Limits, series: str | None, items: dict[str, Item]
+    folder: Path, limits: Limits, series: str | None, items: dict[str, UploadedFile]
 ) -> tuple[Stored, Volume, StudyInfo]:
     """Reads; `items` takes up what is known of the files, by the names that they have here."""
     received, work = folder / RECEIVED, folder / WORK

@@ -12,23 +12,23 @@ from typing import NamedTuple
 from voxray.core.errors import DataError
 from voxray.readers.dicom_file import START_BYTES
 from voxray.serving.intake.disk import disk_full, in_thread, remove
-from voxray.serving.intake.items import (
-    Item,
-    is_foreign_archive,
-    is_no_nifti,
-    item_of,
-    not_nifti,
-    not_zip,
-    write_list,
-)
 from voxray.serving.intake.limits import Limits
 from voxray.serving.intake.study import RECEIVED
+from voxray.serving.intake.uploaded_files import (
+    UploadedFile,
+    is_foreign_archive,
+    is_no_nifti,
+    not_nifti,
+    not_zip,
+    uploaded_file,
+    write_list,
+)
 
 _BATCH_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Part:
+class UploadPart:
     """One file on its way to us: the name that its sender gave it, and its bytes."""
 
     name: str
@@ -42,7 +42,7 @@ class Received(NamedTuple):
     num_bytes: int
 
 
-async def receive(parts: AsyncIterator[Part], folder: Path, limits: Limits) -> Received:
+async def receive(parts: AsyncIterator[UploadPart], folder: Path, limits: Limits) -> Received:
     """Writes what is sent into the study's folder, for `parse`; on refusal or cancellation that folder goes.
 
     A sender's file names reach neither the disk nor any error: see `items`.
@@ -61,13 +61,13 @@ async def receive(parts: AsyncIterator[Part], folder: Path, limits: Limits) -> R
         raise
 
 
-async def _receive(parts: AsyncIterator[Part], folder: Path, limits: Limits) -> Received:
-    items: list[Item] = []
+async def _receive(parts: AsyncIterator[UploadPart], folder: Path, limits: Limits) -> Received:
+    items: list[UploadedFile] = []
     total = 0
     async for part in parts:
         if len(items) == limits.entries:
             raise too_many_files(limits)
-        item = item_of(len(items) + 1, part.name)
+        item = uploaded_file(len(items) + 1, part.name)
         items.append(item)
         total += await _store(part, item, folder, _Allowance(limits, total))
     if total == 0:
@@ -89,7 +89,7 @@ class _Allowance(NamedTuple):
             )
 
 
-async def _store(part: Part, item: Item, folder: Path, allowance: _Allowance) -> int:
+async def _store(part: UploadPart, item: UploadedFile, folder: Path, allowance: _Allowance) -> int:
     """Writes one part; the number of its bytes."""
     start, batch, batch_bytes, total = b"", list[bytes](), 0, 0
     async for chunk in _lively(part.chunks, allowance.limits.idle_s):
@@ -124,7 +124,7 @@ async def _lively(chunks: AsyncIterator[bytes], idle_s: float) -> AsyncIterator[
         yield chunk
 
 
-def _check_start(start: bytes, item: Item) -> None:
+def _check_start(start: bytes, item: UploadedFile) -> None:
     if is_foreign_archive(start, item.suffix):
         raise not_zip(item)
     if len(start) == START_BYTES and is_no_nifti(start, item.suffix):

@@ -17,9 +17,9 @@ from typing import IO, NamedTuple
 
 from voxray.core.errors import DataError
 from voxray.core.text import same
-from voxray.serving.intake.items import Item, is_foreign_archive, is_zip, member_of, start_of
 from voxray.serving.intake.limits import Limits
 from voxray.serving.intake.receive import too_many_files
+from voxray.serving.intake.uploaded_files import UploadedFile, archive_member, is_foreign_archive, is_zip, start_of
 
 _PIECE = 1 << 20
 _UTF8 = 0x800
@@ -29,12 +29,14 @@ _AGAIN = "Make the zip again, or send the files as they are."
 _BAD = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OverflowError)
 
 
-def unpack(items: Sequence[Item], received: Path, into: Path, limits: Limits, known: dict[str, Item]) -> list[Item]:
+def unpack(
+    items: Sequence[UploadedFile], received: Path, into: Path, limits: Limits, known: dict[str, UploadedFile]
+) -> list[UploadedFile]:
     """The items with each zip archive among them unpacked into a folder; what is no archive stays where it is.
 
     Each is `known` by its name on our disk as soon as it is there.
     """
-    found: list[Item] = []
+    found: list[UploadedFile] = []
     budget = _Budget(limits, packed=sum((received / item.file).stat().st_size for item in items))
     number = len(items)
     for index, item in enumerate(items):
@@ -80,14 +82,14 @@ def check_expansion(packed: int, unpacked: int, limits: Limits) -> None:
 class _Archive(NamedTuple):
     """A zip archive that was sent."""
 
-    item: Item
+    item: UploadedFile
     path: Path
     prefix: str
     """Of the groups of its files."""
-    known: dict[str, Item]
+    known: dict[str, UploadedFile]
 
 
-def _unpacked(archive: _Archive, number: int, into: Path, budget: _Budget) -> Iterator[Item]:
+def _unpacked(archive: _Archive, number: int, into: Path, budget: _Budget) -> Iterator[UploadedFile]:
     try:
         with zipfile.ZipFile(archive.path) as opened:
             entries = opened.infolist()
@@ -99,7 +101,7 @@ def _unpacked(archive: _Archive, number: int, into: Path, budget: _Budget) -> It
                 number += 1
                 name = _name_of(entry)
                 group, _, _ = name.rpartition("/")
-                item = member_of(archive.item, number, name, group=same(archive.prefix + group))
+                item = archive_member(archive.item, number, name, group=same(archive.prefix + group))
                 archive.known[item.file] = item
                 with opened.open(entry) as stream:
                     _write(stream, into / item.file, budget)
@@ -114,7 +116,7 @@ def _unpacked(archive: _Archive, number: int, into: Path, budget: _Budget) -> It
         raise _damaged(error, archive.item) from None
 
 
-def _damaged(error: Exception, archive: Item) -> DataError:
+def _damaged(error: Exception, archive: UploadedFile) -> DataError:
     text = f"The zip archive {archive.file} is damaged or cannot be read ({type(error).__name__})."
     return DataError("upload.bad_zip", text, remedy=_AGAIN)
 
@@ -126,7 +128,7 @@ def _write(stream: IO[bytes], path: Path, budget: _Budget) -> None:
             file.write(piece)
 
 
-def _check(entry: zipfile.ZipInfo, archive: Item) -> None:
+def _check(entry: zipfile.ZipInfo, archive: UploadedFile) -> None:
     """Refuses an entry that no scan needs, from what the archive's directory says."""
     which = f"The zip archive {archive.file}"
     if entry.flag_bits & 0x1:
@@ -174,7 +176,7 @@ def _is_wanted(entry: zipfile.ZipInfo) -> bool:
     return not (entry.is_dir() or bare.startswith(".") or bare == "Thumbs.db" or "__MACOSX" in folders)
 
 
-def _check_not_archive(path: Path, item: Item) -> None:
+def _check_not_archive(path: Path, item: UploadedFile) -> None:
     start = start_of(path)
     if is_zip(start) or is_foreign_archive(start, item.suffix):
         raise DataError(

@@ -1,4 +1,4 @@
-"""The database behind the ledger: SQLite for one machine, PostgreSQL where several share it.
+"""The database behind the job store: SQLite for one machine, PostgreSQL where several share it.
 
 What differs between the two lies here; every other statement is the same for both. A password is never shown.
 """

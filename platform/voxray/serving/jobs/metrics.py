@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: counts are kept in the ledger, so that every door gives the same sums, restarted or not."""
+"""Metrics for Prometheus: counts are kept in the job store, so that every process gives the same sums."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from voxray.serving.jobs.store import Ledger
+from voxray.serving.jobs.store import JobStore
 
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 HELP = {
@@ -22,10 +22,10 @@ HELP = {
 
 
 class Metrics:
-    """Counts of one process, added to the ledger from time to time."""
+    """Counts of one process, added to the job store from time to time."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger, self._lock = ledger, threading.Lock()
+    def __init__(self, store: JobStore) -> None:
+        self._store, self._lock = store, threading.Lock()
         self._held: dict[tuple[str, str], float] = defaultdict(float)
 
     def add(self, name: str, amount: float = 1.0, **labels: str) -> None:
@@ -41,13 +41,13 @@ class Metrics:
             self._held[name, _written({**labels, "le": "sum"})] += seconds
 
     def flush(self) -> None:
-        """Adds what was counted to the ledger."""
+        """Adds what was counted to the job store."""
         with self._lock:
             held, self._held = self._held, defaultdict(float)
         if not held:
             return
         try:
-            self._ledger.count(held)
+            self._store.count(held)
         except BaseException:  # they are counted when the database is back
             with self._lock:
                 for key, amount in held.items():
@@ -58,18 +58,18 @@ class Metrics:
         """All of it in Prometheus's text form."""
         self.flush()
         registry = CollectorRegistry()
-        registry.register(_Collector(self._ledger, ready))
+        registry.register(_Collector(self._store, ready))
         return generate_latest(registry)
 
 
 class _Collector:
-    def __init__(self, ledger: Ledger, ready: Mapping[str, bool]) -> None:
-        self._ledger, self._ready = ledger, ready
+    def __init__(self, store: JobStore, ready: Mapping[str, bool]) -> None:
+        self._store, self._ready = store, ready
 
     def collect(self) -> Iterable[Metric]:
-        """Gauges of now, counts since the ledger began."""
+        """Gauges of now, counts since the job store was made."""
         jobs = GaugeMetricFamily("voxray_jobs", "Jobs in the ledger.", labels=["model", "state"])
-        for model, state, number in self._ledger.states():
+        for model, state, number in self._store.states():
             jobs.add_metric([model, state], number)
         yield jobs
         ready = GaugeMetricFamily("voxray_model_ready", "Whether a model answers.", labels=["model"])
@@ -77,7 +77,7 @@ class _Collector:
             ready.add_metric([model], float(is_ready))
         yield ready
         rows: dict[str, list[tuple[dict[str, str], float]]] = defaultdict(list)
-        for row in self._ledger.counts():
+        for row in self._store.counts():
             rows[row["name"]].append((_read(row["labels"]), row["value"]))
         for name, entries in rows.items():
             yield _histogram(name, entries) if name.endswith("_seconds") else _counter(name, entries)

@@ -1,6 +1,6 @@
-"""The desk: takes jobs from the ledger to the workers, and leaves in the ledger how they ended.
+"""The scheduler: takes jobs from the job store to the workers, and writes down there how they ended.
 
-It keeps nothing that matters: a desk that dies lets its leases lapse, and the jobs are queued again.
+It keeps nothing that matters: a scheduler that dies lets its leases lapse, and the jobs are queued again.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import Any
 
 from voxray.core.bulkhead import causes, lacks_memory
 from voxray.core.errors import ResourceError, VoxrayError
-from voxray.serving.errors import Problem, fault, problem_of
+from voxray.serving.errors import ProblemError, fault, problem_of
 from voxray.serving.intake.disk import disk_full
 from voxray.serving.jobs.database import UnreachableError
 from voxray.serving.jobs.metrics import Metrics
-from voxray.serving.jobs.store import Ledger, Row, new_id
+from voxray.serving.jobs.store import JobStore, Row, new_id
 from voxray.serving.messages import Form, JobRequest
 from voxray.serving.paths import IDENTIFIER, Places
-from voxray.serving.workers.protocol import Step, WorkerDiedError, Workers
+from voxray.serving.workers.protocol import ServiceWorkers, Step, WorkerDiedError
 
 LEASE_S = 10.0
 MAX_ATTEMPTS = 25
@@ -39,31 +39,31 @@ _RENEW_S = 2.0
 _REPORT_S = 0.25
 _PAUSE_S = 0.5
 _NEWS_S = 3.0
-"""A desk that is stopped, or replaced, waits for who listens to it."""
+"""A scheduler that is stopped, or replaced, waits for who listens to it."""
 _ORPHAN_S = 6 * 3600
 
 log = logging.getLogger("voxray.serving")
 
 
-class Desk:
+class Scheduler:
     """Drives jobs, at most `widths` of each model at a time."""
 
     def __init__(
         self,
-        ledger: Ledger,
-        workers: Workers,
+        store: JobStore,
+        workers: ServiceWorkers,
         places: Places,
         widths: Mapping[str, int],
         *,
         lease_s: float = LEASE_S,
         tidy_s: float = TIDY_S,
     ) -> None:
-        self._ledger, self._workers, self._places = ledger, workers, places
+        self._store, self._workers, self._places = store, workers, places
         self._widths, self._lease_s, self._tidy_s, self._name = dict(widths), lease_s, tidy_s, new_id()
         self._running: dict[str, tuple[str, asyncio.Task[None]]] = {}
         self._poked, self._stopping = asyncio.Event(), False
         self._ended, self._told = 0, asyncio.Event()
-        self._metrics = Metrics(ledger)
+        self._metrics = Metrics(store)
 
     def poke(self) -> None:
         """There is something new: a job, or one that was cancelled."""
@@ -94,7 +94,7 @@ class Desk:
                     await asyncio.to_thread(self._tidy)
                 await asyncio.to_thread(self._metrics.flush)
             except Exception:
-                log.exception("the desk could not look at its jobs; it will again")
+                log.exception("the scheduler could not look at its jobs; it will again")
             renewed = now if now - renewed > _RENEW_S else renewed
             self._poked.clear()
             with contextlib.suppress(TimeoutError):
@@ -114,12 +114,12 @@ class Desk:
             for row in await asyncio.to_thread(self._claim):
                 self._running[row["id"]] = row["model"], asyncio.create_task(self._drive(row))
         if renew and under_way:
-            kept = await asyncio.to_thread(self._ledger.renew, self._name, under_way, lease_s=self._lease_s)
+            kept = await asyncio.to_thread(self._store.renew, self._name, under_way, lease_s=self._lease_s)
             for job in under_way:
                 if job not in kept:
                     self._running[job][1].cancel()
         if sweep:
-            await asyncio.to_thread(self._ledger.requeue_lapsed)
+            await asyncio.to_thread(self._store.requeue_lapsed)
 
     def _claim(self) -> list[Row]:
         busy = [model for model, _ in self._running.values()]
@@ -128,7 +128,7 @@ class Desk:
             row
             for model, free in room.items()
             if free > 0
-            for row in self._ledger.claim(self._name, model, limit=free, lease_s=self._lease_s)
+            for row in self._store.claim(self._name, model, limit=free, lease_s=self._lease_s)
         ]
 
     async def _drive(self, row: Row) -> None:
@@ -142,15 +142,15 @@ class Desk:
                 "answer": round(last.answer_s, 4),
                 "total": round(time.time() - row["created"], 4),
             }
-            await asyncio.to_thread(self._ledger.finish, job, self._name, timing=timing)
+            await asyncio.to_thread(self._store.finish, job, self._name, timing=timing)
             self._metrics.add("voxray_jobs_total", model=row["model"], outcome="done")
             for stage, seconds in timing.items():
                 self._metrics.observe("voxray_stage_seconds", seconds, model=row["model"], stage=stage)
             log.info("job done", extra={"fields": {"job": job, "model": row["model"], **timing}})
         except WorkerDiedError as died:
             await self._again(row, str(died))
-        except (VoxrayError, Problem) as error:
-            await self._fail(row, error if isinstance(error, Problem) else problem_of(error))
+        except (VoxrayError, ProblemError) as error:
+            await self._fail(row, error if isinstance(error, ProblemError) else problem_of(error))
         except UnreachableError:  # the lease lapses, and the job is queued again
             log.exception("the database did not answer", extra={"fields": {"job": job}})
         except asyncio.CancelledError:
@@ -184,7 +184,7 @@ class Desk:
         """A form of an answer that is there; why it cannot be made is said to whoever asks for it."""
         try:
             await self._workers.make(row["id"], row["study"], form)
-        except (VoxrayError, Problem) as error:
+        except (VoxrayError, ProblemError) as error:
             code = getattr(error, "code", type(error).__name__)
             log.info("form not made", extra={"fields": {"job": row["id"], "form": form, "code": code}})
         except UnreachableError:
@@ -214,7 +214,7 @@ class Desk:
 
     async def _report(self, job: str, step: Step) -> None:
         await asyncio.to_thread(
-            self._ledger.report, job, self._name, stage=step.stage, progress=min(1.0, step.progress)
+            self._store.report, job, self._name, stage=step.stage, progress=min(1.0, step.progress)
         )
 
     async def _again(self, row: Row, why: str) -> None:
@@ -225,33 +225,33 @@ class Desk:
             await self._fail(row, gave_up(row["attempts"]))
             return
         await asyncio.sleep(_PAUSE_S)
-        await asyncio.to_thread(self._ledger.requeue, row["id"], self._name)
+        await asyncio.to_thread(self._store.requeue, row["id"], self._name)
 
-    async def _fail(self, row: Row, problem: Problem) -> None:
+    async def _fail(self, row: Row, problem: ProblemError) -> None:
         error = problem.details().model_dump_json()
-        await asyncio.to_thread(self._ledger.fail, row["id"], self._name, error=error)
+        await asyncio.to_thread(self._store.fail, row["id"], self._name, error=error)
         self._metrics.add("voxray_jobs_total", model=row["model"], outcome=problem.code)
         log.info("job failed", extra={"fields": {"job": row["id"], "code": problem.code}})
 
     def _tidy(self) -> None:
         """Removes what has expired, and folders that nobody knows of."""
-        studies, jobs = self._ledger.expired()
+        studies, jobs = self._store.expired()
         for study in studies:
-            jobs += [row["id"] for row in self._ledger.jobs(study=study)]
-            self._ledger.remove_study(study)
+            jobs += [row["id"] for row in self._store.jobs(study=study)]
+            self._store.remove_study(study)
             shutil.rmtree(self._places.study(study), ignore_errors=True)
         for job in jobs:
-            self._ledger.remove_job(job)
+            self._store.remove_job(job)
             shutil.rmtree(self._places.job(job), ignore_errors=True)
-        for folder, known in ((self._places.studies, self._ledger.study), (self._places.jobs, self._ledger.job)):
+        for folder, known in ((self._places.studies, self._store.study), (self._places.jobs, self._store.job)):
             for path in (one for one in folder.iterdir() if IDENTIFIER.fullmatch(one.name)):
                 if time.time() - path.stat().st_mtime > _ORPHAN_S and known(path.name) is None:
                     shutil.rmtree(path, ignore_errors=True)
 
 
-def gave_up(attempts: int) -> Problem:
+def gave_up(attempts: int) -> ProblemError:
     """What a client is told of a scan that no worker survives."""
-    return Problem(
+    return ProblemError(
         500,
         "job.given_up",
         f"The process that answered it died {attempts} times.",
@@ -259,7 +259,7 @@ def gave_up(attempts: int) -> Problem:
     )
 
 
-def _unforeseen(error: Exception) -> Problem:
+def _unforeseen(error: Exception) -> ProblemError:
     """What a client is told of a job that failed from no refusal: that the machine lacks something, or our fault."""
     for cause in causes(error):
         if lacks_memory(cause):

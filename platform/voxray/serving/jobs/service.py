@@ -1,4 +1,4 @@
-"""The service as every door sees it: studies, jobs and results of an owner."""
+"""The service as every protocol sees it: studies, jobs and results of an owner."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from typing import TypeVar
 from voxray.core.answer_json import FindingsFile, LabelsFile
 from voxray.core.errors import ConfigError, DataError
 from voxray.serving.config import ServeConfig
-from voxray.serving.errors import Problem, ProblemDetails
+from voxray.serving.errors import ProblemDetails, ProblemError
 from voxray.serving.intake.dicomweb import peer
 from voxray.serving.intake.naming import as_sent, noting
-from voxray.serving.intake.receive import Part, receive
+from voxray.serving.intake.receive import UploadPart, receive
 from voxray.serving.intake.study import ScanFacts, StudyInfo
-from voxray.serving.jobs.endings import Endings
 from voxray.serving.jobs.scheduler import timing_of
-from voxray.serving.jobs.store import Ledger, Row, TooManyError, new_id
+from voxray.serving.jobs.store import JobStore, Row, TooManyError, new_id
+from voxray.serving.jobs.waiters import JobWaiters
 from voxray.serving.messages import (
     ENDED,
     DicomwebSource,
@@ -36,7 +36,7 @@ from voxray.serving.messages import (
 from voxray.serving.paths import Places
 from voxray.serving.workers.answered_by import answered_by, read_answer
 from voxray.serving.workers.forms import FILES, forms_of
-from voxray.serving.workers.protocol import Centroids, LabelWish, WorkerDiedError, Workers
+from voxray.serving.workers.protocol import Centroids, LabelFormat, ServiceWorkers, WorkerDiedError
 from voxray.serving.workers.refused_forms import refused_forms
 
 T = TypeVar("T")
@@ -49,17 +49,22 @@ RETRY_S = 5
 
 
 class Service:
-    """What doors ask for; `owner` is the name of the token that asked, and sees only what is its own."""
+    """What the HTTP routes ask for; `owner` is the name of the token that asked, and sees only what is its own."""
 
     def __init__(
-        self, config: ServeConfig, ledger: Ledger, workers: Workers, places: Places, cards: Sequence[ModelInfo]
+        self,
+        config: ServeConfig,
+        store: JobStore,
+        workers: ServiceWorkers,
+        places: Places,
+        cards: Sequence[ModelInfo],
     ) -> None:
-        self.config, self.ledger, self.workers, self.places = config, ledger, workers, places
+        self.config, self.store, self.workers, self.places = config, store, workers, places
         self._models = {card.name: card for card in cards}
         self._refreshed = -_REFRESH_S
         self._tasks: dict[str, str] = {}  # by job
         self._are_dicom: dict[str, bool] = {}  # by study; what a study is never changes
-        self._endings = Endings(ledger, workers.news)
+        self._waiters = JobWaiters(store, workers.news)
 
     # Models
 
@@ -71,7 +76,7 @@ class Service:
         """One model."""
         if name not in self._models:
             known = ", ".join(self._models)
-            raise Problem(404, "model.unknown", "There is no such model.", remedy=f"Served are: {known}.")
+            raise ProblemError(404, "model.unknown", "There is no such model.", remedy=f"Served are: {known}.")
         return self._models[name]
 
     async def refresh(self) -> bool:
@@ -87,7 +92,9 @@ class Service:
 
     # Studies
 
-    async def new_study(self, owner: str, parts: AsyncIterator[Part], *, series_uid: str | None = None) -> Study:
+    async def new_study(
+        self, owner: str, parts: AsyncIterator[UploadPart], *, series_uid: str | None = None
+    ) -> Study:
         """A study of what is uploaded; nothing is left of one that is refused."""
 
         names: list[str] = []  # in memory alone: they may hold a patient's
@@ -129,10 +136,10 @@ class Service:
     async def delete_study(self, owner: str, study_id: str) -> None:
         """Ends its jobs, and removes them, the study and every file of theirs."""
         await self._study(owner, study_id)
-        jobs = await asyncio.to_thread(self.ledger.jobs, study=study_id, limit=1_000_000)
+        jobs = await asyncio.to_thread(self.store.jobs, study=study_id, limit=1_000_000)
         for row in jobs:
             await self._remove(row)
-        await asyncio.to_thread(self.ledger.remove_study, study_id)
+        await asyncio.to_thread(self.store.remove_study, study_id)
         await asyncio.to_thread(shutil.rmtree, self.places.study(study_id), ignore_errors=True)
 
     # Jobs
@@ -141,7 +148,7 @@ class Service:
         """A study to be answered by a model; the same key gives the same job again. With `wait_s` as in `job`."""
         text = request.model_dump_json()
         hashed = None if key is None else hashlib.sha256(key.encode()).hexdigest()
-        if hashed is not None and (known := await asyncio.to_thread(self.ledger.job_by_key, owner, hashed)):
+        if hashed is not None and (known := await asyncio.to_thread(self.store.job_by_key, owner, hashed)):
             return await self._same(known, text, wait_s)
         info = self._info(await self._study(owner, request.study_id))
         self._check_outputs(request, self.model(request.model), info)
@@ -162,7 +169,7 @@ class Service:
         )
         if row is None:  # the same key, at the same time
             assert hashed is not None
-            known = await asyncio.to_thread(self.ledger.job_by_key, owner, hashed)
+            known = await asyncio.to_thread(self.store.job_by_key, owner, hashed)
             assert known is not None
             return await self._same(known, text, wait_s)
         self.workers.poke()
@@ -174,13 +181,13 @@ class Service:
 
     async def jobs(self, owner: str) -> tuple[Job, ...]:
         """The owner's jobs, the newest first."""
-        rows = await asyncio.to_thread(self.ledger.jobs, owner)
+        rows = await asyncio.to_thread(self.store.jobs, owner)
         return tuple([await self._job_of(row) for row in rows])
 
     async def cancel(self, owner: str, job_id: str) -> Job:
         """Ends a job that waits or is under way; one that has ended stays as it is."""
         await self._job(owner, job_id)
-        if await asyncio.to_thread(self.ledger.cancel, job_id):
+        if await asyncio.to_thread(self.store.cancel, job_id):
             self.workers.poke()
         return await self._job_of(await self._job(owner, job_id))
 
@@ -192,14 +199,16 @@ class Service:
         """The file of a job's result in a form; made where it is not there yet."""
         row = await self._job(owner, job_id)
         if row["state"] != "done":
-            raise Problem(409, "job.not_done", f"The job is {row['state']}.", remedy="Ask again when it is done.")
+            raise ProblemError(
+                409, "job.not_done", f"The job is {row['state']}.", remedy="Ask again when it is done."
+            )
         allowed = await self._forms(row)
         if not allowed:
-            raise Problem(
+            raise ProblemError(
                 404, "result.gone", "The job's answer is not there any more.", remedy="Ask the model again."
             )
         if form not in allowed:
-            raise Problem(
+            raise ProblemError(
                 404, "result.not_this_form", "The result has no such form.", remedy=f"It has: {', '.join(allowed)}."
             )
         job, study = row["id"], row["study"]
@@ -208,11 +217,13 @@ class Service:
             return path
         return await self._made(owner, job, lambda: self.workers.make(job, study, form))
 
-    async def viewer_labels(self, owner: str, job_id: str, wish: LabelWish) -> Path:
+    async def viewer_labels(self, owner: str, job_id: str, label_format: LabelFormat) -> Path:
         """The label map of a segmentation as a viewer wants it."""
         await self.result(owner, job_id, "nifti")
         row = await self._job(owner, job_id)
-        return await self._made(owner, job_id, lambda: self.workers.viewer_labels(row["id"], row["study"], wish))
+        return await self._made(
+            owner, job_id, lambda: self.workers.viewer_labels(row["id"], row["study"], label_format)
+        )
 
     async def centroids(self, owner: str, job_id: str) -> Centroids:
         """The voxel in the middle of each label of a segmentation."""
@@ -230,8 +241,8 @@ class Service:
     # Within
 
     async def _study_of(self, owner: str, read: Callable[[str], Awaitable[StudyInfo]]) -> Study:
-        if await asyncio.to_thread(self.ledger.count_studies, owner) >= self.config.quota.studies:
-            raise Problem(
+        if await asyncio.to_thread(self.store.count_studies, owner) >= self.config.quota.studies:
+            raise ProblemError(
                 429,
                 "quota.studies",
                 "The owner has as many studies as are allowed.",
@@ -243,7 +254,7 @@ class Service:
         try:
             info = await read(study)
             row = await asyncio.to_thread(
-                self.ledger.add_study, study, owner, info.model_dump_json(), hours=self.config.keep.study_hours
+                self.store.add_study, study, owner, info.model_dump_json(), hours=self.config.keep.study_hours
             )
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
@@ -257,7 +268,7 @@ class Service:
                 return await action()
             except WorkerDiedError:
                 await asyncio.sleep(0.2 * (attempt + 1))
-        raise Problem(
+        raise ProblemError(
             503,
             "service.worker_died",
             "The process that read it died.",
@@ -274,17 +285,17 @@ class Service:
             raise
 
     async def _study(self, owner: str, study_id: str) -> Row:
-        row = await asyncio.to_thread(self.ledger.study, study_id, owner)
+        row = await asyncio.to_thread(self.store.study, study_id, owner)
         if row is None:
-            raise Problem(
+            raise ProblemError(
                 404, "study.unknown", "There is no such study.", remedy="It may have expired; upload again."
             )
         return row
 
     async def _job(self, owner: str, job_id: str) -> Row:
-        row = await asyncio.to_thread(self.ledger.job, job_id, owner)
+        row = await asyncio.to_thread(self.store.job, job_id, owner)
         if row is None:
-            raise Problem(
+            raise ProblemError(
                 404, "job.unknown", "There is no such job.", remedy="It may have expired; ask for it again."
             )
         return row
@@ -293,13 +304,13 @@ class Service:
         most = {"most_of_owner": self.config.quota.open_jobs, "most": self.config.max_queue}
         headers = {"Retry-After": str(RETRY_S)}
         try:
-            return await asyncio.to_thread(self.ledger.add_job, row, **most)
+            return await asyncio.to_thread(self.store.add_job, row, **most)
         except TooManyError as error:
             if error.args == ("all",):
-                raise Problem(
+                raise ProblemError(
                     503, "service.full", "The queue is full.", remedy="Try again later.", headers=headers
                 ) from None
-            raise Problem(
+            raise ProblemError(
                 429,
                 "quota.open_jobs",
                 "The owner has as many open jobs as are allowed.",
@@ -308,20 +319,20 @@ class Service:
             ) from None
 
     async def _remove(self, row: Row) -> None:
-        if await asyncio.to_thread(self.ledger.cancel, row["id"]):
+        if await asyncio.to_thread(self.store.cancel, row["id"]):
             self.workers.poke()
-        await asyncio.to_thread(self.ledger.remove_job, row["id"])
+        await asyncio.to_thread(self.store.remove_job, row["id"])
         await asyncio.to_thread(shutil.rmtree, self.places.job(row["id"]), ignore_errors=True)
 
     async def _ended(self, row: Row, wait_s: float) -> Job:
         if wait_s > 0 and row["state"] not in ENDED:
-            await self._endings.wait(row["id"], wait_s)
+            await self._waiters.wait(row["id"], wait_s)
             row = await self._job(row["owner"], row["id"])
         return await self._job_of(row, with_result=wait_s > 0)
 
     async def _same(self, known: Row, text: str, wait_s: float) -> Job:
         if known["request"] != text:
-            raise Problem(
+            raise ProblemError(
                 409, "job.key_reused", "The idempotency key stands for another request.", remedy="Use a new key."
             )
         return await self._ended(known, wait_s)
@@ -330,7 +341,7 @@ class Service:
         allowed = forms_of(model.task, is_dicom=info.is_dicom)
         for form in request.outputs:
             if form not in allowed:
-                raise Problem(
+                raise ProblemError(
                     422,
                     "job.not_this_form",
                     f"The result has no form {form}.",
@@ -338,7 +349,7 @@ class Service:
                 )
         if request.store is not None:
             if not info.is_dicom:
-                raise Problem(
+                raise ProblemError(
                     422, "job.not_dicom", "Only the answers to DICOM series can be stored.", remedy="Leave store out."
                 )
             peer(request.store.dicomweb, self.config.dicomweb)
@@ -352,7 +363,7 @@ class Service:
 
     async def _forms(self, row: Row) -> tuple[Form, ...]:
         study = row["study"]
-        if study not in self._are_dicom and (found := await asyncio.to_thread(self.ledger.study, study)):
+        if study not in self._are_dicom and (found := await asyncio.to_thread(self.store.study, study)):
             self._info(found)
         task = await asyncio.to_thread(self._task, row)
         return () if task is None else forms_of(task, is_dicom=self._are_dicom.get(study, False))
@@ -372,7 +383,7 @@ class Service:
         return self._tasks[job]
 
     async def _job_of(self, row: Row, *, with_result: bool = False) -> Job:
-        place = await asyncio.to_thread(self.ledger.place, row) if row["state"] == "queued" else None
+        place = await asyncio.to_thread(self.store.place, row) if row["state"] == "queued" else None
         result = None
         if with_result and row["state"] == "done":
             with contextlib.suppress(ConfigError):

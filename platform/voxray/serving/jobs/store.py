@@ -1,8 +1,8 @@
-"""The ledger: studies, jobs and tokens in a database, which outlive every process of the service.
+"""The job store: studies, jobs and tokens in a database, which outlive every process of the service.
 
-Ray Serve spreads the work; the ledger only remembers what was asked for, who works on it and how it ended, so that a
-job that was accepted ends once, whichever process dies. A desk that works on a job holds a lease on it and renews it;
-when a lease lapses, the job is queued again. Every change of a job's state is a compare-and-set.
+Ray Serve spreads the work; the job store only remembers what was asked for, who works on it and how it ended, so that
+a job that was accepted ends once, whichever process dies. A scheduler that works on a job holds a lease on it and
+renews it; when a lease lapses, the job is queued again. Every change of a job's state is a compare-and-set.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class TooManyError(Exception):
     """As many jobs are open as are allowed: of an ``owner``, or of ``all``."""
 
 
-class Ledger:
+class JobStore:
     """The tables and every question that is asked of them; each method is one transaction."""
 
     def __init__(self, url: str) -> None:
@@ -90,7 +90,7 @@ class Ledger:
 
     @property
     def engine(self) -> sa.Engine:
-        """The database, for tables of other doors."""
+        """The database, for further tables."""
         return self._engine
 
     def close(self) -> None:
@@ -172,8 +172,8 @@ class Ledger:
         with self._reader.connect() as db:
             return int(db.scalar(query) or 0)
 
-    def claim(self, desk: str, model: str, *, limit: int, lease_s: float) -> list[Row]:
-        """Up to so many of a model's queued jobs, the oldest first, now leased to the desk."""
+    def claim(self, scheduler: str, model: str, *, limit: int, lease_s: float) -> list[Row]:
+        """Up to so many of a model's queued jobs, the oldest first, now leased to the scheduler."""
         queued = sa.and_(JOBS.c.state == "queued", JOBS.c.model == model)
         with self._reader.connect() as db:
             if db.scalar(sa.select(JOBS.c.seq).where(queued).limit(1)) is None:
@@ -182,7 +182,7 @@ class Ledger:
             "state": "running",
             "stage": "preparing",
             "progress": 0.0,
-            "desk": desk,
+            "desk": scheduler,
             "leased_until": now(self._engine) + lease_s,
             "attempts": JOBS.c.attempts + 1,
             "started": sa.func.coalesce(JOBS.c.started, time.time()),
@@ -191,40 +191,40 @@ class Ledger:
         with self._passing.begin() as db:
             return sorted((dict(row) for row in db.execute(mine).mappings()), key=lambda row: int(row["seq"]))
 
-    def renew(self, desk: str, jobs: Sequence[str], *, lease_s: float) -> set[str]:
-        """Lengthens the leases; the jobs among these that are still the desk's and under way."""
+    def renew(self, scheduler: str, jobs: Sequence[str], *, lease_s: float) -> set[str]:
+        """Lengthens the leases; the jobs among these that are still the scheduler's and under way."""
         if not jobs:
             return set()
-        mine = _held(sa.and_(JOBS.c.id.in_(jobs), JOBS.c.desk == desk, JOBS.c.state == "running"))
+        mine = _held(sa.and_(JOBS.c.id.in_(jobs), JOBS.c.desk == scheduler, JOBS.c.state == "running"))
         longer = JOBS.update().where(mine).values(leased_until=now(self._engine) + lease_s).returning(JOBS.c.id)
         with self._passing.begin() as db:
             return set(db.scalars(longer))
 
     def requeue_lapsed(self) -> int:
-        """Queues jobs again whose desk is gone; how many."""
+        """Queues jobs again whose scheduler is gone; how many."""
         lapsed = sa.and_(JOBS.c.state == "running", JOBS.c.leased_until < now(self._engine))
         with self._passing.begin() as db:
             again = JOBS.update().where(_held(lapsed, skip=True)).values(**_QUEUED).returning(JOBS.c.id)
             return len(db.scalars(again).all())
 
-    def requeue(self, job: str, desk: str) -> bool:
-        """Queues a job again that the desk could not bring to an end."""
-        return self._change(job, _QUEUED, state=("running",), desk=desk)
+    def requeue(self, job: str, scheduler: str) -> bool:
+        """Queues a job again that the scheduler could not bring to an end."""
+        return self._change(job, _QUEUED, state=("running",), scheduler=scheduler)
 
-    def report(self, job: str, desk: str, *, stage: str, progress: float) -> bool:
+    def report(self, job: str, scheduler: str, *, stage: str, progress: float) -> bool:
         """How far a job is."""
         fresh = {"stage": stage, "progress": progress}
-        return self._change(job, fresh, state=("running",), desk=desk, engine=self._passing)
+        return self._change(job, fresh, state=("running",), scheduler=scheduler, engine=self._passing)
 
-    def finish(self, job: str, desk: str, *, timing: Mapping[str, float]) -> bool:
-        """The job is done: its answer lies in its folder. False where it is not the desk's any more."""
+    def finish(self, job: str, scheduler: str, *, timing: Mapping[str, float]) -> bool:
+        """The job is done: its answer lies in its folder. False where it is not the scheduler's any more."""
         values = {"state": "done", "stage": "done", "progress": 1.0, "timing": json.dumps(timing)}
-        return self._change(job, {**values, "finished": time.time()}, state=("running",), desk=desk)
+        return self._change(job, {**values, "finished": time.time()}, state=("running",), scheduler=scheduler)
 
-    def fail(self, job: str, desk: str, *, error: str) -> bool:
+    def fail(self, job: str, scheduler: str, *, error: str) -> bool:
         """The job ended with an error, a `ProblemDetails` as JSON."""
         values = {"state": "failed", "error": error, "finished": time.time()}
-        return self._change(job, values, state=("running",), desk=desk)
+        return self._change(job, values, state=("running",), scheduler=scheduler)
 
     def cancel(self, job: str) -> bool:
         """Ends a job that waits or is under way."""
@@ -288,11 +288,11 @@ class Ledger:
         values: Row,
         *,
         state: Sequence[str],
-        desk: str | None = None,
+        scheduler: str | None = None,
         engine: sa.Engine | None = None,
     ) -> bool:
         same = sa.and_(JOBS.c.id == job, JOBS.c.state.in_(state))
-        same = same if desk is None else sa.and_(same, JOBS.c.desk == desk)
+        same = same if scheduler is None else sa.and_(same, JOBS.c.desk == scheduler)
         with (engine or self._engine).begin() as db:
             return bool(db.execute(JOBS.update().where(same).values(dict(values))).rowcount)
 

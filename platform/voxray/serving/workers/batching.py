@@ -26,7 +26,7 @@ class _Asked:
     error: BaseException | None = None
 
 
-class Together:
+class BatchingNetwork:
     """A network that several threads call, each with the windows of its own scan.
 
     Whoever comes first waits for the others that are at work, and answers for all: in its own thread, under its own

@@ -13,15 +13,15 @@ from jaxtyping import Shaped
 from voxray.core.storage import whole
 from voxray.core.volume import Volume
 from voxray.readers import read_label_map, write_nifti
-from voxray.serving.workers.protocol import Centroids, LabelWish
+from voxray.serving.workers.protocol import Centroids, LabelFormat
 
 
-def label_file(labels: Path, wish: LabelWish) -> Path:
+def label_file(labels: Path, label_format: LabelFormat) -> Path:
     """The label map in another format or type, beside the original; the original where nothing is to be done.
 
     A type that is too narrow for a value is widened, as a label may not change.
     """
-    extension, dtype, compress = wish
+    extension, dtype, compress = label_format
     volume = read_label_map(labels)
     wanted = np.dtype(dtype or volume.voxels.dtype)
     if int(volume.voxels.max(initial=0)) > np.iinfo(wanted).max:

@@ -24,7 +24,7 @@ from voxray.serving.cards import card
 from voxray.serving.config import ServedModel
 from voxray.serving.paths import Places
 from voxray.serving.workers.answered_by import keep_model
-from voxray.serving.workers.batching import Together
+from voxray.serving.workers.batching import BatchingNetwork
 from voxray.serving.workers.protocol import Step
 from voxray.serving.workers.scans import prepare_study
 
@@ -45,7 +45,7 @@ class AbandonedError(Exception):
     """Nobody waits for the answer any more."""
 
 
-class Answering:
+class WarmModel:
     """One model, warm, on one device; scans are answered one by one, and written while the next is answered."""
 
     def __init__(self, name: str, model: ServedModel, places: Places) -> None:
@@ -121,9 +121,9 @@ class Answering:
             return self._predictor.answer(scan, watch=moved)
 
 
-def share_windows(predictor: Predictor, most: int) -> tuple[Together, ...]:
+def share_windows(predictor: Predictor, most: int) -> tuple[BatchingNetwork, ...]:
     """Lets the predictor's networks answer windows of several scans at once; they, to be told of each scan."""
-    found = tuple(Together(network, most) for network in predictor.members)
+    found = tuple(BatchingNetwork(network, most) for network in predictor.members)
     predictor.members = list(found)
     return found
 
@@ -136,7 +136,9 @@ def tiny_scan(recipe: Recipe) -> Prepared:
     return prepare_scan(Volume(voxels, grid), recipe.grid)
 
 
-async def watched(answering: Answering, scan: Prepared | None, job: str, study: str) -> AsyncGenerator[Step, None]:
+async def answer_steps(
+    answering: WarmModel, scan: Prepared | None, job: str, study: str
+) -> AsyncGenerator[Step, None]:
     """An answer's steps, the last with the seconds that it took; whoever stops listening stops the work.
 
     The first is told at once where the scan was waited for; a small one is not interrupted for it.

@@ -1,4 +1,4 @@
-"""What the door and the desk ask of the processes that do the work, wherever these are."""
+"""What the service and the scheduler ask of the processes that do the work, wherever these are."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Extension = Literal[".nrrd", ".nii.gz", ".nii"]
 LabelType = Literal["uint8", "uint16"]
 
 
-class LabelWish(NamedTuple):
+class LabelFormat(NamedTuple):
     """A label map as a viewer wants it."""
 
     extension: Extension
@@ -61,7 +61,7 @@ class Readers(Protocol):
         """The file of a job's result in one form; made once."""
         ...
 
-    async def viewer_labels(self, job: str, study: str, wish: LabelWish) -> Path:
+    async def viewer_labels(self, job: str, study: str, label_format: LabelFormat) -> Path:
         """The file of a segmentation's label map as a viewer wants it; made once."""
         ...
 
@@ -74,7 +74,7 @@ class Readers(Protocol):
         ...
 
 
-class Workers(Readers, Protocol):
+class ServiceWorkers(Readers, Protocol):
     """All of them."""
 
     def answer(self, job: str, study: str, model: str) -> AsyncGenerator[Step, None]:
@@ -89,12 +89,12 @@ class Workers(Readers, Protocol):
         ...
 
     def poke(self) -> None:
-        """Tells the desk that there is something to do; without it the desk finds it a little later."""
+        """Tells the scheduler that there is something to do; without it the scheduler finds it a little later."""
         ...
 
     async def news(self, seen: int) -> int:
-        """Returns when the desk has brought another number of jobs to an end than `seen`: that number.
+        """Returns when the scheduler has brought another number of jobs to an end than `seen`: that number.
 
-        Or after a while, with the same number. Raises where there is no desk at the moment.
+        Or after a while, with the same number. Raises where there is no scheduler at the moment.
         """
         ...

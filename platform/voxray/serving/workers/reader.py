@@ -20,7 +20,7 @@ from voxray.serving.workers.answered_by import answered_by
 from voxray.serving.workers.forms import FILES, STORED, forms_of
 from voxray.serving.workers.label_maps import centroids_of, label_file
 from voxray.serving.workers.making import Answered
-from voxray.serving.workers.protocol import Centroids, LabelWish
+from voxray.serving.workers.protocol import Centroids, LabelFormat
 from voxray.serving.workers.refused_forms import kept_if_refused, refusing
 from voxray.serving.workers.scans import prepare_study, write_scan
 
@@ -67,10 +67,10 @@ class Reading:
         """See `workers.Readers`."""
         return await asyncio.to_thread(self._make, job, study, form)
 
-    async def viewer_labels(self, job: str, study: str, wish: LabelWish) -> Path:
+    async def viewer_labels(self, job: str, study: str, label_format: LabelFormat) -> Path:
         """See `workers.Readers`."""
         with refusing(f"label map as {wish.extension}", self._places.source(study)):
-            return await asyncio.to_thread(label_file, self._places.labels(job, study), wish)
+            return await asyncio.to_thread(label_file, self._places.labels(job, study), label_format)
 
     async def centroids(self, job: str, study: str) -> Centroids:
         """See `workers.Readers`."""

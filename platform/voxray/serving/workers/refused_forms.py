@@ -18,7 +18,7 @@ from voxray.core.bulkhead import lacks_memory, log_fault
 from voxray.core.errors import DataError, ResourceError, VoxrayError
 from voxray.core.storage import whole
 from voxray.results.formats import FAULT
-from voxray.serving.errors import Problem, ProblemDetails, problem_of
+from voxray.serving.errors import ProblemDetails, ProblemError, problem_of
 from voxray.serving.intake.wording import of_series
 from voxray.serving.messages import Form
 
@@ -35,11 +35,11 @@ def refusing(what: str, source: Path) -> Iterator[None]:
         yield
     except DataError as error:
         raise of_series(error, source) from None
-    except (VoxrayError, Problem):
+    except (VoxrayError, ProblemError):
         raise
     except FileNotFoundError:
         text = "The job's answer is not there any more."
-        raise Problem(404, "result.gone", text, remedy="Ask the model again.") from None
+        raise ProblemError(404, "result.gone", text, remedy="Ask the model again.") from None
     except Exception as error:
         log_fault(error)
         if lacks_memory(error):

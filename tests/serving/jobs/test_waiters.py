@@ -10,26 +10,26 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from voxray.serving.jobs.endings import Endings
-from voxray.serving.jobs.store import Ledger, new_id
+from voxray.serving.jobs.store import JobStore, new_id
+from voxray.serving.jobs.waiters import JobWaiters
 from voxray.serving.workers.protocol import WorkerDiedError
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
+def store(tmp_path: Path) -> Iterator[JobStore]:
     """An empty one."""
-    made = Ledger(f"sqlite:///{tmp_path / 'service.db'}")
+    made = JobStore(f"sqlite:///{tmp_path / 'service.db'}")
     yield made
     made.close()
 
 
-def add(ledger: Ledger) -> str:
+def add(store: JobStore) -> str:
     """A job that is under way at desk ``d``."""
     now = time.time()
     fixed = {"owner": "me", "study": "s", "model": "m", "request": "{}", "stage": "queued", "state": "queued"}
     row = {"id": new_id(), "created": now, "expires": now + 3600, **fixed}
-    assert ledger.add_job(row, most_of_owner=1000, most=1000)
-    assert ledger.claim("d", "m", limit=1, lease_s=60)
+    assert store.add_job(row, most_of_owner=1000, most=1000)
+    assert store.claim("d", "m", limit=1, lease_s=60)
     return str(row["id"])
 
 
@@ -47,27 +47,27 @@ class Bell:
 
 
 @pytest.mark.parametrize("rings", [True, False])
-def test_all_who_wait_are_told_by_one_look(ledger: Ledger, rings: bool) -> None:
-    jobs = [add(ledger) for _ in range(20)]
+def test_all_who_wait_are_told_by_one_look(store: JobStore, rings: bool) -> None:
+    jobs = [add(store) for _ in range(20)]
     looks: list[str] = []
     bell = Bell(rings=rings)
-    sa.event.listen(ledger.engine, "before_cursor_execute", lambda *said: looks.append(str(said[2])))
+    sa.event.listen(store.engine, "before_cursor_execute", lambda *said: looks.append(str(said[2])))
 
     async def run() -> list[float]:
-        endings, begin = Endings(ledger, bell.news), time.monotonic()
+        waiters, begin = JobWaiters(store, bell.news), time.monotonic()
 
         async def waited(job: str) -> float:
-            await endings.wait(job, 20)
+            await waiters.wait(job, 20)
             return time.monotonic() - begin
 
         waits = [asyncio.create_task(waited(job)) for job in jobs for _ in range(2)]
         await asyncio.sleep(1)
         for job in jobs[1:]:
-            ledger.finish(job, "d", timing={})
+            store.finish(job, "d", timing={})
         bell.ended = 19
         await asyncio.wait(waits[2:], timeout=10)
         assert [wait.done() for wait in waits] == [False] * 2 + [True] * 38
-        ledger.fail(jobs[0], "d", error="{}")
+        store.fail(jobs[0], "d", error="{}")
         bell.ended = 20
         return list(await asyncio.gather(*waits))
 
@@ -78,28 +78,28 @@ def test_all_who_wait_are_told_by_one_look(ledger: Ledger, rings: bool) -> None:
     assert bell.asked <= 5
 
 
-def test_wait_has_an_end(ledger: Ledger) -> None:
-    job = add(ledger)
+def test_wait_has_an_end(store: JobStore) -> None:
+    job = add(store)
 
     async def run() -> float:
-        endings, begin = Endings(ledger, Bell(rings=False).news), time.monotonic()
-        await endings.wait(job, 0.2)
-        await endings.wait("f" * 32, 30)  # nobody knows it
+        waiters, begin = JobWaiters(store, Bell(rings=False).news), time.monotonic()
+        await waiters.wait(job, 0.2)
+        await waiters.wait("f" * 32, 30)  # nobody knows it
         return time.monotonic() - begin
 
     assert 0.2 <= asyncio.run(run()) < 10
 
 
-def test_desk_that_is_gone_is_done_without(ledger: Ledger) -> None:
+def test_desk_that_is_gone_is_done_without(store: JobStore) -> None:
     async def gone(_seen: int) -> int:
         raise WorkerDiedError("desk")
 
     async def run() -> None:
-        job = add(ledger)
-        waiting = asyncio.create_task(Endings(ledger, gone).wait(job, 30))
+        job = add(store)
+        waiting = asyncio.create_task(JobWaiters(store, gone).wait(job, 30))
         await asyncio.sleep(0.5)
         assert not waiting.done()
-        ledger.finish(job, "d", timing={})
+        store.finish(job, "d", timing={})
         await asyncio.wait_for(waiting, 10)
 
     asyncio.run(run())

@@ -27,7 +27,7 @@ SUFFIXES = (
 _FOREIGN_STARTS = (b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")
 
 
-class Item(NamedTuple):
+class UploadedFile(NamedTuple):
     """One file that was sent or unpacked."""
 
     file: str
@@ -51,21 +51,21 @@ def own_name(number: int) -> str:
     return f"{number:06d}"
 
 
-def item_of(number: int, name: str) -> Item:
+def uploaded_file(number: int, name: str) -> UploadedFile:
     """The item of the number-th part, which was sent under some name; folders in the name count for nothing."""
     return _item(number, name, group="", part=number, member="")
 
 
-def member_of(archive: Item, number: int, name: str, *, group: str) -> Item:
+def archive_member(archive: UploadedFile, number: int, name: str, *, group: str) -> UploadedFile:
     """The item of a file that was unpacked, as the number-th of all."""
     return _item(number, name, group=group, part=archive.part, member=name)
 
 
-def _item(number: int, name: str, *, group: str, part: int, member: str) -> Item:
+def _item(number: int, name: str, *, group: str, part: int, member: str) -> UploadedFile:
     bare = re.split(r"[\\/]", name)[-1]
     lower = bare.lower()
     suffix = next((end for end in SUFFIXES if lower.endswith(end)), "")
-    return Item(own_name(number), suffix, digest_of(bare), group, digest_of(same(bare)), part, member)
+    return UploadedFile(own_name(number), suffix, digest_of(bare), group, digest_of(same(bare)), part, member)
 
 
 def digest_of(name: str) -> str:
@@ -73,21 +73,21 @@ def digest_of(name: str) -> str:
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def facts_of(items: Mapping[str, Item]) -> dict[str, object]:
+def facts_of(items: Mapping[str, UploadedFile]) -> dict[str, object]:
     """What a refusal says beside its sentence of the files in it, by the names that they have there; see `naming`."""
     return {SENT: {name: [item.part, item.member] for name, item in items.items()}}
 
 
-def write_list(folder: Path, items: Sequence[Item]) -> None:
+def write_list(folder: Path, items: Sequence[UploadedFile]) -> None:
     """Writes down beside the files what they are."""
     assert not any(item.member for item in items), "members' names are for memory alone"
     with whole(folder / _LIST) as path:
         path.write_text(json.dumps([list(item) for item in items]))
 
 
-def read_list(folder: Path) -> list[Item]:
+def read_list(folder: Path) -> list[UploadedFile]:
     """What `write_list` wrote."""
-    return [Item(*fields) for fields in json.loads((folder / _LIST).read_text())]
+    return [UploadedFile(*fields) for fields in json.loads((folder / _LIST).read_text())]
 
 
 def start_of(path: Path) -> bytes:
@@ -126,7 +126,7 @@ def is_no_nifti(start: bytes, suffix: str) -> bool:
     return not (sizes & {348, 540} or start.startswith((b"\x1f\x8b", b"NRRD0")))
 
 
-def not_nifti(item: Item) -> DataError:
+def not_nifti(item: UploadedFile) -> DataError:
     """The refusal of a file that is named NIfTI, before all of it has come."""
     text = f"{item.file} is named .nii or .nii.gz, and does not start with a NIfTI header."
     return DataError(
@@ -134,7 +134,7 @@ def not_nifti(item: Item) -> DataError:
     )
 
 
-def not_zip(item: Item) -> DataError:
+def not_zip(item: UploadedFile) -> DataError:
     """The refusal of an archive that is not unpacked."""
     return DataError(
         "upload.not_zip",

@@ -1,7 +1,7 @@
-"""Who waits for jobs is told when they end: by one look at the ledger for all who wait, however many they are.
+"""Who waits for jobs is told when they end: by one look at the job store for all, however many they are.
 
-The desk's word that some job has ended is the sign to look; the ledger alone says which. Where no word comes, as from
-a desk that has died, it is looked from time to time.
+The scheduler's word that some job has ended is the sign to look; the store alone says which. Where no word comes, as
+from a scheduler that has died, it is looked from time to time.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from voxray.serving.jobs.store import Ledger
+from voxray.serving.jobs.store import JobStore
 
 _LOOK_S = 0.25
 """As often it is looked without a sign."""
 
-News = Callable[[int], Awaitable[int]]
-"""See `workers.Workers.news`."""
+_News = Callable[[int], Awaitable[int]]
+"""See `workers.protocol.ServiceWorkers.news`."""
 
 
 @dataclass
@@ -26,11 +26,11 @@ class _Waited:
     waiting: int = 0
 
 
-class Endings:
+class JobWaiters:
     """The jobs that are waited for in one process, whichever process brings them to an end."""
 
-    def __init__(self, ledger: Ledger, news: News) -> None:
-        self._ledger, self._news = ledger, news
+    def __init__(self, store: JobStore, news: _News) -> None:
+        self._store, self._news = store, news
         self._waited: dict[str, _Waited] = {}
         self._looking: asyncio.Task[None] | None = None
         self._listening: asyncio.Task[None] | None = None
@@ -73,11 +73,11 @@ class Endings:
                     await asyncio.wait_for(self._sign.wait(), _LOOK_S)
                 self._sign.clear()
                 asked = list(self._waited)
-                still = await asyncio.to_thread(self._ledger.still_open, asked)
+                still = await asyncio.to_thread(self._store.still_open, asked)
                 for job in asked:
                     if job not in still and job in self._waited:
                         self._waited.pop(job).ended.set()
         finally:
-            for one in self._waited.values():  # where the ledger could not be read, who waits finds out
+            for one in self._waited.values():  # where the store could not be read, who waits finds out
                 one.ended.set()
             self._waited.clear()
