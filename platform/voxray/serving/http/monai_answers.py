@@ -60,7 +60,7 @@ async def file_of(service: Service, owner: str, job: Job, model: ModelInfo, opti
     if model.task == "segmentation":
         label_format = LabelFormat(options.result_extension, options.result_dtype, options.result_compress)
         path = await service.viewer_labels(owner, job.job_id, label_format)
-        return AnswerFile(path, f"label{wishes.result_extension}", "application/octet-stream")
+        return AnswerFile(path, f"label{options.result_extension}", "application/octet-stream")
     path = await service.result(owner, job.job_id, "markups")
     if isinstance(job.result, FindingsFile) and not job.result.findings:
         path = await asyncio.to_thread(_nothing_found, path)

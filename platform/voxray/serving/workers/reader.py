@@ -69,7 +69,7 @@ class Reading:
 
     async def viewer_labels(self, job: str, study: str, label_format: LabelFormat) -> Path:
         """See `workers.Readers`."""
-        with refusing(f"label map as {wish.extension}", self._places.source(study)):
+        with refusing(f"label map as {label_format.extension}", self._places.source(study)):
             return await asyncio.to_thread(label_file, self._places.labels(job, study), label_format)
 
     async def centroids(self, job: str, study: str) -> Centroids:
