@@ -11,8 +11,8 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCE = REPOSITORY / "platform" / "voxray"
 STILL_NAMED_TWICE = """
-Bounds Compared Form Get Keeping Kind Measured Network Numbers Output Owner Part Point Precision Prediction
-Row Series Task Truth Value Window Windows
+Compared Form Get Kind Measured Network Numbers Output Owner Part Point Precision Prediction Row Series
+Task Truth Value Window Windows
 """
 """Names that still stand for several things: none is added."""
 
