@@ -19,7 +19,7 @@ import pytest
 from serving.intake.conftest import series_files
 from support.odd_scans import DISAGREE, contradict
 from support.services import in_process, small_models, small_scan, upload
-from voxray.commands.predict import InferenceOptions, predict
+from voxray.commands.predict import AnswerOptions, predict
 from voxray.core.progress import SilentProgress
 from voxray.readers import read_label_map, read_volume
 
@@ -51,7 +51,7 @@ def test_answers_are_those_of_predict(tmp_path: Path) -> None:
             model["path"],
             [scan],
             tmp_path / name,
-            InferenceOptions(runtime="torch", overrides=model.get("overrides", ())),
+            AnswerOptions(runtime="torch", overrides=model.get("overrides", ())),
             progress=SilentProgress(),
         )
 
