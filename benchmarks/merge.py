@@ -30,7 +30,7 @@ from voxray.core.config import Setting
 from voxray.core.recipe import DetectionMerge
 from voxray.core.volume import Grid
 from voxray.distributed.cluster import connect
-from voxray.inference.candidates.replay import Bench, BenchCase, Boxes
+from voxray.inference.candidates.replay import DetectionReplay, Replay, ReplayCase
 from voxray.recipes import read_recipe
 from voxray.sweeping.journal import Journal
 from voxray.sweeping.search_space import read_space
@@ -55,9 +55,9 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     rows = [clustering(10_000, num_places=places) for places in ((6000,) if asked.quick else (300, 1500, 6000))]
-    bench = bench_of(20 if asked.quick else 100)
-    rows.append(evaluation(bench))
-    rows += trials(bench, 100 if asked.quick else 1000)
+    replay = replay_of(20 if asked.quick else 100)
+    rows.append(evaluation(replay))
+    rows += trials(replay, 100 if asked.quick else 1000)
     show(rows, title="merge and sweep", json_file=asked.json)
 
 
@@ -79,7 +79,7 @@ def clustering(count: int, *, num_places: int) -> Row:
     return Row(name, slow, fast, "s", 20, less_is_better=True)
 
 
-def bench_of(num_scans: int) -> Bench:
+def replay_of(num_scans: int) -> Replay:
     """Scans with 5,000 candidates of one class around 60 places, five of which are true."""
     classes = torch.zeros(NUM_CANDIDATES, dtype=torch.int64)
     cases = []
@@ -98,27 +98,27 @@ def bench_of(num_scans: int) -> Bench:
             num_views=1,
         )
         known = Neighbours.of(placed.boxes, classes, floor=1e-5)
-        data = Boxes(placed, GRID, chosen[::12], np.zeros(5, np.int64), pooled=known, apart=known)
-        cases.append(BenchCase(f"scan {seed}", f"patient {seed}", data))
-    return Bench(tuple(cases), ("nodule",))
+        data = DetectionReplay(placed, GRID, chosen[::12], np.zeros(5, np.int64), pooled=known, apart=known)
+        cases.append(ReplayCase(f"scan {seed}", f"patient {seed}", data))
+    return Replay(tuple(cases), ("nodule",))
 
 
-def evaluation(bench: Bench) -> Row:
+def evaluation(replay: Replay) -> Row:
     """Seconds for one setting on all scans."""
-    how, every = DetectionMerge(score_floor=0.0, max_detections=100), range(len(bench.cases))
-    peer, theirs = timed(lambda: monai_score(bench, how), turns=1)
-    ours, score = timed(lambda: bench.score(how, every), turns=TURNS)
+    how, every = DetectionMerge(score_floor=0.0, max_detections=100), range(len(replay.cases))
+    peer, theirs = timed(lambda: monai_score(replay, how), turns=1)
+    ours, score = timed(lambda: replay.score(how, every), turns=TURNS)
     # MONAI's recall is float32, which moves AP by up to a hundredth at single points.
     np.testing.assert_allclose(score, theirs, atol=0.011)
-    name = f"one sweep evaluation, {len(bench.cases)} scans x {NUM_CANDIDATES} candidates, 1 core"
+    name = f"one sweep evaluation, {len(replay.cases)} scans x {NUM_CANDIDATES} candidates, 1 core"
     return Row(name, peer, ours, "s", 30, less_is_better=True)
 
 
-def monai_score(bench: Bench, how: DetectionMerge) -> float:
+def monai_score(replay: Replay, how: DetectionMerge) -> float:
     """The same by MONAI's suppression, matching and metric."""
     boxes, scores, truth = [], [], []
-    for case in bench.cases:
-        assert isinstance(case.data, Boxes)
+    for case in replay.cases:
+        assert isinstance(case.data, DetectionReplay)
         placed = case.data.placed
         kept = MONAI_BOXES.non_max_suppression(
             placed.boxes, placed.scores, how.tile_iou, max_proposals=how.max_detections
@@ -137,14 +137,14 @@ def monai_score(bench: Bench, how: DetectionMerge) -> float:
     return float(metric(matched)[0]["mAP_IoU_0.10_0.50_0.05_MaxDet_100"])
 
 
-def trials(bench: Bench, number: int) -> list[Row]:
+def trials(replay: Replay, number: int) -> list[Row]:
     """Minutes of so many trials, and what each costs besides its evaluation, with the study on disk."""
     space = read_space(REPOSITORY / "search_spaces" / "detection.toml", read_recipe("lung_nodule"))
-    every = tuple(range(len(bench.cases)))
+    every = tuple(range(len(replay.cases)))
     waited_s = 0.0
     with tempfile.TemporaryDirectory() as folder, connect(num_cpus=2):
         study = SweepStudy(Journal(Path(folder) / "journal"), "all", space, Plan(number), about="benchmark")
-        with open_trier({"{}": bench}, workers=2, on_ray=True) as trier:
+        with open_trier({"{}": replay}, workers=2, on_ray=True) as trier:
 
             def evaluate(settings: Sequence[Setting], bar: float | None) -> Sequence[TrialResult]:
                 nonlocal waited_s

@@ -35,12 +35,12 @@ from voxray.core.config import Setting
 from voxray.core.progress import PlainProgress, Progress
 from voxray.dataset import read_dataset
 from voxray.distributed.cluster import connect
-from voxray.inference.candidates.replay import Bench
+from voxray.inference.candidates.replay import Replay
 from voxray.metrics.bootstrap import band, draw_weights, ones
 from voxray.metrics.coco import IOUS
 from voxray.phantoms import write_toy
 from voxray.recipes import read_recipe
-from voxray.sweeping.candidate_cases import CaseRequest, keep_cases
+from voxray.sweeping.candidate_cases import CaseRequest, record_cases
 from voxray.sweeping.parts import parts_of
 from voxray.sweeping.report import SweepOptions
 from voxray.sweeping.search_space import Space, read_space
@@ -82,11 +82,11 @@ def measured(folder: Path, sizes: Sizes, progress: Progress) -> list[Row]:
     detector = make_detector(folder, sizes.epochs, progress)
     run = on_unseen(detector, folder, sizes.scans, progress)
     space = read_space(SPACE, read_recipe(LESSON.recipe, overrides=LESSON.overrides))
-    kept, failed = keep_cases(CaseRequest(run), {}, progress=progress)
+    kept, failed = record_cases(CaseRequest(run), {}, progress=progress)
     assert not failed, failed
     rows = []
     for aim, ious in AIMS.items():
-        judge = Judge(Bench.of(kept, bounds_of(space), ious=ious), space)
+        judge = Judge(Replay.of(kept, bounds_of(space), ious=ious), space)
         found: dict[str, list[Scores]] = {"the recipe's own setting": [], "greedy": [], "tpe": []}
         for seed in range(sizes.halvings):
             for name, scores in found.items():
@@ -140,9 +140,9 @@ Scores = tuple[float, Float64[np.ndarray, " b"]]
 class Judge:
     """Scores each half of the scans with what was tuned on the other."""
 
-    def __init__(self, bench: Bench, space: Space) -> None:
-        self._bench, self._space = bench, space
-        self._weights = draw_weights(len(bench.cases), rng=np.random.default_rng(0))
+    def __init__(self, replay: Replay, space: Space) -> None:
+        self._bench, self._space = replay, space
+        self._weights = draw_weights(len(replay.cases), rng=np.random.default_rng(0))
 
     def of(self, settings: Sequence[Setting], seed: int) -> Scores:
         """The scores of settings, one for each half, which the seed draws as a sweep does."""

@@ -11,8 +11,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCE = REPOSITORY / "platform" / "voxray"
 STILL_NAMED_TWICE = """
-Compared Form Get Kind Measured Network Numbers Output Owner Part Point Precision Prediction Row Series
-Task Truth Value Window Windows
+Form Get Kind Measured Numbers Output Owner Point Row Series Truth
 """
 """Names that still stand for several things: none is added."""
 

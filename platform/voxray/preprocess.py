@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from voxray.core.alignment import Arrangement
 from voxray.core.case import Case, VolumeStats, label_counts
 from voxray.core.errors import DataError
+from voxray.core.outputs import TaskName
 from voxray.core.recipe import GridConfig, Intensity, WindowIntensity
 from voxray.core.volume import Grid, Shape, Vector, Volume
 
@@ -29,8 +30,6 @@ _MIN_SIDE_VOX = 0.5
 _ROWS = 16
 _SPECK_VOX = 8
 """A class of which a scan shows no more than so many voxels, two along each axis, is a speck in it."""
-
-Task = Literal["detection", "segmentation"]
 
 _OPPOSITE = {"R": "L", "L": "R", "A": "P", "P": "A", "S": "I", "I": "S"}
 
@@ -85,7 +84,9 @@ def resampled_grid(grid: Grid, spacing_mm: Vector) -> Grid:
     return Grid((x, y, z), spacing_mm, (ox, oy, oz), grid.direction)
 
 
-def prepare_case(case: Case, config: GridConfig, *, task: Task | None = None, classes: Sequence[str] = ()) -> Case:
+def prepare_case(
+    case: Case, config: GridConfig, *, task: TaskName | None = None, classes: Sequence[str] = ()
+) -> Case:
     """The case on the recipe's grid: image linear, labels nearest, boxes by scale.
 
     What has no voxel left there is a DataError where it matters: to a detection its objects, to a segmentation a

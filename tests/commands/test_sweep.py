@@ -21,11 +21,11 @@ from voxray.core.progress import SilentProgress
 from voxray.core.recipe import DetectionMerge, SegmentationMerge
 from voxray.core.storage import Place
 from voxray.core.volume import Volume
-from voxray.inference.candidates.file import Kept, merge_candidates, read_kept, write_kept
+from voxray.inference.candidates.file import RecordedCase, merge_candidates, read_recorded, write_recorded
 from voxray.metrics import coco
 from voxray.readers import read_label_map, read_volume, write_nifti
 from voxray.results.answers import weights_digest
-from voxray.sweeping.candidate_cases import CaseRequest, content_of_kept, keep_cases
+from voxray.sweeping.candidate_cases import CaseRequest, content_of_recorded, record_cases
 from voxray.sweeping.parts import parts_of
 from voxray.sweeping.report import SweepOptions, SweepReport
 from voxray.training.checkpoint import load_model
@@ -62,7 +62,7 @@ def run_with(folder: Path, seeds: range) -> str:
     mark = stamp(about, recipe, sha256=weights_digest(model))
     for one in cases:
         head = one.head.model_copy(update={"model": mark})
-        write_kept(Place.of(folder / "candidates" / "epoch_0000"), replace(one, head=head))
+        write_recorded(Place.of(folder / "candidates" / "epoch_0000"), replace(one, head=head))
     return str(folder)
 
 
@@ -135,7 +135,7 @@ def test_what_a_setting_is_tuned_for_can_be_said(tmp_path: Path) -> None:
     assert strict.aim == "mAP at IoU 0.5, 0.7"
     assert strict.seen.own < usual.seen.own - 0.05, "close boxes are harder"
     folder = Place.of(run).below("candidates").below("epoch_0000")
-    kept = [read_kept(folder, name) for name in folder.names(".")]
+    kept = [read_recorded(folder, name) for name in folder.names(".")]
     own = load_model(run)[1].merge
     assert isinstance(own, DetectionMerge)
     truth = [one.truth for one in kept if one.truth is not None]
@@ -204,9 +204,9 @@ def test_a_run_without_anything_to_find_cannot_be_tuned(tmp_path: Path) -> None:
     run = run_with(tmp_path / "run", range(4))
     folder = Place.of(tmp_path / "run" / "candidates" / "epoch_0000")
     for name in folder.names("."):
-        kept = read_kept(folder, name)
+        kept = read_recorded(folder, name)
         head = kept.head.model_copy(update={"truth_boxes": (), "truth_classes": ()})
-        write_kept(folder, replace(kept, head=head))
+        write_recorded(folder, replace(kept, head=head))
     with pytest.raises(ConfigError, match="none of its 4 cases holds anything to find"):
         swept(tmp_path, run)
 
@@ -280,8 +280,8 @@ def test_what_is_kept_is_of_the_scans_and_the_truth_of_today(tmp_path: Path, tas
     fields = {"dataset_file": str(dataset), "dataset": "spheres", "val_cases": ("s0", "s1")}
     write_run(run, task, threshold=0.05 if task == "detection" else 0.5, **fields)
 
-    def kept() -> dict[str, Kept]:
-        found, failed = keep_cases(CaseRequest(str(run), device="cpu"), {}, progress=Heard())
+    def kept() -> dict[str, RecordedCase]:
+        found, failed = record_cases(CaseRequest(str(run), device="cpu"), {}, progress=Heard())
         assert not failed
         return {one.head.case: one for one in found}
 
@@ -298,8 +298,8 @@ def test_what_is_kept_is_of_the_scans_and_the_truth_of_today(tmp_path: Path, tas
     corrected = kept()
     assert corrected["s1"].head == first["s1"].head
     assert corrected["s0"].head.scan_sha256 == first["s0"].head.scan_sha256
-    assert content_of_kept(corrected["s0"]) != content_of_kept(first["s0"])
-    assert content_of_kept(corrected["s1"]) == content_of_kept(first["s1"])
+    assert content_of_recorded(corrected["s0"]) != content_of_recorded(first["s0"])
+    assert content_of_recorded(corrected["s1"]) == content_of_recorded(first["s1"])
     scan = tmp_path / "data" / "images" / "s1.nii.gz"
     volume = read_volume(scan)
     write_nifti(Volume(np.full_like(volume.voxels, -1000), volume.grid), scan)

@@ -16,7 +16,7 @@ from voxray.core.case import Case
 from voxray.core.recipe import DetectionMerge, SegmentationMerge
 from voxray.core.volume import Volume
 from voxray.inference.predictor import Predictor
-from voxray.inference.sliding import Precision
+from voxray.inference.sliding import Autocast
 from voxray.readers import read_volume
 
 TURNS = [
@@ -175,7 +175,7 @@ def test_one_image_in_seven_orientations_has_one_answer(shared_data: Path) -> No
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("amp", ["off", "bf16"])
-def test_a_gpu_answers_as_the_cpu_does(amp: Precision) -> None:
+def test_a_gpu_answers_as_the_cpu_does(amp: Autocast) -> None:
     scan, centre = sphere_scan(TURNS[9], angles_deg=ANGLES[1])
     recipe = bright_recipe("segmentation")
     model = BrightConfig().build(recipe, 1)

@@ -156,7 +156,7 @@ def test_a_conversion_is_kept_beside_the_run(tmp_path: Path, monkeypatch: pytest
 def test_a_folder_that_cannot_be_written_is_replaced_by_the_users_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from voxray.runtimes.engine_cache import kept
+    from voxray.runtimes.engine_cache import cached
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "file").write_text("not a folder")
@@ -167,7 +167,7 @@ def test_a_folder_that_cannot_be_written_is_replaced_by_the_users_cache(
         return b"data"
 
     for _ in range(2):
-        assert kept("a.onnx", make, folder=tmp_path / "file") == b"data"
+        assert cached("a.onnx", make, folder=tmp_path / "file") == b"data"
     assert made == [1]
     assert (tmp_path / "cache" / "voxray" / "a.onnx").read_bytes() == b"data"
 

@@ -1,4 +1,4 @@
-"""Kept cases with crowds of candidates around objects, some of which are true."""
+"""Recorded cases with crowds of candidates around objects, some of which are true."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from support.bright_scans import bright_recipe, bright_run
 from voxray.core.answer_json import stamp
 from voxray.core.volume import Grid
-from voxray.inference.candidates.file import Kept, KeptHead, Truth, with_truth
+from voxray.inference.candidates.file import RecordedCase, RecordedHeader, RecordedTruth, with_truth
 from voxray.tasks.candidates import Placed
 from voxray.windows import lattice
 
@@ -24,7 +24,7 @@ def crowded_case(
     num_views: int = 2,
     num_places: int = 14,
     classes: tuple[str, ...] = CLASSES,
-) -> Kept:
+) -> RecordedCase:
     """A case of patient ``p<seed // 2>``; about a third of its places hold an object, and score a little higher."""
     rng = np.random.default_rng(seed)
     places, sides = rng.uniform(10, np.array(SHAPE) - 10, (num_places, 3)), rng.uniform(4, 9, (num_places, 1))
@@ -46,7 +46,7 @@ def crowded_case(
     )
     grid = Grid(SHAPE, (0.8, 0.8, 1.2), (0, 0, 0), (-1, 0, 0, 0, -1, 0, 0, 0, 1))
     recipe = bright_recipe("detection")
-    head = KeptHead(
+    head = RecordedHeader(
         case=f"case_{seed}",
         patient=f"p{seed // 2}",
         classes=classes,
@@ -58,4 +58,4 @@ def crowded_case(
         mirrors=((), (0,))[:num_views],
     )
     truth = np.concatenate([places - sides, places + sides], axis=1)[true]
-    return with_truth(Kept(head, placed=placed), Truth(truth, kinds[true]))
+    return with_truth(RecordedCase(head, placed=placed), RecordedTruth(truth, kinds[true]))

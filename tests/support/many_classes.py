@@ -13,16 +13,16 @@ from support.small_networks import small_recipe
 from voxray.core.recipe import SegmentationMerge
 from voxray.core.run import Run
 from voxray.core.volume import Grid, Volume
-from voxray.inference.candidates.recorder import Keeper
+from voxray.inference.candidates.recorder import Recorder
 from voxray.inference.predictor import Predictor
-from voxray.runtimes import Network, network_of
+from voxray.runtimes import TrainedNetwork, network_of
 
 MANY = 20
 """Foreground classes, after a layer of 8 channels."""
 
 
 @functools.cache
-def many_classes() -> Network:
+def many_classes() -> TrainedNetwork:
     """A small SegResNet for runtimes."""
     torch.manual_seed(0)
     made: nn.Module = small_recipe("segresnet").network.build(small_recipe("segresnet"), MANY)
@@ -61,7 +61,7 @@ def answered(
     network: Any,
     *,
     device: str = "cpu",
-    keep: Keeper | None = None,
+    recorder: Recorder | None = None,
     how: SegmentationMerge | None = None,
     **inference: Any,
 ) -> Any:
@@ -71,6 +71,6 @@ def answered(
     recipe = recipe.model_copy(update={"inference": recipe.inference.model_copy(update=changed)})
     classes = tuple(f"class_{index}" for index in range(MANY))
     run = Run(name="many", dataset="none", licence="none", classes=classes, recipe={}, voxray_version="0")
-    found = Predictor(run, recipe, network, device, how=how).predict_grid(noisy_scan(), keep=keep)
+    found = Predictor(run, recipe, network, device, how=how).predict_grid(noisy_scan(), recorder=recorder)
     assert isinstance(found, Volume)
     return found.voxels

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from voxray.core.outputs import Output
 from voxray.core.recipe import Recipe
 from voxray.recipes import read_recipe
-from voxray.runtimes import Network, Precision, network_of
+from voxray.runtimes import Precision, TrainedNetwork, network_of
 from voxray.runtimes.onnx.half_precision import typed
 
 CLASSES = ("first", "second")
@@ -66,7 +66,7 @@ def small_network(kind: str, seed: int = 0) -> nn.Module:
 
 
 @functools.cache
-def exported(kind: str) -> Network:
+def exported(kind: str) -> TrainedNetwork:
     """The small network for runtimes."""
     return network_of(small_recipe(kind), small_network(kind))
 

@@ -19,13 +19,14 @@ from voxray.annotations.maps import value_counts
 from voxray.core.bulkhead import sentence_of
 from voxray.core.case import Case
 from voxray.core.errors import ConfigError, DataError
+from voxray.core.outputs import TaskName
 from voxray.core.progress import Progress
 from voxray.core.recipe import GridConfig, Recipe
 from voxray.core.volume import Shape, Vector
 from voxray.dataset import CaseSource, Dataset, num_folds, split
 from voxray.distributed.cluster import cluster_total, connect
 from voxray.loading import examine, survey
-from voxray.preprocess import Task, prepare_case, require_volume
+from voxray.preprocess import prepare_case, require_volume
 
 ATTEMPTS = 2
 """How often a case is tried whose worker dies."""
@@ -144,7 +145,7 @@ def check(dataset: Dataset, *, recipe: Recipe | None = None, progress: Progress)
 
 
 def check_case(
-    dataset: Dataset, source: CaseSource, *, grid: GridConfig | None = None, task: Task | None = None
+    dataset: Dataset, source: CaseSource, *, grid: GridConfig | None = None, task: TaskName | None = None
 ) -> CaseResult:
     """One case read and summed up, or what is wrong with it; and in either case what its readers warn of.
 
@@ -168,7 +169,7 @@ def check_case(
 
 
 def _on_grid(
-    case: Case, grid: GridConfig, task: Task | None, classes: Sequence[str]
+    case: Case, grid: GridConfig, task: TaskName | None, classes: Sequence[str]
 ) -> Iterator[DatasetProblem | CaseWarning]:
     """What is lost of the case on a recipe's grid."""
     try:

@@ -21,7 +21,7 @@ from voxray.exporting.card import model_card
 from voxray.exporting.monai_bundle import PACKAGE, write_detection_bundle, write_segmentation_bundle
 from voxray.exporting.parity import Parity, compare, require, worst
 from voxray.exporting.sample_patches import calibration_patches, real_patches
-from voxray.exporting.source_networks import Part, Trained, read_trained
+from voxray.exporting.source_networks import SourceNetwork, Trained, read_trained
 from voxray.exporting.speed import Speed, device_name, milliseconds, table
 from voxray.inference.package import EngineEntry, write_manifest, writing
 from voxray.loading.inputs import keep_out_of_run
@@ -29,21 +29,21 @@ from voxray.models import MODELS
 from voxray.runtimes import (
     PRECISIONS,
     RUNTIMES,
-    Network,
     Precision,
     Runtime,
     TorchRuntime,
+    TrainedNetwork,
     network_of,
     open_runtime,
 )
 from voxray.runtimes.device import choose_device
-from voxray.runtimes.network import Form
+from voxray.runtimes.network import EngineFormat
 from voxray.runtimes.onnxruntime import OnnxRuntime
 from voxray.runtimes.openvino.engine import OpenVinoRuntime, save_ir
 from voxray.runtimes.openvino.int8 import save_int8
 from voxray.runtimes.tensorrt_build import EngineKey, build_engine, key_for, require_flavour
 
-FORMS: dict[str, Form] = {"onnx": "onnx", "openvino": "openvino", "tensorrt": "tensorrt"}
+FORMS: dict[str, EngineFormat] = {"onnx": "onnx", "openvino": "openvino", "tensorrt": "tensorrt"}
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class ExportOptions:
     device: str = "auto"
     """Where the engine is compared and timed; ``auto``: for TensorRT a GPU where there is one, else the CPU."""
 
-    def checked(self) -> tuple[Form, Precision, tuple[int, int, int]]:
+    def checked(self) -> tuple[EngineFormat, Precision, tuple[int, int, int]]:
         """The form, the precision and the batches, or a ConfigError."""
         if self.runtime not in FORMS:
             raise ConfigError(f"--runtime {self.runtime}: no such form; allowed are {', '.join(FORMS)}.")
@@ -111,7 +111,7 @@ def export(
         advance(1)
         engines: list[EngineEntry] = []
         parities: list[Parity] = []
-        packed: list[Network] = []
+        packed: list[TrainedNetwork] = []
         for part in trained.parts:
             entries, network = _write_part(part, trained, folder, options=chosen, ranges=ranges)
             advance(1)
@@ -132,13 +132,13 @@ def export(
 
 
 def _write_part(
-    part: Part,
+    part: SourceNetwork,
     trained: Trained,
     folder: Path,
     *,
     options: ExportOptions,
     ranges: Sequence[Float[Tensor, "1 1 x y z"]],
-) -> tuple[tuple[EngineEntry, ...], Network]:
+) -> tuple[tuple[EngineEntry, ...], TrainedNetwork]:
     """Writes one network's weights and engines, and opens what was written."""
     form, precision, batches = options.checked()
     network = network_of(trained.recipe, part.module, digest=part.digest, folder=trained.kept_in, batches=batches)
@@ -205,10 +205,10 @@ def export_bundle(run: str | Path, output: Path, options: ExportOptions | None =
 
 
 def write_engines(
-    network: Network,
+    network: TrainedNetwork,
     folder: Path,
     *,
-    form: Form,
+    form: EngineFormat,
     precision: Precision,
     device: torch.device,
     ranges: Sequence[Float[Tensor, "1 1 x y z"]] = (),
@@ -254,11 +254,11 @@ def _with_window(trained: Trained, window: Sequence[int] | None) -> Recipe:
 
 
 def _parity(
-    network: Network,
+    network: TrainedNetwork,
     reference: Runtime,
     patches: Sequence[Float[Tensor, "1 1 x y z"]],
     *,
-    form: Form,
+    form: EngineFormat,
     precision: Precision,
     source: str,
 ) -> Parity:
@@ -277,7 +277,9 @@ def _parity(
     )
 
 
-def _checker(network: Network, device: torch.device, *, form: Form, precision: Precision) -> tuple[Runtime, str]:
+def _checker(
+    network: TrainedNetwork, device: torch.device, *, form: EngineFormat, precision: Precision
+) -> tuple[Runtime, str]:
     """The engine where this machine runs it; else the same graph on a runtime that it has."""
     name = _runtime_of(form)
     if RUNTIMES[name].obstacle(device, precision) is None:
@@ -306,11 +308,11 @@ class _As:
 
 
 def _speed(
-    network: Network,
+    network: TrainedNetwork,
     reference: TorchRuntime,
     patch: Float[Tensor, "1 1 x y z"],
     *,
-    form: Form,
+    form: EngineFormat,
     precision: Precision,
 ) -> Speed:
     """Torch beside the engine, at fp32 and at half."""
@@ -332,9 +334,9 @@ def _speed(
     )
 
 
-def _half_of(form: Form) -> Precision:
+def _half_of(form: EngineFormat) -> Precision:
     return "bf16" if form == "openvino" else "fp16"
 
 
-def _runtime_of(form: Form) -> str:
+def _runtime_of(form: EngineFormat) -> str:
     return "onnxruntime" if form == "onnx" else form

@@ -18,7 +18,7 @@ from voxray.core.progress import Progress, tell_warnings
 from voxray.core.storage import Place
 from voxray.core.volume import Volume
 from voxray.distributed.parallel import DIED, WorkerPool, open_pool, pool_map
-from voxray.inference.candidates.folder import FOLDER, Keeping
+from voxray.inference.candidates.folder import FOLDER, CandidateFolder
 from voxray.inference.predictor import Prediction
 from voxray.loading.inputs import run_inputs, scan_inputs
 from voxray.loading.scans import Scan, find_scans
@@ -91,7 +91,7 @@ class PredictReport:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ScanOutcome:
     """What became of one scan; `error` is empty where it has its answer."""
 
     name: str
@@ -148,14 +148,14 @@ def predict(
     _say_unsupported(forms, scans, progress)
     with open_pool(options.workers, device=options.device) as pool:
         engine = _engine(run, pool.device, options)
-        keeping = _keeping(engine, output, options)
+        candidates = _candidates(engine, output, options)
         if engine.choice is not None:
             progress.say(engine.choice.why)
         output.mkdir(parents=True, exist_ok=True)
         standings = find_standings(scans, output, engine.stamp)
         refused = {one.scan.name: refusal_of(one, output) for one in standings if one.others}
         free = [one for one in standings if not one.others]
-        skipped = [one.scan for one in free if is_saved(one, output, engine, forms, keeping)]
+        skipped = [one.scan for one in free if is_saved(one, output, engine, forms, candidates)]
         todo = [one for one in free if one.scan not in skipped]
         warnings = {scan.name: warnings_of(output, case=scan.name, engine=engine) for scan in skipped}
         for name, texts in warnings.items():
@@ -168,7 +168,7 @@ def predict(
             engine,
             output,
             forms,
-            keeping,
+            candidates,
             overwrite=options.overwrite,
             accept_values=options.accept_values,
         )
@@ -202,9 +202,9 @@ def _engine(run: str | Path, device: str, options: AnswerOptions) -> Engine:
 
 def _outcomes(
     answerer: Callable[[], Answerer], todo: Sequence[Standing], pool: WorkerPool, progress: Progress
-) -> list[Outcome]:
+) -> list[ScanOutcome]:
     """What becomes of each scan, told as it is known."""
-    found: list[Outcome] = []
+    found: list[ScanOutcome] = []
     with progress.track("predict", total=len(todo), unit="scans") as advance:
         for outcome in pool_map(answerer, todo, pool, at_once=AT_ONCE, lost=_died):
             found.append(outcome)
@@ -213,8 +213,8 @@ def _outcomes(
     return found
 
 
-def _died(asked: Standing) -> Outcome:
-    return Outcome(asked.scan.name, DIED)
+def _died(asked: Standing) -> ScanOutcome:
+    return ScanOutcome(asked.scan.name, DIED)
 
 
 class Answerer:
@@ -228,16 +228,16 @@ class Answerer:
         engine: Engine,
         output: Path,
         forms: Sequence[str] = (),
-        keeping: Keeping | None = None,
+        candidates: CandidateFolder | None = None,
         *,
         overwrite: bool = False,
         accept_values: bool = False,
     ) -> None:
         self._overwrite, self._accept_values = overwrite, accept_values
-        self._engine, self._output, self._forms, self._keeping = engine, output, forms, keeping
+        self._engine, self._output, self._forms, self._candidates = engine, output, forms, candidates
         self._predictor, self._busy = engine.predictor(), threading.Lock()
 
-    def __call__(self, asked: Standing) -> Outcome:
+    def __call__(self, asked: Standing) -> ScanOutcome:
         """What became of the scan."""
         held: dict[str, Any] = {}
         without: list[NotMade] = []
@@ -245,7 +245,7 @@ class Answerer:
         if not error:
             error = attempt(lambda: without.extend(self._answer(asked, held["stamp"], held["volume"])))
         read = held.get("volume")
-        return Outcome(asked.scan.name, error, tuple(without), read.warnings if read else ())
+        return ScanOutcome(asked.scan.name, error, tuple(without), read.warnings if read else ())
 
     def _read(self, asked: Standing) -> dict[str, Any]:
         """The scan, and what it is: its content first, so that a later change is noticed by the next run."""
@@ -258,7 +258,7 @@ class Answerer:
         """Writes the answer and its forms; the forms that could not be made."""
         scan = asked.scan
         engine, output = self._engine, self._output
-        before = asked.is_answered and is_kept(asked, engine, self._keeping)
+        before = asked.is_answered and is_kept(asked, engine, self._candidates)
         not_made: list[NotMade] = []
         if not before:
             AnswerFiles(output, engine.recipe.task, overwrite=self._overwrite).require_unchanged(scan.name)
@@ -278,27 +278,29 @@ class Answerer:
         return not_made
 
     def _predict(self, scan: Scan, volume: Volume, content: str, not_made: list[NotMade]) -> Prediction:
-        keeping = self._keeping
-        keep = None if keeping is None else keeping.keeper()
+        candidates = self._candidates
+        recorder = None if candidates is None else candidates.recorder()
         with self._busy:
-            prediction = self._predictor.predict(volume, keep=keep)
-        if keeping is not None and keep is not None:
-            noted = self._engine.noted(scan.name, volume.grid, content=content)
-            error = attempt(lambda: keeping.write(keep, noted))
+            prediction = self._predictor.predict(volume, recorder=recorder)
+        if candidates is not None and recorder is not None:
+            source = self._engine.record_source(scan.name, volume.grid, content=content)
+            error = attempt(lambda: candidates.write(recorder, source))
             not_made += [NotMade("candidates", error, is_unsupported=False)] if error else []
         return prediction
 
 
-def is_saved(asked: Standing, output: Path, engine: Engine, forms: Sequence[str], keeping: Keeping | None) -> bool:
+def is_saved(
+    asked: Standing, output: Path, engine: Engine, forms: Sequence[str], candidates: CandidateFolder | None
+) -> bool:
     """Whether the scan has its answer, and its forms and candidates where they are wanted."""
     made = are_saved(forms, output, asked.scan.name)
-    return asked.is_answered and made and is_kept(asked, engine, keeping)
+    return asked.is_answered and made and is_kept(asked, engine, candidates)
 
 
-def is_kept(asked: Standing, engine: Engine, keeping: Keeping | None) -> bool:
+def is_kept(asked: Standing, engine: Engine, candidates: CandidateFolder | None) -> bool:
     """Whether the scan's candidates are there, where they are wanted."""
-    head = None if keeping is None else keeping.find(asked.scan.name, engine.stamp)
-    return keeping is None or (head is not None and head.scan_sha256 == asked.content)
+    head = None if candidates is None else candidates.find(asked.scan.name, engine.stamp)
+    return candidates is None or (head is not None and head.scan_sha256 == asked.content)
 
 
 def _require_free(
@@ -326,8 +328,8 @@ def _say_unsupported(forms: Sequence[str], scans: Sequence[Scan], progress: Prog
         )
 
 
-def _keeping(engine: Engine, output: Path, options: AnswerOptions) -> Keeping | None:
+def _candidates(engine: Engine, output: Path, options: AnswerOptions) -> CandidateFolder | None:
     if not options.keep_candidates:
         return None
     folder = Place.of(output).below(FOLDER)
-    return Keeping.of(folder, engine.recipe, engine.run.classes, options.keep_classes)
+    return CandidateFolder.of(folder, engine.recipe, engine.run.classes, options.keep_classes)

@@ -26,12 +26,12 @@ from voxray.core.run import Run
 from voxray.distributed.cluster import cluster_total, connect
 from voxray.distributed.mlflow_run import open_sweep
 from voxray.distributed.mlflow_server import tracking_uri
-from voxray.inference.candidates.file import Kept
-from voxray.inference.candidates.replay import Bench, Bounds
+from voxray.inference.candidates.file import RecordedCase
+from voxray.inference.candidates.replay import MergeBounds, Replay
 from voxray.metrics.bootstrap import draw_weights
 from voxray.metrics.coco import IOUS
 from voxray.models import MODELS
-from voxray.sweeping.candidate_cases import CaseRequest, content_of_kept, keep_cases
+from voxray.sweeping.candidate_cases import CaseRequest, content_of_recorded, record_cases
 from voxray.sweeping.journal import Journal
 from voxray.sweeping.parts import parts_of
 from voxray.sweeping.report import (
@@ -46,7 +46,7 @@ from voxray.sweeping.report import (
 )
 from voxray.sweeping.search_space import Space, read_space
 from voxray.sweeping.study import SAMPLERS, Plan, SweepStudy, TrialResult, key
-from voxray.sweeping.trials import Benches, Trials, Trier, open_trier
+from voxray.sweeping.trials import Replays, Trials, Trier, open_trier
 from voxray.training.checkpoint import read_best_run
 
 Executor = Literal["ask", "tune"]
@@ -111,10 +111,10 @@ class _Sweep:
         self._require_cases(next(iter(kept.values())))
         one = next(iter(kept.values()))
         sides = self._sides(one)
-        benches = self._benches(kept)
+        replays = self._replays(kept)
         aim = [] if self._options.ious == IOUS else [str(self._options.ious)]
         self._about_cases = digest(*sorted({kept.head.model.sha256 for _, kept in one}), *aim)
-        self._contents = {kept.head.case: content_of_kept(kept) for _, kept in one}
+        self._contents = {kept.head.case: content_of_recorded(kept) for _, kept in one}
         tracking = open_sweep(
             self._about,
             self._folder,
@@ -126,8 +126,8 @@ class _Sweep:
         status = "FAILED"
         try:
             workers = int(cluster_total("CPU")) if on_ray else 1
-            with open_trier(benches, workers=max(1, workers), on_ray=on_ray) as trier:
-                report = self._report(benches, sides, trier, begin)
+            with open_trier(replays, workers=max(1, workers), on_ray=on_ray) as trier:
+                report = self._report(replays, sides, trier, begin)
             leave(report, self._study, self._folder, tracking)
             status = "FINISHED"
         except KeyboardInterrupt:
@@ -137,25 +137,25 @@ class _Sweep:
             tracking.end(status)
         return report
 
-    def _report(self, benches: Benches, sides: Sequence[tuple[int, ...]], trier: Trier, begin: float) -> SweepReport:
-        every = tuple(range(len(next(iter(benches.values())).cases)))
+    def _report(self, replays: Replays, sides: Sequence[tuple[int, ...]], trier: Trier, begin: float) -> SweepReport:
+        every = tuple(range(len(next(iter(replays.values())).cases)))
         settings: list[Setting] = []
         total = (1 + len(sides)) * self._plan().trials
         with self._progress.track("sweep", total=total, unit="trials") as advance:
             for number, side in enumerate(sides):
                 tune = tuple(index for index in every if index not in set(side))
-                study = self._tuned(f"without part {number}", tune, benches, trier, advance)
-                settings.append(self._best(study, tune, benches))
-            self._study = self._tuned("all cases", every, benches, trier, advance)
-        chosen = self._best(self._study, every, benches)
-        unseen = self._unseen(benches, sides, settings) if sides else None
+                study = self._tuned(f"without part {number}", tune, replays, trier, advance)
+                settings.append(self._best(study, tune, replays))
+            self._study = self._tuned("all cases", every, replays, trier, advance)
+        chosen = self._best(self._study, every, replays)
+        unseen = self._unseen(replays, sides, settings) if sides else None
         finished = self._study.finished()
         return SweepReport(
             output=str(self._folder),
             space=self._space.name,
             metric=self._metric,
             setting=chosen,
-            seen=Figure(len(every), self._score(benches, {}, every), self._score(benches, chosen, every)),
+            seen=Figure(len(every), self._score(replays, {}, every), self._score(replays, chosen, every)),
             unseen=unseen,
             parts={f"part {number}": setting for number, setting in enumerate(settings)},
             trials=len(finished),
@@ -163,24 +163,24 @@ class _Sweep:
             importance=importance_of(self._study),
             seconds=time.monotonic() - begin,
             search_ms=1000 * self._search_s / max(1, self._tried),
-            cases=tuple(case.case for case in next(iter(benches.values())).cases),
+            cases=tuple(case.case for case in next(iter(replays.values())).cases),
             ious=self._options.ious,
             failed=self._failed,
         )
 
     def _tuned(
-        self, name: str, cases: tuple[int, ...], benches: Benches, trier: Trier, advance: Callable[[int], None]
+        self, name: str, cases: tuple[int, ...], replays: Replays, trier: Trier, advance: Callable[[int], None]
     ) -> SweepStudy:
         """A study of some cases, brought to its last trial."""
         storage = Journal(self._folder / JOURNAL)
-        bench = next(iter(benches.values()))
-        about = digest(self._about_cases, *sorted(self._contents[bench.cases[index].case] for index in cases))
+        replay = next(iter(replays.values()))
+        about = digest(self._about_cases, *sorted(self._contents[replay.cases[index].case] for index in cases))
         study = SweepStudy(storage, name, self._space, self._plan(), about=about)
         advance(min(len(study.finished()), self._plan().trials))
         if self._options.executor == "tune":
             from voxray.sweeping.ray_tune import tune_settings
 
-            tune_settings(study, benches, Trials(self._space.recipe.merge, cases), advance)
+            tune_settings(study, replays, Trials(self._space.recipe.merge, cases), advance)
             return study
         begin, waited_s = time.monotonic(), 0.0
         order = _shuffled(cases, self._options.seed)
@@ -199,56 +199,56 @@ class _Sweep:
         self._search_s += time.monotonic() - begin - waited_s
         return study
 
-    def _best(self, study: SweepStudy, cases: tuple[int, ...], benches: Benches) -> Setting:
+    def _best(self, study: SweepStudy, cases: tuple[int, ...], replays: Replays) -> Setting:
         """Of the study's best settings the one whose gain is surest; nothing where none is sure.
 
         The highest score among hundreds is the luckiest, too. So the gain over the recipe's own setting is looked at
         in replicates of the cases, and what counts is how large it is in all but the worst tenth of them.
         """
-        bench, how = self._merge(benches, {})
-        patients = np.unique([bench.cases[index].patient for index in cases], return_inverse=True)[1]
+        replay, how = self._merge(replays, {})
+        patients = np.unique([replay.cases[index].patient for index in cases], return_inverse=True)[1]
         rng = np.random.default_rng(self._options.seed)
         weights = draw_weights(len(cases), rng=rng, num=NUM_REPLICATES, units=patients)
-        own = bench.replicates(how, cases, weights)
+        own = replay.replicates(how, cases, weights)
         sure: list[tuple[float, Setting]] = []
         for setting, _ in study.best(FINALISTS):
-            bench, how = self._merge(benches, setting)
-            gains = bench.replicates(how, cases, weights) - own
+            replay, how = self._merge(replays, setting)
+            gains = replay.replicates(how, cases, weights) - own
             sure.append((float(np.nanquantile(gains, WORST_SHARE)), setting))
         gain, setting = max(sure, key=lambda one: one[0], default=(0.0, {}))
         return setting if gain > 0 else {}
 
-    def _score(self, benches: Benches, setting: Setting, cases: tuple[int, ...]) -> float:
-        bench, how = self._merge(benches, setting)
-        return bench.score(how, cases)
+    def _score(self, replays: Replays, setting: Setting, cases: tuple[int, ...]) -> float:
+        replay, how = self._merge(replays, setting)
+        return replay.score(how, cases)
 
-    def _merge(self, benches: Benches, setting: Setting) -> tuple[Bench, Any]:
+    def _merge(self, replays: Replays, setting: Setting) -> tuple[Replay, Any]:
         inference = {name: value for name, value in setting.items() if name.startswith("inference.")}
-        return benches[key(inference) if inference else self._own(benches)], self._space.merge_of(setting)
+        return replays[key(inference) if inference else self._own(replays)], self._space.merge_of(setting)
 
-    def _own(self, benches: Benches) -> str:
+    def _own(self, replays: Replays) -> str:
         """The variant that the recipe's own setting is, or the first where it is none of them."""
         inference = self._space.recipe.model_dump(mode="json")["inference"]
         for variant in self._space.variants():
             if all(inference.get(name.split(".")[1]) == value for name, value in variant.items()):
                 return key(variant)
-        return next(iter(benches))
+        return next(iter(replays))
 
-    def _unseen(self, benches: Benches, sides: Sequence[tuple[int, ...]], settings: Sequence[Setting]) -> Figure:
+    def _unseen(self, replays: Replays, sides: Sequence[tuple[int, ...]], settings: Sequence[Setting]) -> Figure:
         """All cases pooled, each merged by the setting that was tuned without it."""
-        own, own_how = self._merge(benches, {})
-        merges = [self._merge(benches, setting) for setting in settings]
+        own, own_how = self._merge(replays, {})
+        merges = [self._merge(replays, setting) for setting in settings]
         of_side = {index: number for number, side in enumerate(sides) for index in side}
         trial = own.trial()
         for index in sorted(of_side):
-            bench, how = merges[of_side[index]]
-            trial.add(bench.cases[index], how)
+            replay, how = merges[of_side[index]]
+            trial.add(replay.cases[index], how)
         return Figure(len(of_side), own.score(own_how, sorted(of_side)), trial.score())
 
-    def _kept(self, variant: Setting) -> list[tuple[int, Kept]]:
+    def _kept(self, variant: Setting) -> list[tuple[int, RecordedCase]]:
         """The kept cases of all runs, each with the number of its run."""
         options = self._options
-        found: list[tuple[int, Kept]] = []
+        found: list[tuple[int, RecordedCase]] = []
         for number, run in enumerate(self._runs):
             wanted = CaseRequest(
                 run,
@@ -258,12 +258,12 @@ class _Sweep:
                 device=options.device,
                 classes=options.classes,
             )
-            cases, failed = keep_cases(wanted, variant, progress=self._progress)
+            cases, failed = record_cases(wanted, variant, progress=self._progress)
             found += [(number, kept) for kept in cases]
             self._failed |= failed
         return found
 
-    def _require_cases(self, cases: Sequence[tuple[int, Kept]]) -> None:
+    def _require_cases(self, cases: Sequence[tuple[int, RecordedCase]]) -> None:
         """Says which cases have no part in the sweep; an error where none has."""
         for case, why in self._failed.items():
             self._progress.say(f"case {case} has no part in the sweep: {why}")
@@ -272,16 +272,16 @@ class _Sweep:
             text = f"none of {len(self._failed)} cases can be swept; case {case}: {why}"
             raise DataError("sweep.nothing", text, remedy="Mend the cases, or sweep a run of another fold.")
 
-    def _benches(self, kept: Mapping[str, Sequence[tuple[int, Kept]]]) -> Benches:
+    def _replays(self, kept: Mapping[str, Sequence[tuple[int, RecordedCase]]]) -> Replays:
         bounds = bounds_of(self._space)
         with self._progress.track("prepare", total=len(kept), unit="variants") as advance:
-            benches = {}
+            replays = {}
             for variant, cases in kept.items():
-                benches[variant] = Bench.of([one for _, one in cases], bounds, ious=self._options.ious)
+                replays[variant] = Replay.of([one for _, one in cases], bounds, ious=self._options.ious)
                 advance(1)
-        return benches
+        return replays
 
-    def _sides(self, cases: Sequence[tuple[int, Kept]]) -> list[tuple[int, ...]]:
+    def _sides(self, cases: Sequence[tuple[int, RecordedCase]]) -> list[tuple[int, ...]]:
         """The parts that are scored with what was tuned on the others, by index; none where that is not wanted."""
         if not any(_has_object(one) for _, one in cases):
             raise ConfigError(
@@ -310,19 +310,19 @@ class _Sweep:
         return found | {"trials": str(self._plan().trials), "seed": str(self._options.seed)}
 
 
-def _shared(kept: Mapping[str, list[tuple[int, Kept]]]) -> dict[str, list[tuple[int, Kept]]]:
+def _shared(kept: Mapping[str, list[tuple[int, RecordedCase]]]) -> dict[str, list[tuple[int, RecordedCase]]]:
     """The cases that every variant has."""
     names = set.intersection(*({one.head.case for _, one in cases} for cases in kept.values()))
     return {variant: [one for one in cases if one[1].head.case in names] for variant, cases in kept.items()}
 
 
-def bounds_of(space: Space) -> Bounds:
+def bounds_of(space: Space) -> MergeBounds:
     """What all trials of the space stay within, and the recipe's own setting, too."""
     own = space.recipe.merge
     if not isinstance(own, DetectionMerge):
-        return Bounds()
+        return MergeBounds()
     methods = space.possible("merge.ensemble_method") | {own.ensemble_method}
-    return Bounds(
+    return MergeBounds(
         score_floor=min(own.score_floor, space.lowest("merge.score_floor", own.score_floor)),
         tile_iou=min(own.tile_iou, space.lowest("merge.tile_iou", own.tile_iou)),
         pooled="pooled" in methods,
@@ -365,6 +365,6 @@ def _shuffled(cases: tuple[int, ...], seed: int) -> tuple[int, ...]:
     return tuple(cases[index] for index in np.random.default_rng(seed).permutation(len(cases)))
 
 
-def _has_object(kept: Kept) -> bool:
+def _has_object(kept: RecordedCase) -> bool:
     truth = kept.truth
     return truth is not None and (len(truth.boxes) > 0 or (truth.labels is not None and bool(truth.labels.any())))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+TaskName = Literal["detection", "segmentation"]
 
 
 class DetectionOutput(NamedTuple):

@@ -24,8 +24,8 @@ from voxray.core.recipe import Recipe
 from voxray.core.run import Run
 from voxray.core.storage import Place
 from voxray.core.volume import Grid, Volume
-from voxray.inference.candidates.file import Truth
-from voxray.inference.candidates.folder import Keeping, Noted
+from voxray.inference.candidates.file import RecordedTruth
+from voxray.inference.candidates.folder import CandidateFolder, RecordSource
 from voxray.inference.predictor import Predictor
 from voxray.inference.restore import FEW_CLASSES
 from voxray.results.answers import weights_digest
@@ -79,7 +79,7 @@ class ValidatedCase:
 class Note(NamedTuple):
     """Where a validation's notes go, and whose answers they are of."""
 
-    keeping: Keeping
+    candidates: CandidateFolder
     stamp: ModelStamp
 
 
@@ -118,24 +118,26 @@ class Validator:
         if folder is None or (recipe.task == "segmentation" and len(classes) > FEW_CLASSES):
             return None
         mark = stamp(self._run, recipe, sha256=weights_digest(model))
-        return Note(Keeping.of(folder, recipe, classes), mark)
+        return Note(CandidateFolder.of(folder, recipe, classes), mark)
 
     def _answer(self, predictor: Predictor, case_id: str, *, note: Note | None) -> ValidatedCase:
         case = self._store.read_case(case_id)
-        keep = None if note is None else note.keeping.keeper()
+        recorder = None if note is None else note.candidates.recorder()
         try:
-            answer = predictor.predict_grid(case, keep=keep)
+            answer = predictor.predict_grid(case, recorder=recorder)
         except DataError as error:
             if error.code != "model.not_finite":
                 raise error.of_case(case_id) from error
             return _answered(case, None)
-        if note is not None and keep is not None:
+        if note is not None and recorder is not None:
             entry = self._store.manifest.cases[case_id]
             grid, classes = Grid.from_dict(entry.original_grid), self._run.classes
-            noted = Noted(self._recipe, note.stamp, classes, case_id, grid, case.patient_id, shard=entry.signature)
+            source = RecordSource(
+                self._recipe, note.stamp, classes, case_id, grid, case.patient_id, shard=entry.signature
+            )
             # A label map on the recipe's grid is not the truth of the scan.
-            truth = Truth(case.boxes, case.classes) if self._recipe.task == "detection" else None
-            note.keeping.write(keep, noted, truth)
+            truth = RecordedTruth(case.boxes, case.classes) if self._recipe.task == "detection" else None
+            note.candidates.write(recorder, source, truth)
         if self.picture is None and self._collective.rank == 0 and _has_truth(case):
             self.picture = draw_answer(case, answer, self._run.classes)
         return _answered(case, answer)

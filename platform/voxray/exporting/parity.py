@@ -80,7 +80,7 @@ class Parity(Config):
     """None in files of before it was measured."""
 
 
-class Compared(NamedTuple):
+class ParityResult(NamedTuple):
     """What the comparison of two runtimes gives."""
 
     outputs: tuple[OutputParity, ...]
@@ -89,7 +89,7 @@ class Compared(NamedTuple):
 
 def compare(
     runtime: Runtime, reference: Runtime, patches: Sequence[Float[Tensor, "b 1 x y z"]], names: Sequence[str]
-) -> Compared:
+) -> ParityResult:
     """The largest and the mean differences of each output over all patches, and how far the answers agree."""
     differences, shares = [], []
     for patch in patches:
@@ -102,7 +102,7 @@ def compare(
         value=shared / whole if whole > 0 else None,
         least=LEAST_AGREEMENT.get(runtime.precision),
     )
-    return Compared(_rows(differences, names, TOLERANCE[runtime.precision]), agreement)
+    return ParityResult(_rows(differences, names, TOLERANCE[runtime.precision]), agreement)
 
 
 def _rows(

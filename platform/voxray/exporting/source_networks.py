@@ -24,7 +24,7 @@ from voxray.training.checkpoint import load_model
 
 
 @dataclass(frozen=True)
-class Part:
+class SourceNetwork:
     """One network, and how its files are called."""
 
     module: nn.Module
@@ -45,7 +45,7 @@ class Trained:
     run: Run
     recipe: Recipe
     provenance: Provenance
-    parts: tuple[Part, ...]
+    parts: tuple[SourceNetwork, ...]
     ensemble: Ensemble | None = None
     kept_in: Path | None = None
     """Where what is converted from a run is kept."""
@@ -81,10 +81,10 @@ def _of_package(folder: Path) -> Trained:
     return Trained(package.run, recipe, package.provenance, parts, package.ensemble)
 
 
-def _single(module: nn.Module, digest: str) -> Part:
-    return Part(module, digest, weights=WEIGHTS, engine="model")
+def _single(module: nn.Module, digest: str) -> SourceNetwork:
+    return SourceNetwork(module, digest, weights=WEIGHTS, engine="model")
 
 
-def _member(number: int, member: Member, module: nn.Module) -> Part:
+def _member(number: int, member: Member, module: nn.Module) -> SourceNetwork:
     digest = member.provenance.weights_sha256
-    return Part(module, digest, weights=member.weights, engine=f"model-{number}", number=number)
+    return SourceNetwork(module, digest, weights=member.weights, engine=f"model-{number}", number=number)

@@ -34,13 +34,13 @@ from torch import nn
 from voxray.core.addresses import local_path
 from voxray.core.config import Config, parse, read_mapping, to_json
 from voxray.core.errors import ConfigError, DataError, ResourceError
+from voxray.core.outputs import TaskName
 from voxray.core.recipe import AnchorConfig, GridConfig, Intensity, Merge, Recipe, SizeVox, parse_recipe
 from voxray.core.run import Run
 from voxray.models import MODELS
-from voxray.runtimes.network import Form, Network, network_of
+from voxray.runtimes.network import EngineFormat, TrainedNetwork, network_of
 from voxray.runtimes.protocol import Precision
 from voxray.runtimes.tensorrt_build import EngineKey
-from voxray.runtimes.tensors import TaskName
 
 SCHEMA_VERSION = 2
 """The newest of `package.json` that is read; a newer one is refused. Packages of one network are of version 1."""
@@ -106,7 +106,7 @@ class Provenance(Config):
 class EngineEntry(Config):
     """A file that a runtime opens."""
 
-    form: Form
+    form: EngineFormat
     precision: Precision
     file: str
     key: EngineKey | None = None
@@ -233,7 +233,9 @@ def read_about(folder: Path) -> Package:
     return parse(Package, data, where=str(place))
 
 
-def package_networks(folder: Path, package: Package, recipe: Recipe, *, with_module: bool) -> tuple[Network, ...]:
+def package_networks(
+    folder: Path, package: Package, recipe: Recipe, *, with_module: bool
+) -> tuple[TrainedNetwork, ...]:
     """The package's networks for runtimes; they have modules only where torch is to run them, as loading takes time.
 
     Those of an ensemble without engines always have theirs: other runtimes convert it, and that is kept in the user's
@@ -258,7 +260,7 @@ def package_networks(folder: Path, package: Package, recipe: Recipe, *, with_mod
 
 def _network(
     folder: Path, package: Package, recipe: Recipe, *, weights: str | None, digest: str, number: int | None = None
-) -> Network:
+) -> TrainedNetwork:
     """One network with its engines; `number` is its place in an ensemble."""
     module = None if weights is None else load_module(folder, package, recipe, weights=weights)
     engines = [entry for entry in package.engines if entry.member == number]

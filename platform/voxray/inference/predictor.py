@@ -24,17 +24,17 @@ from voxray.core.recipe import DetectionMerge, GridConfig, Merge, Recipe, Segmen
 from voxray.core.run import Run
 from voxray.core.volume import Grid, Shape, Volume
 from voxray.inference.candidates.file import merge_candidates
-from voxray.inference.candidates.recorder import Keeper
+from voxray.inference.candidates.recorder import Recorder
 from voxray.inference.fast_windows import half_on, planned
 from voxray.inference.memory_estimate import Computed, require_memory
 from voxray.inference.restore import FEW_CLASSES, axis_map, detections_on, labels_on, shares_on
-from voxray.inference.sliding import Network, Precision, Watch, slide
+from voxray.inference.sliding import Autocast, Forward, Watch, slide
 from voxray.preprocess import orient, oriented_grid, require_volume, resample, resampled_grid
 from voxray.tasks import Task, build_task
 from voxray.tasks.detection import DetectionTask
 from voxray.tasks.segmentation import SegmentationTask
 
-Windows = Iterator[tuple[Shape, Any]]
+_Windows = Iterator[tuple[Shape, Any]]
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,11 @@ class Predictor:
         self,
         run: Run,
         recipe: Recipe,
-        model: Network | Sequence[Network],
+        model: Forward | Sequence[Forward],
         device: torch.device | str = "cpu",
         *,
         how: Merge | None = None,
-        amp: Precision | None = None,
+        amp: Autocast | None = None,
     ) -> None:
         self.run, self.recipe, self.how = run, recipe, how or recipe.merge
         assert self.how.kind == recipe.merge.kind, (self.how.kind, recipe.merge.kind)
@@ -93,28 +93,28 @@ class Predictor:
         members = list(model) if isinstance(model, Sequence) else [model]
         self.recipe = _for_engines(self.recipe, members)
         self.members = [one.to(self.device) if isinstance(one, nn.Module) else one for one in members]
-        self.amp: Precision = amp or self._precision()
+        self.amp: Autocast = amp or self._precision()
 
-    def predict(self, volume: Volume, *, keep: Keeper | None = None) -> Prediction:
-        """The answer to a scan in HU as it was read, whatever its orientation and spacing; `keep` takes notes."""
+    def predict(self, volume: Volume, *, recorder: Recorder | None = None) -> Prediction:
+        """The answer to a scan in HU as it was read, whatever its orientation and spacing; `recorder` takes notes."""
         self.require_memory(volume.grid)
-        return self.answer(prepare_scan(volume, self.recipe.grid), keep=keep)
+        return self.answer(prepare_scan(volume, self.recipe.grid), recorder=recorder)
 
-    def answer(self, scan: Prepared, *, keep: Keeper | None = None, watch: Watch | None = None) -> Prediction:
+    def answer(self, scan: Prepared, *, recorder: Recorder | None = None, watch: Watch | None = None) -> Prediction:
         """The answer to a prepared scan, on the scan's own grid; `watch` is told how far it is."""
         task, windows = self._prepared(scan.image, watch)
         if isinstance(task, SegmentationTask):
-            labels = self._segmented(task, windows, scan.image.grid, scan.grid, keep)
+            labels = self._segmented(task, windows, scan.image.grid, scan.grid, recorder)
             return Prediction(scan.grid, labels=labels, warnings=scan.warnings)
-        answer = self._merged(task, windows, scan.image.grid, keep)
+        answer = self._merged(task, windows, scan.image.grid, recorder)
         assert isinstance(answer, Detections)
         found = detections_on(answer, scan.image.grid, scan.grid)
         return Prediction(scan.grid, detections=found, warnings=scan.warnings)
 
-    def predict_grid(self, image: Volume | Case, *, keep: Keeper | None = None) -> Detections | Volume:
+    def predict_grid(self, image: Volume | Case, *, recorder: Recorder | None = None) -> Detections | Volume:
         """The answer to an image that lies on the recipe's grid already: edge voxels or labels of that grid."""
         volume = image.image if isinstance(image, Case) else image
-        return self._merged(*self._prepared(volume), volume.grid, keep)
+        return self._merged(*self._prepared(volume), volume.grid, recorder)
 
     def require_memory(self, scan: Grid) -> None:
         """Before any work: a ResourceError where the answer to such a scan would not fit."""
@@ -133,7 +133,7 @@ class Predictor:
         head: Head | None = getattr(self.members[0], "head", None) if alone else None
         return head
 
-    def _prepared(self, image: Volume, watch: Watch | None = None) -> tuple[Task[Any, Any, Any], Windows]:
+    def _prepared(self, image: Volume, watch: Watch | None = None) -> tuple[Task[Any, Any, Any], _Windows]:
         """The task and its windows over the image, with the recipe that is planned for it."""
         recipe = planned(self.recipe, image.grid.shape, fixed=self.recipe.inference.whole_windows)
         task = build_task(recipe, self.run.classes)
@@ -145,21 +145,21 @@ class Predictor:
         return task, windows
 
     def _merged(
-        self, task: Task[Any, Any, Any], windows: Windows, grid: Grid, keep: Keeper | None
+        self, task: Task[Any, Any, Any], windows: _Windows, grid: Grid, recorder: Recorder | None
     ) -> Detections | Volume:
         how = self.how
         with self._answering():
-            if keep is None:
+            if recorder is None:
                 answer: Any = task.merge(windows, grid, how)
             elif isinstance(task, DetectionTask):
                 assert isinstance(how, DetectionMerge)
-                keep.candidates(task.place(windows, grid), grid)
-                answer = merge_candidates(keep.required, grid, how)
+                recorder.candidates(task.place(windows, grid), grid)
+                answer = merge_candidates(recorder.required, grid, how)
             else:
                 assert isinstance(task, SegmentationTask)
                 assert isinstance(how, SegmentationMerge)
-                keep.begin(grid)
-                answer = task.finish(task.blend(windows, grid, how, keep=keep.block), how)
+                recorder.begin(grid)
+                answer = task.finish(task.blend(windows, grid, how, keep=recorder.block), how)
         return answer if isinstance(answer, Detections | Volume) else Volume(np.asarray(answer), grid)
 
     def _interpolates(self, source: Grid, target: Grid) -> bool:
@@ -169,25 +169,25 @@ class Predictor:
         return self.recipe.inference.restore == "shares" or len(self.run.classes) <= FEW_CLASSES
 
     def _segmented(
-        self, task: SegmentationTask, windows: Windows, source: Grid, target: Grid, keep: Keeper | None
+        self, task: SegmentationTask, windows: _Windows, source: Grid, target: Grid, recorder: Recorder | None
     ) -> Volume:
         """The label map on the scan's own grid, where its components are judged."""
         how = self.how
         assert isinstance(how, SegmentationMerge)
-        if keep is not None:
-            keep.begin(source)
+        if recorder is not None:
+            recorder.begin(source)
         with self._answering():
             if self._interpolates(source, target):
                 axis, named = int(np.argmax(source.shape)), partial(task.labels_from, how=how)
                 slabs = task.shares(windows, source)
-                slabs = slabs if keep is None else keep.slabs(slabs, axis)
+                slabs = slabs if recorder is None else recorder.slabs(slabs, axis)
                 labels = shares_on(slabs, source, target, axis=axis, named=named)
             else:
-                block = None if keep is None else keep.block
+                block = None if recorder is None else recorder.block
                 labels = labels_on(task.blend(windows, source, how, keep=block), target)
         return task.finish(labels, how)
 
-    def _precision(self) -> Precision:
+    def _precision(self) -> Autocast:
         """A module's; a runtime has its own."""
         if not any(isinstance(one, nn.Module) for one in self.members):
             return "off"
@@ -209,7 +209,7 @@ class Predictor:
                 one.train()
 
 
-def _for_engines(recipe: Recipe, members: Sequence[Network]) -> Recipe:
+def _for_engines(recipe: Recipe, members: Sequence[Forward]) -> Recipe:
     """The recipe with the window and the batch that engines which take no others were built for."""
     config = recipe.inference
     fixed = {window for window in (getattr(one, "window_vox", None) for one in members) if window is not None}

@@ -24,8 +24,8 @@ from voxray.preprocess import normalise
 from voxray.tasks import Task
 from voxray.windows import windows_over
 
-Precision = Literal["off", "bf16", "fp16"]
-Network = Callable[[Tensor], Any]
+Autocast = Literal["off", "bf16", "fp16"]
+Forward = Callable[[Tensor], Any]
 """Images (b 1 x y z) in float32 to an output of `outputs.py`: a torch module in eval mode, or a runtime's engine."""
 
 Watch = Callable[[float], None]
@@ -39,12 +39,12 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 def slide(
     image: Int16[np.ndarray, "x y z"],
-    networks: Network | Sequence[Network],
+    networks: Forward | Sequence[Forward],
     task: Task[Any, Any, Any],
     *,
     recipe: Recipe,
     device: torch.device,
-    amp: Precision = "off",
+    amp: Autocast = "off",
     watch: Watch | None = None,
 ) -> Iterator[tuple[Shape, Any]]:
     """(first voxel, decoded answer) of each window over an image on the recipe's grid, in the lattice's order.

@@ -20,7 +20,7 @@ from voxray.core.recipe import DetectionLoss
 from voxray.losses import Reduce
 
 
-class Prediction(NamedTuple):
+class _ByAnchor(NamedTuple):
     """A network's answer with one row for each anchor, in float32."""
 
     logits: Float[Tensor, "b n c"]
@@ -74,17 +74,17 @@ def detection_loss(
         }
 
 
-def _by_anchor(output: DetectionOutput, batch: Batch) -> Prediction:
+def _by_anchor(output: DetectionOutput, batch: Batch) -> _ByAnchor:
     num_shapes = output.box_deltas[0].shape[1] // 6
     assert len(batch.boxes) == len(output.class_logits[0])
-    return Prediction(
+    return _ByAnchor(
         logits=per_anchor(output.class_logits, num_shapes).float(),
         deltas=per_anchor(output.box_deltas, num_shapes).float(),
     )
 
 
 def _class_terms(
-    prediction: Prediction, batch: Batch, assignment: Assignment, chosen: Sample
+    prediction: _ByAnchor, batch: Batch, assignment: Assignment, chosen: Sample
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Sum of the cross-entropy over the chosen anchors, and how many they are."""
     objects = assignment.objects.gather(1, chosen.positives)
@@ -100,7 +100,7 @@ def _class_terms(
 
 
 def _box_terms(
-    prediction: Prediction, batch: Batch, assignment: Assignment, chosen: Sample, loss: DetectionLoss
+    prediction: _ByAnchor, batch: Batch, assignment: Assignment, chosen: Sample, loss: DetectionLoss
 ) -> Float[Tensor, ""]:
     """Sum over the chosen positives of smooth L1 (Girshick 2015, equation 3; mean of six) or 1 - GIoU."""
     anchors = _rows(assignment.anchor_boxes, chosen.positives)

@@ -29,7 +29,7 @@ from voxray.core.recipe import Recipe, parse_recipe
 from voxray.core.run import Run
 from voxray.core.storage import whole
 from voxray.core.volume import Grid
-from voxray.inference.candidates.folder import Noted
+from voxray.inference.candidates.folder import RecordSource
 from voxray.inference.fast_windows import half_on
 from voxray.inference.package import Package, is_package, package_networks, read_package
 from voxray.inference.predictor import Prediction, Predictor
@@ -39,8 +39,8 @@ from voxray.results.answer_outputs import AnswerFiles
 from voxray.results.class_names import read_labels
 from voxray.runtimes import (
     Choice,
-    Network,
     Precision,
+    TrainedNetwork,
     choose_runtime,
     network_of,
     open_runtime,
@@ -61,7 +61,7 @@ class Engine:
     recipe: Recipe
     stamp: ModelStamp
     device: str
-    networks: tuple[Network, ...]
+    networks: tuple[TrainedNetwork, ...]
     """Of an ensemble several."""
     choice: Choice | None = None
     """The runtime that answers, and why; None is torch in the precision that the recipe's plan says."""
@@ -76,9 +76,9 @@ class Engine:
         runtimes = [open_runtime(name, network, device=self.device, precision=precision) for network in self.networks]
         return Predictor(self.run, self.recipe, runtimes, self.device)
 
-    def noted(self, case: str, scan_grid: Grid, *, content: str, patient: str = "") -> Noted:
-        """What is said of notes that are taken of its answer to a scan."""
-        return Noted(self.recipe, self.stamp, self.run.classes, case, scan_grid, patient, scan_sha256=content)
+    def record_source(self, case: str, scan_grid: Grid, *, content: str, patient: str = "") -> RecordSource:
+        """What a recording of its answer to a scan says of itself."""
+        return RecordSource(self.recipe, self.stamp, self.run.classes, case, scan_grid, patient, scan_sha256=content)
 
 
 def open_engine(
@@ -160,7 +160,9 @@ def _open_ensemble(
     )
 
 
-def _chosen(recipe: Recipe, network: Network, runtime: str | None, *, device: str, precision: str) -> Choice | None:
+def _chosen(
+    recipe: Recipe, network: TrainedNetwork, runtime: str | None, *, device: str, precision: str
+) -> Choice | None:
     """The runtime that was asked for, of which ``auto`` is one that the network goes on; None where nothing was."""
     if runtime is None and precision == "auto":
         return None
@@ -172,7 +174,7 @@ def _chosen(recipe: Recipe, network: Network, runtime: str | None, *, device: st
     return _within_reach(choice, network) if runtime == "auto" else choice
 
 
-def _within_reach(choice: Choice, network: Network) -> Choice:
+def _within_reach(choice: Choice, network: TrainedNetwork) -> Choice:
     """The choice, or torch where the network is one that cannot be converted; what is converted is kept."""
     if choice.runtime.startswith("torch"):
         return choice

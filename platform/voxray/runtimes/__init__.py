@@ -3,7 +3,7 @@
 A new runtime is one module with a class that keeps to `Runtime`, and one line in `RUNTIMES`.
 """
 
-from voxray.runtimes.network import Network, network_of
+from voxray.runtimes.network import TrainedNetwork, network_of
 from voxray.runtimes.protocol import DTYPES, PRECISIONS, Precision, Runtime
 from voxray.runtimes.registry import (
     RUNTIMES,
@@ -22,10 +22,10 @@ __all__ = [
     "RUNTIMES",
     "Backend",
     "Choice",
-    "Network",
     "Precision",
     "Runtime",
     "TorchRuntime",
+    "TrainedNetwork",
     "backend",
     "choose_runtime",
     "network_of",

@@ -9,7 +9,7 @@ from pathlib import Path
 from voxray.core.storage import whole
 
 
-def kept(name: str, make: Callable[[], bytes], *, folder: Path | None) -> bytes:
+def cached(name: str, make: Callable[[], bytes], *, folder: Path | None) -> bytes:
     """The bytes that were kept under the name, or those that `make` gives, kept for the next time.
 
     The name must tell everything that the bytes depend on. Where neither folder can be written nothing is kept.

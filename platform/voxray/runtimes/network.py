@@ -15,19 +15,20 @@ from typing import Literal
 from torch import nn
 
 from voxray.core.errors import ConfigError
+from voxray.core.outputs import TaskName
 from voxray.core.recipe import Recipe
 from voxray.core.volume import Shape
-from voxray.runtimes.engine_cache import kept
+from voxray.runtimes.engine_cache import cached
 from voxray.runtimes.protocol import Precision
 from voxray.runtimes.tensorrt_build import EngineKey
-from voxray.runtimes.tensors import TaskName, output_names
+from voxray.runtimes.tensors import output_names
 
-Form = Literal["onnx", "openvino", "tensorrt"]
+EngineFormat = Literal["onnx", "openvino", "tensorrt"]
 """A kind of file that holds a network."""
 
 
 @dataclass(frozen=True)
-class Network:
+class TrainedNetwork:
     """What a runtime opens."""
 
     task: TaskName
@@ -46,12 +47,12 @@ class Network:
     """Where converted forms are kept."""
     engine_key: EngineKey | None = None
     """What the package's TensorRT engine was built by and for."""
-    files: Mapping[tuple[Form, Precision], Path] = field(default_factory=dict)
+    files: Mapping[tuple[EngineFormat, Precision], Path] = field(default_factory=dict)
     """What a package brings."""
 
     def with_files(
-        self, files: Mapping[tuple[Form, Precision], Path], engine_key: EngineKey | None = None
-    ) -> Network:
+        self, files: Mapping[tuple[EngineFormat, Precision], Path], engine_key: EngineKey | None = None
+    ) -> TrainedNetwork:
         """The same network with the files that a package brings."""
         return replace(self, files=dict(files), engine_key=engine_key)
 
@@ -74,13 +75,13 @@ class Network:
         if self.module is None:
             raise ConfigError("runtime: this package holds no ONNX to make an engine of; export the run again.")
         module, outputs, stride = self.module, self.outputs, self.stride_vox
-        return self.kept(f"{FORMAT}.onnx", lambda: export_onnx(module, outputs=outputs, stride_vox=stride))
+        return self.cached(f"{FORMAT}.onnx", lambda: export_onnx(module, outputs=outputs, stride_vox=stride))
 
-    def kept(self, name: str, make: Callable[[], bytes]) -> bytes:
+    def cached(self, name: str, make: Callable[[], bytes]) -> bytes:
         """What `make` gives, kept under the weights' digest and the name where the digest is known."""
         if not self.digest:
             return make()
-        return kept(f"{self.digest[:16]}-{name}", make, folder=self.folder)
+        return cached(f"{self.digest[:16]}-{name}", make, folder=self.folder)
 
 
 def network_of(
@@ -90,10 +91,10 @@ def network_of(
     digest: str = "",
     folder: Path | None = None,
     batches: tuple[int, int, int] = (1, 4, 8),
-) -> Network:
+) -> TrainedNetwork:
     """The recipe's network; with a digest, what is converted from it is kept, in the folder where it can be."""
     num_levels = len(recipe.network.level_strides_vox) if recipe.task == "detection" else 0
-    return Network(
+    return TrainedNetwork(
         task=recipe.task,
         stride_vox=recipe.network.stride_vox,
         outputs=output_names(recipe.task, num_levels),

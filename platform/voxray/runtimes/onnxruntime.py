@@ -12,7 +12,7 @@ from torch import Tensor
 from voxray.core.errors import ConfigError, DataError, ResourceError, VoxrayError
 from voxray.core.outputs import Output
 from voxray.core.volume import Shape
-from voxray.runtimes.network import Network
+from voxray.runtimes.network import TrainedNetwork
 from voxray.runtimes.protocol import Precision, no_int8
 from voxray.runtimes.tensors import INPUT, assemble
 
@@ -49,7 +49,7 @@ class OnnxRuntime:
         return assemble(dict(zip(self._outputs, tensors, strict=True)))
 
 
-def open_onnxruntime(network: Network, device: torch.device, precision: Precision) -> OnnxRuntime:
+def open_onnxruntime(network: TrainedNetwork, device: torch.device, precision: Precision) -> OnnxRuntime:
     """A session on the network's ONNX, converted first where there is none."""
     del device
     return OnnxRuntime(network.onnx(precision), precision=precision)

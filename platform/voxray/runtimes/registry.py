@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from voxray.core.errors import ConfigError, VoxrayError
-from voxray.runtimes.network import Network
+from voxray.runtimes.network import TrainedNetwork
 from voxray.runtimes.onnxruntime import onnxruntime_obstacle, open_onnxruntime
 from voxray.runtimes.openvino.engine import open_openvino, openvino_obstacle
 from voxray.runtimes.protocol import PRECISIONS, Precision, Runtime
@@ -26,7 +26,7 @@ from voxray.runtimes.torch_eager import (
 class Backend(NamedTuple):
     """How a runtime is opened, and what may keep it from answering on this machine."""
 
-    open: Callable[[Network, torch.device, Precision], Runtime]
+    open: Callable[[TrainedNetwork, torch.device, Precision], Runtime]
     obstacle: Callable[[torch.device, Precision], VoxrayError | None]
 
 
@@ -95,7 +95,7 @@ def prefer_runtime(name: str, *, device: torch.device | str, precision: str) -> 
 
 
 def open_runtime(
-    name: str, network: Network, *, device: torch.device | str = "cpu", precision: Precision = "fp32"
+    name: str, network: TrainedNetwork, *, device: torch.device | str = "cpu", precision: Precision = "fp32"
 ) -> Runtime:
     """The network on this runtime; one that cannot answer here is refused in a sentence."""
     place, found = torch.device(device), backend(name)

@@ -18,7 +18,7 @@ from voxray.core.errors import ConfigError, DataError, ResourceError, VoxrayErro
 from voxray.core.outputs import Output
 from voxray.core.volume import Shape
 from voxray.runtimes.engine_cache import cache_folder, write_whole
-from voxray.runtimes.network import Network
+from voxray.runtimes.network import TrainedNetwork
 from voxray.runtimes.protocol import Precision, no_int8
 from voxray.runtimes.tensorrt_build import (
     EngineKey,
@@ -101,7 +101,7 @@ class TensorRtRuntime:
         self._cache = None
 
 
-def open_tensorrt(network: Network, device: torch.device, precision: Precision) -> TensorRtRuntime:
+def open_tensorrt(network: TrainedNetwork, device: torch.device, precision: Precision) -> TensorRtRuntime:
     """The package's engine where it fits this GPU and TensorRT; else one that is built from the ONNX, and kept."""
     flavour = require_flavour()
     key = key_for(flavour, window_vox=network.window_vox, batches=network.batches, precision=precision, device=device)
@@ -111,7 +111,7 @@ def open_tensorrt(network: Network, device: torch.device, precision: Precision) 
         return TensorRtRuntime(brought.read_bytes(), key, flavour, device, cache=cache_folder() / f"{name}.kernels")
     onnx = network.onnx(precision)
     name = key.file_name(hashlib.sha256(onnx).hexdigest())
-    engine = network.kept(f"{name}.engine", lambda: build_engine(onnx, key, flavour))
+    engine = network.cached(f"{name}.engine", lambda: build_engine(onnx, key, flavour))
     return TensorRtRuntime(engine, key, flavour, device, cache=cache_folder() / f"{name}.kernels")
 
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 from torch import Tensor
 
-from voxray.core.outputs import DetectionOutput, Output, SegmentationOutput
+from voxray.core.outputs import DetectionOutput, Output, SegmentationOutput, TaskName
 
 INPUT = "images"
 """The one input of every exported network."""
 LOGITS = "logits"
 CLASS_LOGITS, BOX_DELTAS = "class_logits", "box_deltas"
-
-TaskName = Literal["detection", "segmentation"]
 
 
 def output_names(task: TaskName, num_levels: int) -> tuple[str, ...]:

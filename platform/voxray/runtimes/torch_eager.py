@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from voxray.core.errors import ConfigError, ResourceError, VoxrayError
 from voxray.core.outputs import DetectionOutput, Head, Output, SegmentationFeatures, SegmentationOutput
 from voxray.core.volume import Shape
-from voxray.runtimes.network import Network
+from voxray.runtimes.network import TrainedNetwork
 from voxray.runtimes.protocol import DTYPES, Precision, no_int8
 from voxray.runtimes.torch_head import without_head
 
@@ -72,17 +72,17 @@ def in_float32(output: Output) -> Output:
     return SegmentationOutput(output.logits.float())
 
 
-def open_torch(network: Network, device: torch.device, precision: Precision) -> TorchRuntime:
+def open_torch(network: TrainedNetwork, device: torch.device, precision: Precision) -> TorchRuntime:
     """The module as it is."""
     return _open(network, device, precision, compiled=False)
 
 
-def open_compiled(network: Network, device: torch.device, precision: Precision) -> TorchRuntime:
+def open_compiled(network: TrainedNetwork, device: torch.device, precision: Precision) -> TorchRuntime:
     """The module compiled at its first patch of each shape, which takes up to minutes."""
     return _open(network, device, precision, compiled=True)
 
 
-def _open(network: Network, device: torch.device, precision: Precision, *, compiled: bool) -> TorchRuntime:
+def _open(network: TrainedNetwork, device: torch.device, precision: Precision, *, compiled: bool) -> TorchRuntime:
     module, head = without_head(_module(network).to(device), network.stride_vox)
     return TorchRuntime(module, device, precision=precision, compiled=compiled, head=head)
 
@@ -105,7 +105,7 @@ def compiled_obstacle(device: torch.device, precision: Precision) -> VoxrayError
     return None
 
 
-def _module(network: Network) -> nn.Module:
+def _module(network: TrainedNetwork) -> nn.Module:
     if network.module is None:
         raise ConfigError(
             "runtime torch: this package holds no weights that torch can load; use the runtime that it was made for."

@@ -1,4 +1,4 @@
-"""The kept cases that a sweep is tried on: those of a run's validation, answered now where they are not yet kept."""
+"""The recorded cases that a sweep is tried on: those of a run's validation, answered now where none is recorded."""
 
 from __future__ import annotations
 
@@ -23,8 +23,16 @@ from voxray.core.recipe import Recipe
 from voxray.core.storage import Place
 from voxray.dataset import CaseSource, Dataset, read_dataset
 from voxray.distributed.parallel import DIED, open_pool, pool_map
-from voxray.inference.candidates.file import Kept, KeptHead, Truth, file_name, read_kept, with_truth, write_kept
-from voxray.inference.candidates.folder import FOLDER, Keeping, said_by
+from voxray.inference.candidates.file import (
+    RecordedCase,
+    RecordedHeader,
+    RecordedTruth,
+    file_name,
+    read_recorded,
+    with_truth,
+    write_recorded,
+)
+from voxray.inference.candidates.folder import FOLDER, CandidateFolder, said_by
 from voxray.inference.restore import boxes_on
 from voxray.loading import CaseContent, case_content, list_cases, load_case
 from voxray.results.answers import Engine, open_engine
@@ -59,11 +67,11 @@ class Origin:
     shard: str
     """The signature that a shard made of it has."""
 
-    def has_scan(self, head: KeptHead) -> bool:
+    def has_scan(self, head: RecordedHeader) -> bool:
         """Whether the kept candidates are of this scan."""
         return head.scan_sha256 == self.content.scan or (not head.scan_sha256 and head.shard == self.shard)
 
-    def has_truth(self, head: KeptHead) -> bool:
+    def has_truth(self, head: RecordedHeader) -> bool:
         """Whether the truth that is kept with them is this truth."""
         return head.truth_sha256 == self.content.truth or (not head.truth_sha256 and head.shard == self.shard)
 
@@ -73,10 +81,12 @@ class Todo:
     """A case to answer, or one that is kept without its truth."""
 
     origin: Origin
-    kept_in: Place | None = None
+    recorded_in: Place | None = None
 
 
-def keep_cases(wanted: CaseRequest, variant: Setting, *, progress: Progress) -> tuple[list[Kept], dict[str, str]]:
+def record_cases(
+    wanted: CaseRequest, variant: Setting, *, progress: Progress
+) -> tuple[list[RecordedCase], dict[str, str]]:
     """The kept validation cases of the run, with truth, as the network answers them with the variant's settings.
 
     Beside them the cases that could not be answered or read, each with its reason.
@@ -88,13 +98,13 @@ def keep_cases(wanted: CaseRequest, variant: Setting, *, progress: Progress) -> 
         engine = open_engine(wanted.run, overrides=as_overrides(variant), device=pool.device)
         if not engine.run.val_cases:
             raise ConfigError(f"run {engine.run.name} validated on no cases; sweep a run of a fold.")
-        keeping = keeping_of(wanted, engine)
-        folders = [keeping.folder] if wanted.dataset else [keeping.folder, validation_folder(wanted.run)]
+        candidates = candidate_folder(wanted, engine)
+        folders = [candidates.folder] if wanted.dataset else [candidates.folder, validation_folder(wanted.run)]
         reached = _reach(wanted, engine)
         origins = {} if isinstance(reached, VoxrayError) else reached.origins
         failed = {} if isinstance(reached, VoxrayError) else dict(reached.failed)
         cases = [case for case in engine.run.val_cases if case not in failed]
-        places = {case: _find(case, engine, keeping, folders, origins.get(case)) for case in cases}
+        places = {case: _find(case, engine, candidates, folders, origins.get(case)) for case in cases}
         missing = [case for case, (_, has_truth) in places.items() if not has_truth]
         if isinstance(reached, VoxrayError):
             if missing:
@@ -106,29 +116,29 @@ def keep_cases(wanted: CaseRequest, variant: Setting, *, progress: Progress) -> 
         elif missing:
             todo = [Todo(origins[case], places[case][0]) for case in missing]
             with progress.track("answer", total=len(todo), unit="cases") as advance:
-                keeper = partial(CaseKeeper, engine, reached.dataset, keeping)
-                for case, warnings, error in pool_map(keeper, todo, pool, lost=_died):
+                recorder = partial(CaseRecorder, engine, reached.dataset, candidates)
+                for case, warnings, error in pool_map(recorder, todo, pool, lost=_died):
                     tell_warnings(progress, f"case {case}", warnings)
                     failed |= {case: error} if error else {}
                     advance(1)
-    folders_of = {case: place if has_truth else keeping.folder for case, (place, has_truth) in places.items()}
-    found: list[Kept] = []
+    folders_of = {case: place if has_truth else candidates.folder for case, (place, has_truth) in places.items()}
+    found: list[RecordedCase] = []
     for case, folder in folders_of.items():
         if case not in failed:
-            error = attempt(partial(_read_into, found, folder or keeping.folder, case))
+            error = attempt(partial(_read_into, found, folder or candidates.folder, case))
             failed |= {case: error} if error else {}
     return found, failed
 
 
-def _read_into(found: list[Kept], folder: Place, case: str) -> None:
-    found.append(read_kept(folder, file_name(case)))
+def _read_into(found: list[RecordedCase], folder: Place, case: str) -> None:
+    found.append(read_recorded(folder, file_name(case)))
 
 
 def _died(todo: Todo) -> tuple[str, tuple[str, ...], str]:
     return todo.origin.source.case_id, (), DIED
 
 
-def keeping_of(wanted: CaseRequest, engine: Engine) -> Keeping:
+def candidate_folder(wanted: CaseRequest, engine: Engine) -> CandidateFolder:
     """Where this network's candidates with these settings are kept: beside the run, by what they depend on.
 
     Scans of another dataset are other scans, though their cases have the same names.
@@ -138,7 +148,7 @@ def keeping_of(wanted: CaseRequest, engine: Engine) -> Keeping:
         depends += [str(wanted.dataset.resolve()), str(wanted.root and wanted.root.resolve())]
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True, default=str).encode())
     folder = Place.of(wanted.run).below(FOLDER).below(digest.hexdigest()[:12])
-    return Keeping.of(folder, engine.recipe, engine.run.classes, wanted.classes)
+    return CandidateFolder.of(folder, engine.recipe, engine.run.classes, wanted.classes)
 
 
 def validation_folder(run: str) -> Place:
@@ -146,11 +156,11 @@ def validation_folder(run: str) -> Place:
     return Place.of(run).below(FOLDER).below(read_state(run).best)
 
 
-class CaseKeeper:
+class CaseRecorder:
     """Answers one case after another and keeps what the network said, with the truth; or the truth alone."""
 
-    def __init__(self, engine: Engine, dataset: Dataset, keeping: Keeping) -> None:
-        self._engine, self._dataset, self._keeping = engine, dataset, keeping
+    def __init__(self, engine: Engine, dataset: Dataset, candidates: CandidateFolder) -> None:
+        self._engine, self._dataset, self._candidates = engine, dataset, candidates
         self._predictor = engine.predictor()
 
     def __call__(self, todo: Todo) -> tuple[str, tuple[str, ...], str]:
@@ -160,53 +170,55 @@ class CaseKeeper:
         try:
             case = load_case(self._dataset, origin.source)
             warnings = case.warnings
-            kept = self._answered(case, origin) if todo.kept_in is None else self._known(case, todo.kept_in)
-            truth = replace(truth_of(case, kept, self._engine.run.classes), sha256=origin.content.truth)
-            write_kept(self._keeping.folder, with_truth(kept, truth))
+            recorded = (
+                self._answered(case, origin) if todo.recorded_in is None else self._known(case, todo.recorded_in)
+            )
+            truth = replace(truth_of(case, recorded, self._engine.run.classes), sha256=origin.content.truth)
+            write_recorded(self._candidates.folder, with_truth(recorded, truth))
         except Exception as error:
             return case_id, warnings, sentence_of(error)
         return case_id, warnings, ""
 
-    def _answered(self, case: Case, origin: Origin) -> Kept:
-        keep = self._keeping.keeper()
-        self._predictor.predict(case.image, keep=keep)
+    def _answered(self, case: Case, origin: Origin) -> RecordedCase:
+        recorder = self._candidates.recorder()
+        self._predictor.predict(case.image, recorder=recorder)
         content = origin.content.scan
-        noted = self._engine.noted(case.case_id, case.image.grid, patient=case.patient_id, content=content)
-        return self._keeping.kept(keep, noted)
+        source = self._engine.record_source(case.case_id, case.image.grid, patient=case.patient_id, content=content)
+        return self._candidates.recorded(recorder, source)
 
-    def _known(self, case: Case, folder: Place) -> Kept:
-        return read_kept(folder, file_name(case.case_id))
+    def _known(self, case: Case, folder: Place) -> RecordedCase:
+        return read_recorded(folder, file_name(case.case_id))
 
 
-def truth_of(case: Case, kept: Kept, classes: Sequence[str]) -> Truth:
+def truth_of(case: Case, recorded: RecordedCase, classes: Sequence[str]) -> RecordedTruth:
     """What is to be found in a case, as it lies beside its candidates."""
-    if kept.shares is None:
-        return Truth(boxes_on(case.boxes, case.image.grid, kept.grid), case.classes)
+    if recorded.shares is None:
+        return RecordedTruth(boxes_on(case.boxes, case.image.grid, recorded.grid), case.classes)
     if case.labels is None:
         raise ConfigError(f"case {case.case_id} has no label map; a segmentation is swept on label maps.")
     table = np.zeros(256, np.uint8)
-    for number, name in enumerate(kept.head.classes, start=1):
+    for number, name in enumerate(recorded.head.classes, start=1):
         table[classes.index(name) + 1] = number
     labels: UInt8[np.ndarray, "x y z"] = table[case.labels]
-    return Truth(labels=labels)
+    return RecordedTruth(labels=labels)
 
 
-def content_of_kept(kept: Kept) -> str:
-    """A digest of what a kept case was made of: another one makes another bench."""
-    digest = hashlib.sha256(f"{kept.head.case} {kept.head.scan_sha256 or kept.head.shard}".encode())
-    if kept.truth is not None:
-        for array in (kept.truth.boxes, kept.truth.classes, kept.truth.labels):
+def content_of_recorded(recorded: RecordedCase) -> str:
+    """A digest of what a kept case was made of: another one makes another replay."""
+    digest = hashlib.sha256(f"{recorded.head.case} {recorded.head.scan_sha256 or recorded.head.shard}".encode())
+    if recorded.truth is not None:
+        for array in (recorded.truth.boxes, recorded.truth.classes, recorded.truth.labels):
             digest.update(b"" if array is None else np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
 def _find(
-    case: str, engine: Engine, keeping: Keeping, folders: Sequence[Place], origin: Origin | None
+    case: str, engine: Engine, candidates: CandidateFolder, folders: Sequence[Place], origin: Origin | None
 ) -> tuple[Place | None, bool]:
     """Where the case is kept, and whether its truth is; without an origin whatever is kept is taken."""
     without: Place | None = None
     for folder in folders:
-        head = Keeping(folder, keeping.classes, keeping.labels).find(case, engine.stamp)
+        head = CandidateFolder(folder, candidates.classes, candidates.labels).find(case, engine.stamp)
         if head is None or (origin is not None and not origin.has_scan(head)):
             continue
         if head.truth_boxes is not None and (origin is None or origin.has_truth(head)):

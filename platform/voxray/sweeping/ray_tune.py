@@ -14,10 +14,10 @@ from typing import Any
 
 from voxray.core.storage import Place
 from voxray.sweeping.study import SweepStudy, quiet
-from voxray.sweeping.trials import Benches, Trials, try_one
+from voxray.sweeping.trials import Replays, Trials, try_one
 
 
-def tune_settings(study: SweepStudy, benches: Benches, trials: Trials, advance: Callable[[int], None]) -> None:
+def tune_settings(study: SweepStudy, replays: Replays, trials: Trials, advance: Callable[[int], None]) -> None:
     """Makes the trials that are missing of the study's plan; nothing is given up early."""
     missing = study.plan.trials - len(study.finished())
     if missing <= 0:
@@ -32,14 +32,14 @@ def tune_settings(study: SweepStudy, benches: Benches, trials: Trials, advance: 
         """One setting after another in one actor."""
 
         def setup(self, config: dict[str, Any]) -> None:
-            """Opens the bench, once."""
-            if not hasattr(self, "_benches"):
-                self._benches = ray.get(held[0])
+            """Opens the replay, once."""
+            if not hasattr(self, "_replays"):
+                self._replays = ray.get(held[0])
             self._setting = config
 
         def step(self) -> dict[str, Any]:
             """The score of the setting."""
-            return {"score": try_one(self._benches, trials.of(self._setting)).score, "done": True}
+            return {"score": try_one(self._replays, trials.of(self._setting)).score, "done": True}
 
         def save_checkpoint(self, checkpoint_dir: str) -> None:
             """Nothing: a trial is over before it could be interrupted."""
@@ -54,7 +54,7 @@ def tune_settings(study: SweepStudy, benches: Benches, trials: Trials, advance: 
             self._setting = new_config
             return True
 
-    held = [ray.put(benches)]
+    held = [ray.put(replays)]
     with quiet(), tempfile.TemporaryDirectory(prefix="voxray_tune_") as scratch:
         path, system = Place.of(scratch).arrow()
         algorithm = search.OptunaSearch(

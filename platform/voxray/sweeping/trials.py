@@ -1,4 +1,4 @@
-"""Settings tried on a bench: in this process, or as Ray tasks that share the bench through the object store."""
+"""Settings tried on a replay: in this process, or as Ray tasks that share the replay through the object store."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 from voxray.core.config import Setting
 from voxray.core.recipe import Merge
 from voxray.distributed.cluster import connect
-from voxray.inference.candidates.replay import Bench
+from voxray.inference.candidates.replay import Replay
 from voxray.sweeping.search_space import merge_with
 from voxray.sweeping.study import TrialResult, key
 
-Benches = Mapping[str, Bench]
-"""Variant -> its bench; a variant is one answer of the network, all of the same cases."""
+Replays = Mapping[str, Replay]
+"""Variant -> its replay; a variant is one answer of the network, all of the same cases."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ class Trier(Protocol):
         ...
 
 
-def try_one(benches: Benches, one: Try) -> TrialResult:
+def try_one(replays: Replays, one: Try) -> TrialResult:
     """What a setting comes to."""
-    bench = benches[one.variant]
-    trial, first = bench.trial(), float("nan")
+    replay = replays[one.variant]
+    trial, first = replay.trial(), float("nan")
     for number, index in enumerate(one.cases, start=1):
-        trial.add(bench.cases[index], one.how)
+        trial.add(replay.cases[index], one.how)
         if number == one.first:
             first = trial.score()
             if one.bar is not None and first < one.bar:
@@ -74,14 +74,14 @@ def try_one(benches: Benches, one: Try) -> TrialResult:
 
 
 @contextmanager
-def open_trier(benches: Benches, *, workers: int, on_ray: bool) -> Iterator[Trier]:
+def open_trier(replays: Replays, *, workers: int, on_ray: bool) -> Iterator[Trier]:
     """Tries settings on Ray with one CPU each, or one after another here."""
     if not on_ray:
-        yield lambda tries: [try_one(benches, one) for one in tries]
+        yield lambda tries: [try_one(replays, one) for one in tries]
         return
     with connect(num_cpus=None):
         ray: Any = importlib.import_module("ray")
-        held = [ray.put(benches)]
+        held = [ray.put(replays)]
         task = ray.remote(num_cpus=1, max_retries=3)(_try_held)
 
         def every(tries: Sequence[Try]) -> Sequence[TrialResult]:
@@ -99,11 +99,11 @@ def open_trier(benches: Benches, *, workers: int, on_ray: bool) -> Iterator[Trie
         yield every
 
 
-_OPENED: dict[str, Benches] = {}
+_OPENED: dict[str, Replays] = {}
 
 
 def _try_held(held: list[Any], one: Try) -> TrialResult:
-    """In a worker, which opens the bench once."""
+    """In a worker, which opens the replay once."""
     torch.set_num_threads(1)
     name = held[0].hex()
     if name not in _OPENED:

@@ -15,38 +15,38 @@ from voxray.losses import Reduce
 from voxray.tasks.detection import DetectionTask
 from voxray.tasks.segmentation import SegmentationTask
 
-Out = TypeVar("Out", contravariant=True)
-Decoded = TypeVar("Decoded")
-Answer = TypeVar("Answer")
+_Out = TypeVar("_Out", contravariant=True)
+_Decoded = TypeVar("_Decoded")
+_Answer = TypeVar("_Answer")
 
 
-class Task(Protocol[Out, Decoded, Answer]):
+class Task(Protocol[_Out, _Decoded, _Answer]):
     """Built from a recipe and class names; holds no weights and no state."""
 
     primary_metric: str
     """The key of `score` by which the best checkpoint is chosen; higher is better."""
 
-    def loss(self, output: Out, batch: Batch, reduce: Reduce) -> dict[str, Tensor]:
+    def loss(self, output: _Out, batch: Batch, reduce: Reduce) -> dict[str, Tensor]:
         """The parts of the loss by name, globally normalised; their sum is minimised."""
         ...
 
-    def decode(self, output: Out) -> list[Decoded]:
+    def decode(self, output: _Out) -> list[_Decoded]:
         """One answer for each window of the batch; nothing in it is tuned."""
         ...
 
-    def mirror(self, decoded: Decoded, axes: Sequence[int], window: Shape) -> Decoded:
+    def mirror(self, decoded: _Decoded, axes: Sequence[int], window: Shape) -> _Decoded:
         """A mirrored window's answer, as it would have been had the window not been mirrored."""
         ...
 
-    def combine(self, so_far: Decoded, other: Decoded, *, number: int) -> Decoded:
+    def combine(self, so_far: _Decoded, other: _Decoded, *, number: int) -> _Decoded:
         """One answer from `number` views of a window: that of all but the last view, and the last; may reuse both."""
         ...
 
-    def merge(self, windows: Iterable[tuple[Shape, Decoded]], grid: Grid, how: Any) -> Answer:
+    def merge(self, windows: Iterable[tuple[Shape, _Decoded]], grid: Grid, how: Any) -> _Answer:
         """The scan's answer on `grid` from its windows (first voxel, decoded), consumed one by one in order."""
         ...
 
-    def score(self, found: Sequence[Answer], truth: Sequence[Case]) -> dict[str, float]:
+    def score(self, found: Sequence[_Answer], truth: Sequence[Case]) -> dict[str, float]:
         """Metrics over cases; answers and truth lie on the same grids, case by case."""
         ...
 

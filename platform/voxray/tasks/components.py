@@ -21,7 +21,7 @@ CORNERS = np.ones((3, 3, 3), bool)
 FACES = ndimage.generate_binary_structure(3, 1)
 """Only voxels that share a face touch."""
 
-Mask = Bool[np.ndarray, "x y z"]
+_Mask = Bool[np.ndarray, "x y z"]
 
 
 def tidy(
@@ -47,7 +47,7 @@ def tidy(
 class Components:
     """The connected components of a mask that is given slab by slab, numbered from 1 over all slabs."""
 
-    def __init__(self, mask: Callable[[slice], Mask], shape: Sequence[int], touching: Mask) -> None:
+    def __init__(self, mask: Callable[[slice], _Mask], shape: Sequence[int], touching: _Mask) -> None:
         self._mask, self._touching = mask, touching
         thickness = max(1, SLAB_VOXELS // max(1, shape[1] * shape[2]))
         self._slabs = [slice(first, min(first + thickness, shape[0])) for first in range(0, shape[0], thickness)]
@@ -71,7 +71,7 @@ class Components:
         )
         """Whether it reaches the border of the whole."""
 
-    def chosen(self, wanted: Bool[np.ndarray, " c"]) -> Iterator[tuple[slice, Mask]]:
+    def chosen(self, wanted: Bool[np.ndarray, " c"]) -> Iterator[tuple[slice, _Mask]]:
         """Slab by slab where the wanted components are."""
         total = 0
         for slab, count in zip(self._slabs, self._counts, strict=True):
@@ -117,7 +117,7 @@ def _on_border(found: Any, count: int, *, ends: tuple[bool, bool]) -> Bool[np.nd
     return reached[1:]
 
 
-def _meeting(before: Any, after: Any, offset: int, touching: Mask) -> Int64[np.ndarray, "p 2"]:
+def _meeting(before: Any, after: Any, offset: int, touching: _Mask) -> Int64[np.ndarray, "p 2"]:
     """Pairs of part numbers from 0 that touch across two neighbouring planes; `after` is counted from `offset`."""
     padded = np.pad(before, 1)
     pairs = []

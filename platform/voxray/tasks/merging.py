@@ -19,7 +19,7 @@ from voxray.core.recipe import DetectionMerge
 from voxray.tasks.candidates import Placed
 
 
-class Rows(NamedTuple):
+class BoxRows(NamedTuple):
     """Boxes on their way through the merge."""
 
     boxes: Float[Tensor, "n 6"]
@@ -28,9 +28,9 @@ class Rows(NamedTuple):
     views: Int64[Tensor, " n"]
     weights: Float[Tensor, " n"]
 
-    def take(self, index: Tensor) -> Rows:
+    def take(self, index: Tensor) -> BoxRows:
         """The rows that an index picks."""
-        return Rows(*(column[index] for column in self))
+        return BoxRows(*(column[index] for column in self))
 
 
 class Joining(Protocol):
@@ -41,36 +41,36 @@ class Joining(Protocol):
         ...
 
     def stay(
-        self, rows: Rows, kinds: Int64[Tensor, " n"], *, order: Float[Tensor, " n"], iou: float, most: int | None
+        self, rows: BoxRows, kinds: Int64[Tensor, " n"], *, order: Float[Tensor, " n"], iou: float, most: int | None
     ) -> Int64[Tensor, " k"]:
         """Suppression in falling `order`: `boxes.nms.nms`."""
         ...
 
-    def group(self, rows: Rows, kinds: Int64[Tensor, " n"], *, iou: float) -> Groups:
+    def group(self, rows: BoxRows, kinds: Int64[Tensor, " n"], *, iou: float) -> Groups:
         """The clusters: `boxes.cluster.group`."""
         ...
 
 
-class Measured:
+class MeasuredOverlaps:
     """Overlaps are measured when they are asked for."""
 
-    def take(self, index: Int64[Tensor, " k"]) -> Measured:
+    def take(self, index: Int64[Tensor, " k"]) -> MeasuredOverlaps:
         """As `Joining` says."""
         del index
         return self
 
     def stay(
-        self, rows: Rows, kinds: Int64[Tensor, " n"], *, order: Float[Tensor, " n"], iou: float, most: int | None
+        self, rows: BoxRows, kinds: Int64[Tensor, " n"], *, order: Float[Tensor, " n"], iou: float, most: int | None
     ) -> Int64[Tensor, " k"]:
         """As `Joining` says."""
         return nms(rows.boxes, order, kinds, iou=iou, max_kept=most)
 
-    def group(self, rows: Rows, kinds: Int64[Tensor, " n"], *, iou: float) -> Groups:
+    def group(self, rows: BoxRows, kinds: Int64[Tensor, " n"], *, iou: float) -> Groups:
         """As `Joining` says."""
         return group(rows.boxes, rows.scores, kinds, iou=iou)
 
 
-MEASURED = Measured()
+MEASURED = MeasuredOverlaps()
 
 
 def merge_placed(found: Placed, how: DetectionMerge, *, joining: Joining = MEASURED) -> Detections:
@@ -84,7 +84,7 @@ def merge_placed(found: Placed, how: DetectionMerge, *, joining: Joining = MEASU
     pooled = how.ensemble_method == "pooled"
     uses_weights = how.method != "nms" or how.ensemble_method not in ("pooled", "nms")
     weights = found.trusted(how.tile_weight) if uses_weights else torch.ones_like(found.scores)
-    rows = Rows(found.boxes, found.scores, found.classes, found.views, weights)
+    rows = BoxRows(found.boxes, found.scores, found.classes, found.views, weights)
     kinds = rows.classes if pooled else rows.classes * found.num_views + rows.views
     if how.method == "wbc":
         rows = _clustered_over_windows(rows, kinds, found, how, joining)
@@ -109,8 +109,8 @@ def best_rows(scores: Float[Tensor, " n"], views: Int64[Tensor, " n"], most: int
 
 
 def _suppressed(
-    rows: Rows, kinds: Int64[Tensor, " n"], method: str, *, iou: float, most: int | None, joining: Joining
-) -> Rows:
+    rows: BoxRows, kinds: Int64[Tensor, " n"], method: str, *, iou: float, most: int | None, joining: Joining
+) -> BoxRows:
     """What suppression leaves; where it has gone by the weights, they have had their say."""
     if method == "nms":
         return rows.take(joining.stay(rows, kinds, order=rows.scores, iou=iou, most=most))
@@ -119,8 +119,8 @@ def _suppressed(
 
 
 def _clustered_over_windows(
-    rows: Rows, kinds: Int64[Tensor, " n"], found: Placed, how: DetectionMerge, joining: Joining
-) -> Rows:
+    rows: BoxRows, kinds: Int64[Tensor, " n"], found: Placed, how: DetectionMerge, joining: Joining
+) -> BoxRows:
     """One answer is expected from each window that sees a place, and from each view where they are pooled."""
     views = found.num_views if how.ensemble_method == "pooled" else 1
     sources = found.tiles * found.num_views + found.views
@@ -128,7 +128,7 @@ def _clustered_over_windows(
     return _fused(rows, joining.group(rows, kinds, iou=how.tile_iou), evidence, how, iou=how.tile_iou)
 
 
-def _over_views(rows: Rows, num_views: int, how: DetectionMerge) -> Rows:
+def _over_views(rows: BoxRows, num_views: int, how: DetectionMerge) -> BoxRows:
     """The views' boxes joined; each view is expected to answer once."""
     rows = rows.take(best_rows(rows.scores, rows.views, how.view_detections))
     rows = rows.take(best_rows(rows.scores, torch.zeros_like(rows.views), how.ensemble_candidates))
@@ -146,10 +146,10 @@ def _over_views(rows: Rows, num_views: int, how: DetectionMerge) -> Rows:
     )
 
 
-def _fused(rows: Rows, groups: Groups, evidence: Evidence, how: DetectionMerge, *, iou: float) -> Rows:
+def _fused(rows: BoxRows, groups: Groups, evidence: Evidence, how: DetectionMerge, *, iou: float) -> BoxRows:
     config = Clustering(iou, by_volume=how.wbc_by_volume, missing_weight=how.wbc_missing_weight)
     fused = fuse_groups(rows.boxes, rows.scores, rows.classes, groups=groups, how=config, evidence=evidence)
-    return Rows(
+    return BoxRows(
         fused.boxes.float(),
         fused.scores.float(),
         fused.classes,
@@ -158,7 +158,7 @@ def _fused(rows: Rows, groups: Groups, evidence: Evidence, how: DetectionMerge, 
     )
 
 
-def _answer(rows: Rows, how: DetectionMerge) -> Detections:
+def _answer(rows: BoxRows, how: DetectionMerge) -> Detections:
     order = rows.scores.argsort(descending=True, stable=True)
     rows = rows.take(order[rows.scores[order] >= how.final_floor][: how.max_detections])
     return Detections(rows.boxes.cpu().numpy(), rows.scores.cpu().numpy(), rows.classes.cpu().numpy())

@@ -20,7 +20,7 @@ from voxray.losses.segmentation import segmentation_loss
 from voxray.metrics.dice import confusion, dice
 from voxray.tasks.components import tidy
 from voxray.tasks.mirror import swapped_sides
-from voxray.tasks.stitch import Window, blocks, corner, labels_of, refuse_not_finite, slabs
+from voxray.tasks.stitch import WindowValues, blocks, corner, labels_of, refuse_not_finite, slabs
 from voxray.tasks.thresholds import labels_above, selected, thresholds_of
 from voxray.windows import Lattice, windows_over
 
@@ -69,12 +69,12 @@ class SegmentationTask:
         """The mean of `number` views' logits, from that of all but one of them and the last; in place."""
         return so_far.lerp_(other, 1 / number)
 
-    def merge(self, windows: Iterable[Window], grid: Grid, how: SegmentationMerge) -> Volume:
+    def merge(self, windows: Iterable[WindowValues], grid: Grid, how: SegmentationMerge) -> Volume:
         """The label map on `grid`, from the windows of the recipe's lattice in its order."""
         return self.finish(self.blend(windows, grid, how), how)
 
     def blend(
-        self, windows: Iterable[Window], grid: Grid, how: SegmentationMerge, *, keep: KeepShares | None = None
+        self, windows: Iterable[WindowValues], grid: Grid, how: SegmentationMerge, *, keep: KeepShares | None = None
     ) -> Volume:
         """`merge` without its last step, `finish`, which may wait for another grid; `keep` sees all shares."""
         places, labels = windows_over(grid.shape, self.recipe), np.zeros(grid.shape, np.uint8)
@@ -96,7 +96,7 @@ class SegmentationTask:
             del sums, shares, found
         return Volume(labels, grid)
 
-    def shares(self, windows: Iterable[Window], grid: Grid) -> Iterator[tuple[int, Float[Tensor, "k x y z"]]]:
+    def shares(self, windows: Iterable[WindowValues], grid: Grid) -> Iterator[tuple[int, Float[Tensor, "k x y z"]]]:
         """First plane and what may be interpolated of each finished slab across the grid's longest axis.
 
         With one class that is its probability, as ``2 p - 1``, whose sign is exact where nothing is interpolated;
@@ -136,7 +136,9 @@ class SegmentationTask:
         """Whether the difference of two classes' logits is all that matters."""
         return len(self.classes) == 1 and self.head is None
 
-    def _blocks(self, windows: Iterable[Window], places: Lattice, *, ones: bool) -> Iterator[tuple[Shape, Tensor]]:
+    def _blocks(
+        self, windows: Iterable[WindowValues], places: Lattice, *, ones: bool
+    ) -> Iterator[tuple[Shape, Tensor]]:
         config = self.recipe.inference
         return blocks(windows, places, blend=config.blend, accumulate=_TYPES[config.accumulate], ones=ones)
 
@@ -164,7 +166,7 @@ class SegmentationTask:
         return {"dice": float(np.mean(list(means.values()))) if means else float("nan")} | means
 
 
-def _differences(windows: Iterable[Window]) -> Iterator[Window]:
+def _differences(windows: Iterable[WindowValues]) -> Iterator[WindowValues]:
     """How much more the second of two classes has, as the one channel."""
     for place, logits in windows:
         yield place, logits[1:] - logits[:1]

@@ -21,7 +21,7 @@ from voxray.core.outputs import Head, channels_last
 from voxray.core.volume import Shape
 from voxray.windows import Lattice, blend_weights
 
-Window = tuple[Shape, Float[Tensor, "c x y z"]]
+WindowValues = tuple[Shape, Float[Tensor, "c x y z"]]
 """First voxel and logits, or a head's features, overwritten. A window may reach beyond the end of the grid."""
 Blend = Literal["constant", "gaussian"]
 
@@ -29,7 +29,7 @@ _VOXELS_AT_ONCE = 1 << 15
 
 
 def blocks(
-    windows: Iterable[Window],
+    windows: Iterable[WindowValues],
     lattice: Lattice,
     *,
     blend: Blend,

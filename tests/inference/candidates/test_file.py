@@ -1,4 +1,4 @@
-"""Kept candidates: an answer made from the file is the network's own, for whatever merge."""
+"""Recorded candidates: an answer made from the file is the network's own, for whatever merge."""
 
 from __future__ import annotations
 
@@ -19,8 +19,16 @@ from voxray.core.run import Run
 from voxray.core.storage import Place
 from voxray.core.volume import Volume
 from voxray.inference.candidates import file as module
-from voxray.inference.candidates.file import Kept, Truth, file_name, read_head, read_kept, with_truth, write_kept
-from voxray.inference.candidates.recorder import Keeper
+from voxray.inference.candidates.file import (
+    RecordedCase,
+    RecordedTruth,
+    file_name,
+    read_head,
+    read_recorded,
+    with_truth,
+    write_recorded,
+)
+from voxray.inference.candidates.recorder import Recorder
 from voxray.inference.predictor import Prediction, Predictor
 
 TURN = np.eye(3)[[1, 2, 0]]
@@ -42,16 +50,16 @@ def scan() -> Volume:
 
 def kept_on_disk(
     predictor: Predictor, folder: Path, volume: Volume, labels: tuple[int, ...] = ()
-) -> tuple[Prediction, Kept]:
-    """A prediction, and what was kept of it as it is read from its file."""
-    keep = Keeper(labels)
-    prediction = predictor.predict(volume, keep=keep)
+) -> tuple[Prediction, RecordedCase]:
+    """A prediction, and what was recorded of it as it is read from its file."""
+    keep = Recorder(labels)
+    prediction = predictor.predict(volume, recorder=keep)
     mark = stamp(predictor.run, predictor.recipe, sha256="0" * 64)
     classes = predictor.run.classes
-    kept = keep.kept(predictor.recipe, mark, case="a/b", classes=classes, scan_grid=volume.grid)
-    name = write_kept(Place.of(folder), kept)
+    recorded = keep.recorded(predictor.recipe, mark, case="a/b", classes=classes, scan_grid=volume.grid)
+    name = write_recorded(Place.of(folder), recorded)
     assert [path.name for path in folder.iterdir()] == [name] == [file_name("a/b")]
-    return prediction, read_kept(Place.of(folder), name)
+    return prediction, read_recorded(Place.of(folder), name)
 
 
 def crowded(**inference: Any) -> tuple[Run, Recipe]:
@@ -71,17 +79,17 @@ def crowded(**inference: Any) -> tuple[Run, Recipe]:
 def test_detections_of_a_file_are_those_of_the_network(how: Merge, tmp_path: Path) -> None:
     run, recipe = crowded(mirrors=[[0], [1, 2]])
     plain = Predictor(run, recipe, [Crowd(), Crowd()], how=how).predict(scan()).detections
-    prediction, kept = kept_on_disk(Predictor(run, recipe, [Crowd(), Crowd()], how=how), tmp_path, scan())
+    prediction, recorded = kept_on_disk(Predictor(run, recipe, [Crowd(), Crowd()], how=how), tmp_path, scan())
     assert plain is not None
     assert prediction.detections is not None
     assert isinstance(how, DetectionMerge)
     assert len(plain) > 5
-    for found in (prediction.detections, kept.detections(how)):
+    for found in (prediction.detections, recorded.detections(how)):
         assert np.array_equal(found.boxes, plain.boxes)
         assert np.array_equal(found.scores, plain.scores)
         assert np.array_equal(found.classes, plain.classes)
-    assert (kept.head.num_models, kept.head.mirrors) == (2, ((), (0,), (1, 2)))
-    assert set(kept.required.views.tolist()) == set(range(6))
+    assert (recorded.head.num_models, recorded.head.mirrors) == (2, ((), (0,), (1, 2)))
+    assert set(recorded.required.views.tolist()) == set(range(6))
 
 
 @pytest.mark.parametrize("restore", ["shares", "labels"])
@@ -89,13 +97,13 @@ def test_labels_of_a_file_are_those_of_the_network(restore: str, tmp_path: Path)
     recipe = bright_recipe("segmentation", restore=restore, blend="gaussian")
     predictor = Predictor(bright_run(recipe), recipe, BrightConfig().build(recipe, 1))
     plain = predictor.predict(scan()).labels
-    prediction, kept = kept_on_disk(predictor, tmp_path, scan(), labels=(1,))
+    prediction, recorded = kept_on_disk(predictor, tmp_path, scan(), labels=(1,))
     assert plain is not None
     assert prediction.labels is not None
     assert np.array_equal(prediction.labels.voxels, plain.voxels)
-    assert kept.shares is not None
-    assert kept.shares.shape[1:] < kept.grid.shape
-    again = kept.labels(SegmentationMerge())
+    assert recorded.shares is not None
+    assert recorded.shares.shape[1:] < recorded.grid.shape
+    again = recorded.labels(SegmentationMerge())
     assert again.grid == plain.grid
     if restore == "shares":
         assert np.count_nonzero(again.voxels != plain.voxels) <= 0.002 * np.count_nonzero(plain.voxels)
@@ -105,23 +113,23 @@ def test_labels_of_a_file_are_those_of_the_network(restore: str, tmp_path: Path)
         )
         expected = Predictor(bright_run(recipe), shares, BrightConfig().build(recipe, 1)).predict(scan()).labels
         assert expected is not None
-        wrong = np.count_nonzero(kept.labels(how).voxels != expected.voxels)
+        wrong = np.count_nonzero(recorded.labels(how).voxels != expected.voxels)
         assert wrong <= 0.004 * np.count_nonzero(expected.voxels)
 
 
 def test_of_many_classes_those_that_are_asked_for_and_the_best_of_the_rest() -> None:
-    keep = Keeper((3, 1))
+    keep = Recorder((3, 1))
     grid = scan().grid
     keep.begin(grid)
     shares = torch.rand((4, *grid.shape), generator=torch.Generator().manual_seed(0)).softmax(dim=0)
     keep.block((0, 0, 0), shares)
     recipe = bright_recipe("segmentation")
     mark = stamp(bright_run(recipe), recipe, sha256="0" * 64)
-    kept = keep.kept(recipe, mark, case="c", classes=("a", "b", "c"), scan_grid=grid)
-    assert kept.head.classes == ("c", "a")
-    assert kept.shares is not None
+    recorded = keep.recorded(recipe, mark, case="c", classes=("a", "b", "c"), scan_grid=grid)
+    assert recorded.head.classes == ("c", "a")
+    assert recorded.shares is not None
     expected = torch.stack([torch.maximum(shares[0], shares[2]), shares[3], shares[1]])
-    np.testing.assert_array_equal(kept.shares, (expected * 255).round().to(torch.uint8).numpy())
+    np.testing.assert_array_equal(recorded.shares, (expected * 255).round().to(torch.uint8).numpy())
 
 
 def test_an_empty_scan_keeps_nothing(tmp_path: Path) -> None:
@@ -132,22 +140,22 @@ def test_an_empty_scan_keeps_nothing(tmp_path: Path) -> None:
         predictor = Predictor(bright_run(recipe), recipe, BrightConfig().build(recipe, 1))
         folder = tmp_path / task
         folder.mkdir()
-        _, kept = kept_on_disk(predictor, folder, empty, labels=(1,) if task == "segmentation" else ())
+        _, recorded = kept_on_disk(predictor, folder, empty, labels=(1,) if task == "segmentation" else ())
         if task == "detection":
-            assert len(kept.detections(DetectionMerge())) == 0
+            assert len(recorded.detections(DetectionMerge())) == 0
         else:
-            assert kept.shares is not None
-            assert kept.shares.size == 0
-            assert not kept.labels(SegmentationMerge(threshold=0.5)).voxels.any()
+            assert recorded.shares is not None
+            assert recorded.shares.size == 0
+            assert not recorded.labels(SegmentationMerge(threshold=0.5)).voxels.any()
 
 
 def test_the_truth_travels_with_the_candidates(tmp_path: Path) -> None:
     run, recipe = crowded()
-    _, kept = kept_on_disk(Predictor(run, recipe, Crowd()), tmp_path, scan())
-    assert kept.truth is None
-    truth = Truth(np.array([[1.5, 2, 3, 4, 5, 6]]), np.array([0]))
-    write_kept(Place.of(tmp_path), with_truth(kept, truth))
-    again = read_kept(Place.of(tmp_path), file_name("a/b")).truth
+    _, recorded = kept_on_disk(Predictor(run, recipe, Crowd()), tmp_path, scan())
+    assert recorded.truth is None
+    truth = RecordedTruth(np.array([[1.5, 2, 3, 4, 5, 6]]), np.array([0]))
+    write_recorded(Place.of(tmp_path), with_truth(recorded, truth))
+    again = read_recorded(Place.of(tmp_path), file_name("a/b")).truth
     assert again is not None
     np.testing.assert_array_equal(again.boxes, truth.boxes)
     assert again.classes.tolist() == [0]
@@ -155,10 +163,10 @@ def test_the_truth_travels_with_the_candidates(tmp_path: Path) -> None:
     predictor = Predictor(bright_run(recipe), recipe, BrightConfig().build(recipe, 1))
     folder = tmp_path / "labels"
     folder.mkdir()
-    _, kept = kept_on_disk(predictor, folder, scan(), labels=(1,))
+    _, recorded = kept_on_disk(predictor, folder, scan(), labels=(1,))
     labels = (scan().voxels > 0).astype(np.uint8)
-    write_kept(Place.of(folder), with_truth(kept, Truth(labels=labels)))
-    found = read_kept(Place.of(folder), file_name("a/b")).truth
+    write_recorded(Place.of(folder), with_truth(recorded, RecordedTruth(labels=labels)))
+    found = read_recorded(Place.of(folder), file_name("a/b")).truth
     assert found is not None
     assert found.labels is not None
     np.testing.assert_array_equal(found.labels, labels)
@@ -171,7 +179,7 @@ def test_a_damaged_file_is_said_to_be(tmp_path: Path) -> None:
     assert read_head(Place.of(tmp_path), path.name).case == "a/b"
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(DataError, match=r"\[candidates.damaged\] .* cannot be read"):
-        read_kept(Place.of(tmp_path), path.name)
+        read_recorded(Place.of(tmp_path), path.name)
     with pytest.raises(DataError, match=r"\[candidates.missing\] .* is not there"):
         read_head(Place.of(tmp_path), "other.parquet")
 
@@ -181,7 +189,7 @@ def test_the_kept_probabilities_do_not_depend_on_how_planes_come(
 ) -> None:
     recipe = bright_recipe("segmentation")
     predictor = Predictor(bright_run(recipe), recipe, BrightConfig().build(recipe, 1))
-    _, kept = kept_on_disk(predictor, tmp_path, scan(), labels=(1,))
-    whole = kept.shares_on_scan()
+    _, recorded = kept_on_disk(predictor, tmp_path, scan(), labels=(1,))
+    whole = recorded.shares_on_scan()
     monkeypatch.setattr(module, "_PLANES", 3)
-    np.testing.assert_array_equal(kept.shares_on_scan(), whole)
+    np.testing.assert_array_equal(recorded.shares_on_scan(), whole)

@@ -16,8 +16,8 @@ from voxray.core.errors import ConfigError
 from voxray.core.progress import SilentProgress
 from voxray.core.recipe import DetectionMerge, SegmentationMerge
 from voxray.core.storage import Place
-from voxray.inference.candidates.file import merge_candidates, read_kept
-from voxray.inference.candidates.folder import Keeping, labels_to_keep
+from voxray.inference.candidates.file import merge_candidates, read_recorded
+from voxray.inference.candidates.folder import CandidateFolder, labels_to_keep
 from voxray.readers import read_label_map, write_nifti
 from voxray.results.answers import open_engine
 from voxray.store import Store
@@ -46,9 +46,9 @@ def test_candidates_of_an_answer_give_the_answer(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "candidates").exists()
     assert answered(tmp_path).done == ("scan",)
     assert answered(tmp_path).skipped == ("scan",)
-    kept = read_kept(Place.of(tmp_path / "out" / "candidates"), "scan.parquet")
+    recorded = read_recorded(Place.of(tmp_path / "out" / "candidates"), "scan.parquet")
     labels = read_label_map(tmp_path / "out" / "scan.nii.gz")
-    wrong = np.count_nonzero(kept.labels(SegmentationMerge()).voxels != labels.voxels)
+    wrong = np.count_nonzero(recorded.labels(SegmentationMerge()).voxels != labels.voxels)
     assert wrong <= 0.002 * np.count_nonzero(labels.voxels)
 
 
@@ -59,13 +59,13 @@ def test_another_merge_needs_no_new_candidates_but_another_window_does(tmp_path:
     path = tmp_path / "out" / "candidates" / "scan.parquet"
     before = path.read_bytes()
     assert answered(tmp_path, "merge.tile_iou=0.4").done == ("scan",)
-    assert path.read_bytes() != before  # answered anew, so kept anew, with the merge that it was answered with
+    assert path.read_bytes() != before  # answered anew, so recorded anew, with the merge that it was answered with
     engine = open_engine(tmp_path / "run", overrides=["merge.tile_iou=0.9"])
-    keeping = Keeping.of(Place.of(path.parent), engine.recipe, engine.run.classes)
-    assert keeping.find("scan", engine.stamp) is not None
+    candidates = CandidateFolder.of(Place.of(path.parent), engine.recipe, engine.run.classes)
+    assert candidates.find("scan", engine.stamp) is not None
     other = open_engine(tmp_path / "run", overrides=["inference.overlap=0.5"])
-    assert keeping.find("scan", other.stamp) is None
-    assert keeping.find("scam", engine.stamp) is None
+    assert candidates.find("scan", other.stamp) is None
+    assert candidates.find("scam", engine.stamp) is None
 
 
 def test_validation_keeps_what_the_best_and_the_last_network_said(tmp_path: Path) -> None:
@@ -77,12 +77,12 @@ def test_validation_keeps_what_the_best_and_the_last_network_said(tmp_path: Path
     assert kept_folders == sorted({state.best, "epoch_0003"})
     engine = open_engine(tmp_path / "run")
     folder = Place.of(tmp_path / "run" / "candidates" / state.best)
-    kept = [read_kept(folder, f"{case_id}.parquet") for case_id in engine.run.val_cases]
-    assert {one.head.model.sha256 for one in kept} == {engine.stamp.sha256}
+    recorded = [read_recorded(folder, f"{case_id}.parquet") for case_id in engine.run.val_cases]
+    assert {one.head.model.sha256 for one in recorded} == {engine.stamp.sha256}
     assert isinstance(engine.recipe.merge, DetectionMerge)
-    found = [merge_candidates(one.required, one.grid, engine.recipe.merge) for one in kept]
+    found = [merge_candidates(one.required, one.grid, engine.recipe.merge) for one in recorded]
     cases = [Store.open(store.uri).read_case(case_id) for case_id in engine.run.val_cases]
-    for one, case in zip(kept, cases, strict=True):
+    for one, case in zip(recorded, cases, strict=True):
         assert one.truth is not None
         np.testing.assert_array_equal(one.truth.boxes, case.boxes)
         assert one.head.patient == case.patient_id
@@ -97,8 +97,8 @@ def test_validation_keeps_probabilities_of_few_classes(tmp_path: Path) -> None:
     engine = open_engine(tmp_path / "run")
     folder = Place.of(tmp_path / "run" / "candidates" / "epoch_0001")
     assert folder.names(".") == sorted(f"{case_id}.parquet" for case_id in engine.run.val_cases)
-    kept = read_kept(folder, f"{engine.run.val_cases[0]}.parquet")
-    assert (kept.head.classes, kept.truth) == (("ball",), None)
+    recorded = read_recorded(folder, f"{engine.run.val_cases[0]}.parquet")
+    assert (recorded.head.classes, recorded.truth) == (("ball",), None)
 
 
 def test_of_many_classes_some_must_be_named() -> None:

@@ -1,4 +1,4 @@
-"""A bench gives what the plain road gives, however a merge is set."""
+"""A replay gives what the plain road gives, however a merge is set."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from voxray.core.errors import DataError
 from voxray.core.recipe import DetectionMerge, SegmentationMerge
 from voxray.core.volume import Grid
 from voxray.inference.candidates import replay as module
-from voxray.inference.candidates.file import Kept, KeptHead, Truth, merge_candidates, with_truth
-from voxray.inference.candidates.replay import Bench, Bounds, bench_case, mean_dice
+from voxray.inference.candidates.file import RecordedCase, RecordedHeader, RecordedTruth, merge_candidates, with_truth
+from voxray.inference.candidates.replay import MergeBounds, Replay, mean_dice, replay_case
 from voxray.metrics import coco
 from voxray.metrics.bootstrap import ones
 from voxray.metrics.dice import confusion, dice
@@ -46,24 +46,24 @@ def test_detections_are_those_of_the_plain_road(
 ) -> None:
     monkeypatch.setattr(module, "MOST_PAIRS", most_pairs)
     how = DetectionMerge(**changes)
-    kept = [crowded_case(seed) for seed in range(4)]
-    bench = Bench.of(kept, Bounds(score_floor=0.02, tile_iou=0.1))
-    plain = [merge_candidates(one.required, one.grid, how) for one in kept]
-    for case, expected in zip(bench.cases, plain, strict=True):
-        assert isinstance(case.data, module.Boxes)
+    recorded = [crowded_case(seed) for seed in range(4)]
+    replay = Replay.of(recorded, MergeBounds(score_floor=0.02, tile_iou=0.1))
+    plain = [merge_candidates(one.required, one.grid, how) for one in recorded]
+    for case, expected in zip(replay.cases, plain, strict=True):
+        assert isinstance(case.data, module.DetectionReplay)
         assert (case.data.pooled is None) == (most_pairs == 0)
         found = case.data.merged(how)
         np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
         np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-4)
         assert np.array_equal(found.classes, expected.classes)
-    truths = [one.truth for one in kept]
+    truths = [one.truth for one in recorded]
     boxes, classes = [t.boxes for t in truths if t], [t.classes for t in truths if t]
     score = coco.evaluate(plain, boxes, classes, CLASSES)["mAP"]
-    assert bench.score(how, range(4)) == pytest.approx(score, abs=1e-9)
+    assert replay.score(how, range(4)) == pytest.approx(score, abs=1e-9)
     assert 0.05 < score < 0.99
 
 
-def segmented_case(seed: int) -> Kept:
+def segmented_case(seed: int) -> RecordedCase:
     """Two classes' probabilities as soft balls of different certainty, with noise, and the balls as truth."""
     rng = np.random.default_rng(seed)
     grid = Grid((40, 36, 30), (1.0, 1.0, 1.5), (0, 0, 0), (-1, 0, 0, 0, -1, 0, 0, 0, 1))
@@ -78,7 +78,7 @@ def segmented_case(seed: int) -> Kept:
     shares /= np.maximum(shares.sum(axis=0), 1)
     whole = np.concatenate([1 - shares.sum(axis=0, keepdims=True), shares])
     recipe = bright_recipe("segmentation")
-    head = KeptHead(
+    head = RecordedHeader(
         case=f"case_{seed}",
         patient=f"case_{seed}",
         classes=("spleen", "liver"),
@@ -87,7 +87,7 @@ def segmented_case(seed: int) -> Kept:
         scan_grid=grid.to_dict(),
         shape_vox=grid.shape,
     )
-    return with_truth(Kept(head, shares=(whole * 255).round().astype(np.uint8)), Truth(labels=labels))
+    return with_truth(RecordedCase(head, shares=(whole * 255).round().astype(np.uint8)), RecordedTruth(labels=labels))
 
 
 @pytest.mark.parametrize(
@@ -99,22 +99,22 @@ def segmented_case(seed: int) -> Kept:
     ],
 )
 def test_labels_are_those_of_the_plain_road(how: SegmentationMerge) -> None:
-    kept = [segmented_case(seed) for seed in range(3)]
-    bench = Bench.of(kept, Bounds())
+    recorded = [segmented_case(seed) for seed in range(3)]
+    replay = Replay.of(recorded, MergeBounds())
     rows = []
-    for case, one in zip(bench.cases, kept, strict=True):
-        assert isinstance(case.data, module.Shares)
+    for case, one in zip(replay.cases, recorded, strict=True):
+        assert isinstance(case.data, module.SegmentationReplay)
         assert case.data.labels.size < np.prod(one.grid.shape)
         assert one.truth is not None
         assert one.truth.labels is not None
         rows.append(dice(confusion(one.labels(how).voxels, one.truth.labels, num_labels=3)))
-    assert bench.score(how, range(3)) == pytest.approx(mean_dice(np.stack(rows), ones(3))[0], abs=1e-12)
+    assert replay.score(how, range(3)) == pytest.approx(mean_dice(np.stack(rows), ones(3))[0], abs=1e-12)
 
 
 def test_a_case_without_its_truth_is_refused() -> None:
-    kept = replace(crowded_case(3), truth=None)
+    recorded = replace(crowded_case(3), truth=None)
     with pytest.raises(DataError, match=r"case case_3: \[candidates.no_truth\]"):
-        bench_case(kept, Bounds())
+        replay_case(recorded, MergeBounds())
 
 
 def test_mean_dice_leaves_out_what_has_no_truth() -> None:
@@ -128,10 +128,10 @@ def test_mean_dice_leaves_out_what_has_no_truth() -> None:
 
 def test_replicates_are_scores_of_the_cases_that_they_drew() -> None:
     weights = np.array([[1.0, 0, 2], [1, 2, 0], [1, 1, 1]])
-    for bench, how in (
-        (Bench.of([crowded_case(seed) for seed in range(3)], Bounds(tile_iou=0.1)), DetectionMerge()),
-        (Bench.of([segmented_case(seed) for seed in range(3)], Bounds()), SegmentationMerge(threshold=0.3)),
+    for replay, how in (
+        (Replay.of([crowded_case(seed) for seed in range(3)], MergeBounds(tile_iou=0.1)), DetectionMerge()),
+        (Replay.of([segmented_case(seed) for seed in range(3)], MergeBounds()), SegmentationMerge(threshold=0.3)),
     ):
         drawn = [[case for case in range(3) for _ in range(int(column[case]))] for column in weights.T]
-        expected = [bench.score(how, cases) for cases in drawn]
-        np.testing.assert_allclose(bench.replicates(how, range(3), weights), expected, atol=1e-12)
+        expected = [replay.score(how, cases) for cases in drawn]
+        np.testing.assert_allclose(replay.replicates(how, range(3), weights), expected, atol=1e-12)

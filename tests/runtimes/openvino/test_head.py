@@ -11,7 +11,7 @@ import torch
 from support.many_classes import MANY, Whole, answered, many_classes, many_classes_onnx, some_patches
 from support.small_networks import exported_onnx, furthest
 from voxray.core.recipe import SegmentationMerge
-from voxray.inference.candidates.recorder import Keeper
+from voxray.inference.candidates.recorder import Recorder
 from voxray.runtimes.openvino.engine import OpenVinoRuntime, save_ir
 from voxray.runtimes.openvino.int8 import save_int8
 
@@ -45,13 +45,14 @@ def test_a_scan_gets_the_labels_that_blended_logits_give(accumulate: str) -> Non
 
 def test_thresholds_and_kept_shares_are_those_of_blended_logits() -> None:
     engine, how = OpenVinoRuntime(many_classes_onnx()), SegmentationMerge(thresholds={"class_7": 0.12})
-    keepers = Keeper((1, 3)), Keeper((1, 3))
+    recorders = Recorder((1, 3)), Recorder((1, 3))
     found, expected = (
-        answered(one, keep=keeper, how=how) for one, keeper in zip((engine, Whole(engine)), keepers, strict=True)
+        answered(one, recorder=recorder, how=how)
+        for one, recorder in zip((engine, Whole(engine)), recorders, strict=True)
     )
     assert 0 < (found == 8).sum() < (answered(engine) == 8).sum(), "the class with a threshold"
     assert (found == expected).mean() > 0.999
-    kept, others = (keeper._shares for keeper in keepers)
+    kept, others = (recorder._shares for recorder in recorders)
     assert kept is not None
     assert others is not None
     assert np.abs(kept.astype(int) - others.astype(int)).max() <= 1

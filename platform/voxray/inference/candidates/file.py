@@ -37,9 +37,9 @@ from voxray.tasks.merging import merge_placed
 from voxray.tasks.thresholds import labels_above, selected, thresholds_of
 
 WHOLE = 255
-"""A probability of 1, as it is kept."""
+"""A probability of 1, as it is recorded."""
 FLOOR = 0.01
-"""Probabilities of the kept classes that are nowhere higher are cut away."""
+"""Probabilities of the recorded classes that are nowhere higher are cut away."""
 REST, TRUTH = "rest", "truth"
 
 _HEAD = b"voxray"
@@ -53,7 +53,7 @@ _DETECTION = pa.schema(
 _SEGMENTATION = pa.schema([("name", pa.string()), ("payload", pa.large_binary())])
 
 
-class KeptHead(Config):
+class RecordedHeader(Config):
     """What a file says of itself, in its footer."""
 
     model_config = ConfigDict(populate_by_name=True)
@@ -70,7 +70,7 @@ class KeptHead(Config):
     truth_sha256: str = ""
     """The content of the truth: `voxray.loading.truth_content`; empty where a shard held it, or there is none."""
     classes: tuple[str, ...]
-    """Detection: all classes, by number. Segmentation: those whose probabilities are kept."""
+    """Detection: all classes, by number. Segmentation: those whose probabilities are recorded."""
     model: ModelStamp
     grid: dict[str, Any]
     """The recipe's grid over the scan: `Grid.to_dict`."""
@@ -84,7 +84,7 @@ class KeptHead(Config):
     """The axes on which the scan was mirrored for each of a network's answers."""
     start_vox: Shape = (0, 0, 0)
     shape_vox: Shape = (0, 0, 0)
-    """Segmentation: what of the grid is kept."""
+    """Segmentation: what of the grid is recorded."""
     truth_boxes: tuple[tuple[float, float, float, float, float, float], ...] | None = None
     """Every object, in edge voxels of `grid`; None where the truth is not known."""
     truth_classes: tuple[int, ...] = ()
@@ -92,26 +92,26 @@ class KeptHead(Config):
 
 
 @dataclass(frozen=True)
-class Truth:
+class RecordedTruth:
     """What is to be found: objects in edge voxels of the recipe's grid, or labels on the scan's own."""
 
     boxes: Float64[np.ndarray, "n 6"] = field(default_factory=lambda: np.zeros((0, 6)))
     classes: Int64[np.ndarray, " n"] = field(default_factory=lambda: np.zeros(0, np.int64))
     labels: UInt8[np.ndarray, "x y z"] | None = None
-    """Of the kept classes: k + 1 is ``classes[k]`` of the file."""
+    """Of the recorded classes: k + 1 is ``classes[k]`` of the file."""
     sha256: str = ""
-    """The content that it was made from: `KeptHead.truth_sha256`."""
+    """The content that it was made from: `RecordedHeader.truth_sha256`."""
 
 
 @dataclass(frozen=True)
-class Kept:
+class RecordedCase:
     """A case's candidates, or its probabilities, ready to be merged."""
 
-    head: KeptHead
+    head: RecordedHeader
     placed: Placed | None = None
     shares: UInt8[np.ndarray, "c x y z"] | None = None
     """The rest first, then `head.classes`, within the crop."""
-    truth: Truth | None = None
+    truth: RecordedTruth | None = None
 
     @property
     def grid(self) -> Grid:
@@ -151,7 +151,7 @@ class Kept:
         return Volume(labels_of_shares(self.shares_on_scan(), grid, self.head.classes, how), grid)
 
     def _slab(self, axis: int, first: int, last: int, start: Shape, shape: Shape) -> Float[Tensor, "c x y z"]:
-        """Planes of the whole grid: where nothing is kept, the rest is certain."""
+        """Planes of the whole grid: where nothing is recorded, the rest is certain."""
         assert self.shares is not None
         sides = [*self.grid.shape]
         sides[axis] = last - first
@@ -167,14 +167,14 @@ class Kept:
 
 
 def merge_candidates(placed: Placed, grid: Grid, how: DetectionMerge) -> Detections:
-    """The merge of candidates that were kept whole, in edge voxels of their grid."""
+    """The merge of candidates that were recorded whole, in edge voxels of their grid."""
     return merge_placed(placed.take(allowed(placed.boxes, placed.scores, grid.spacing_mm, how)), how)
 
 
 def labels_of_shares(
     shares: UInt8[np.ndarray, "c x y z"], grid: Grid, classes: tuple[str, ...], how: SegmentationMerge
 ) -> UInt8[np.ndarray, "x y z"]:
-    """Labels from kept probabilities (the rest first) on a grid, or a part of it, and tidied up."""
+    """Labels from recorded probabilities (the rest first) on a grid, or a part of it, and tidied up."""
     thresholds = thresholds_of(how, classes) or [None] * len(classes)
     labels = labels_above(torch.from_numpy(shares), thresholds, whole=WHOLE).numpy()
     return tidy(
@@ -190,31 +190,31 @@ def file_name(case: str) -> str:
     return f"{quote(case, safe='')}.parquet"
 
 
-def write_kept(folder: Place, kept: Kept) -> str:
+def write_recorded(folder: Place, recorded: RecordedCase) -> str:
     """Writes the case's file whole, and returns its name."""
-    name = file_name(kept.head.case)
-    table = _detection_table(kept) if kept.shares is None else _segmentation_table(kept)
-    table = table.replace_schema_metadata({_HEAD: kept.head.model_dump_json(by_alias=True).encode()})
+    name = file_name(recorded.head.case)
+    table = _detection_table(recorded) if recorded.shares is None else _segmentation_table(recorded)
+    table = table.replace_schema_metadata({_HEAD: recorded.head.model_dump_json(by_alias=True).encode()})
     with folder.writing(name) as path:
-        pq.write_table(table, path, compression="zstd" if kept.shares is None else "none")
+        pq.write_table(table, path, compression="zstd" if recorded.shares is None else "none")
     return name
 
 
-def read_head(folder: Place, name: str) -> KeptHead:
+def read_head(folder: Place, name: str) -> RecordedHeader:
     """What the file says of itself; its payload is not read."""
     with _understood(folder, name), folder.open(name) as file:
-        return KeptHead.model_validate_json(pq.read_metadata(file).metadata[_HEAD])
+        return RecordedHeader.model_validate_json(pq.read_metadata(file).metadata[_HEAD])
 
 
-def read_kept(folder: Place, name: str) -> Kept:
-    """The case of a file that `write_kept` left; a DataError where it is damaged or something else."""
+def read_recorded(folder: Place, name: str) -> RecordedCase:
+    """The case of a file that `write_recorded` left; a DataError where it is damaged or something else."""
     with _understood(folder, name), folder.open(name) as file:
         table = pq.read_table(file)
-        head = KeptHead.model_validate_json(table.schema.metadata[_HEAD])
-        return _kept_detection(head, table) if "score" in table.column_names else _kept_segmentation(head, table)
+        head = RecordedHeader.model_validate_json(table.schema.metadata[_HEAD])
+        return _read_detection(head, table) if "score" in table.column_names else _read_segmentation(head, table)
 
 
-def with_truth(kept: Kept, truth: Truth) -> Kept:
+def with_truth(recorded: RecordedCase, truth: RecordedTruth) -> RecordedCase:
     """The same with what is to be found."""
     boxes = tuple(_six(box) for box in truth.boxes)
     update = {
@@ -223,11 +223,11 @@ def with_truth(kept: Kept, truth: Truth) -> Kept:
         "has_truth_labels": truth.labels is not None,
         "truth_sha256": truth.sha256,
     }
-    return replace(kept, head=kept.head.model_copy(update=update), truth=truth)
+    return replace(recorded, head=recorded.head.model_copy(update=update), truth=truth)
 
 
-def _detection_table(kept: Kept) -> pa.Table:
-    placed, num_mirrors = kept.required, len(kept.head.mirrors)
+def _detection_table(recorded: RecordedCase) -> pa.Table:
+    placed, num_mirrors = recorded.required, len(recorded.head.mirrors)
     views = placed.views.cpu().numpy()
     columns = [*placed.boxes.cpu().numpy().T, placed.scores.cpu().numpy(), placed.classes.cpu().numpy()]
     columns += [placed.tiles.cpu().numpy(), views // num_mirrors, views % num_mirrors]
@@ -235,7 +235,7 @@ def _detection_table(kept: Kept) -> pa.Table:
     return pa.table([pa.array(column, field.type) for column, field in typed], schema=_DETECTION)
 
 
-def _kept_detection(head: KeptHead, table: pa.Table) -> Kept:
+def _read_detection(head: RecordedHeader, table: pa.Table) -> RecordedCase:
     columns = {name: torch.from_numpy(table[name].to_numpy().copy()) for name in _DETECTION.names}
     whole = {name: columns[name].long() for name in ("class", "tile", "model", "mirror")}
     placed = Placed(
@@ -248,35 +248,35 @@ def _kept_detection(head: KeptHead, table: pa.Table) -> Kept:
         window=head.window_vox,
         num_views=head.num_models * len(head.mirrors),
     )
-    return Kept(head, placed=placed, truth=_truth(head, None))
+    return RecordedCase(head, placed=placed, truth=_truth(head, None))
 
 
-def _segmentation_table(kept: Kept) -> pa.Table:
-    assert kept.shares is not None
+def _segmentation_table(recorded: RecordedCase) -> pa.Table:
+    assert recorded.shares is not None
     rows = [
         {"name": name, "payload": pack(share)}
-        for name, share in zip((REST, *kept.head.classes), kept.shares, strict=True)
+        for name, share in zip((REST, *recorded.head.classes), recorded.shares, strict=True)
     ]
-    if kept.truth is not None and kept.truth.labels is not None:
-        rows.append({"name": TRUTH, "payload": pack(kept.truth.labels)})
+    if recorded.truth is not None and recorded.truth.labels is not None:
+        rows.append({"name": TRUTH, "payload": pack(recorded.truth.labels)})
     return pa.Table.from_pylist(rows, schema=_SEGMENTATION)
 
 
-def _kept_segmentation(head: KeptHead, table: pa.Table) -> Kept:
+def _read_segmentation(head: RecordedHeader, table: pa.Table) -> RecordedCase:
     payloads = [value.as_buffer() for value in table["payload"]]
     number = 1 + len(head.classes)
     shares = np.stack([unpack(payload, head.shape_vox, np.uint8) for payload in payloads[:number]])
     labels = None
     if head.has_truth_labels:
         labels = unpack(payloads[number], Grid.from_dict(head.scan_grid).shape, np.uint8)
-    return Kept(head, shares=shares, truth=_truth(head, labels))
+    return RecordedCase(head, shares=shares, truth=_truth(head, labels))
 
 
-def _truth(head: KeptHead, labels: UInt8[np.ndarray, "x y z"] | None) -> Truth | None:
+def _truth(head: RecordedHeader, labels: UInt8[np.ndarray, "x y z"] | None) -> RecordedTruth | None:
     if head.truth_boxes is None:
         return None
     boxes = np.asarray(head.truth_boxes, np.float64).reshape(-1, 6)
-    return Truth(boxes, np.asarray(head.truth_classes, np.int64), labels, head.truth_sha256)
+    return RecordedTruth(boxes, np.asarray(head.truth_classes, np.int64), labels, head.truth_sha256)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Where candidates are kept, and which of them are: beside answers, beside a run's checkpoints, for a sweep."""
+"""Where candidates are recorded, and which of them are: beside answers, beside a run's checkpoints, for a sweep."""
 
 from __future__ import annotations
 
@@ -10,8 +10,16 @@ from voxray.core.errors import ConfigError, DataError
 from voxray.core.recipe import Recipe
 from voxray.core.storage import Location, Place
 from voxray.core.volume import Grid
-from voxray.inference.candidates.file import Kept, KeptHead, Truth, file_name, read_head, with_truth, write_kept
-from voxray.inference.candidates.recorder import Keeper
+from voxray.inference.candidates.file import (
+    RecordedCase,
+    RecordedHeader,
+    RecordedTruth,
+    file_name,
+    read_head,
+    with_truth,
+    write_recorded,
+)
+from voxray.inference.candidates.recorder import Recorder
 from voxray.inference.restore import FEW_CLASSES
 from voxray.tasks.thresholds import selected
 from voxray.training.checkpoint import EPOCH, read_state
@@ -20,8 +28,8 @@ FOLDER = "candidates"
 
 
 @dataclass(frozen=True)
-class Keeping:
-    """A folder of kept cases, and the classes that are kept: a detection's all, the chosen ones of a segmentation."""
+class CandidateFolder:
+    """A folder of recorded cases, and which classes are recorded: a detection's all, the chosen of a segmentation."""
 
     folder: Place
     classes: tuple[str, ...]
@@ -29,38 +37,38 @@ class Keeping:
     """Of those classes; none for a detection."""
 
     @staticmethod
-    def of(folder: Place, recipe: Recipe, classes: Sequence[str], wanted: Sequence[str] = ()) -> Keeping:
+    def of(folder: Place, recipe: Recipe, classes: Sequence[str], wanted: Sequence[str] = ()) -> CandidateFolder:
         """For a network that answers `classes`; a ConfigError where these are too many and none are `wanted`."""
         labels = labels_to_keep(recipe, classes, wanted)
         names = tuple(classes[label - 1] for label in labels) if recipe.task == "segmentation" else tuple(classes)
-        return Keeping(folder, names, labels)
+        return CandidateFolder(folder, names, labels)
 
-    def keeper(self) -> Keeper:
+    def recorder(self) -> Recorder:
         """What takes notes of one scan."""
-        return Keeper(self.labels)
+        return Recorder(self.labels)
 
-    def kept(self, keep: Keeper, noted: Noted) -> Kept:
+    def recorded(self, recorder: Recorder, source: RecordSource) -> RecordedCase:
         """The notes of one scan."""
-        kept = keep.kept(
-            noted.recipe,
-            noted.stamp,
-            case=noted.case,
-            classes=noted.classes,
-            scan_grid=noted.scan_grid,
-            patient=noted.patient,
+        recorded = recorder.recorded(
+            source.recipe,
+            source.stamp,
+            case=source.case,
+            classes=source.classes,
+            scan_grid=source.scan_grid,
+            patient=source.patient,
         )
-        origin = {"scan_sha256": noted.scan_sha256, "shard": noted.shard}
-        return replace(kept, head=kept.head.model_copy(update=origin))
+        origin = {"scan_sha256": source.scan_sha256, "shard": source.shard}
+        return replace(recorded, head=recorded.head.model_copy(update=origin))
 
-    def write(self, keep: Keeper, noted: Noted, truth: Truth | None = None) -> None:
+    def write(self, recorder: Recorder, source: RecordSource, truth: RecordedTruth | None = None) -> None:
         """Writes the notes of one scan."""
-        kept = self.kept(keep, noted)
-        write_kept(self.folder, kept if truth is None else with_truth(kept, truth))
+        recorded = self.recorded(recorder, source)
+        write_recorded(self.folder, recorded if truth is None else with_truth(recorded, truth))
 
-    def find(self, case: str, stamp: ModelStamp) -> KeptHead | None:
-        """What is kept of a case, if the same network said it in the same way; how it was merged does not matter.
+    def find(self, case: str, stamp: ModelStamp) -> RecordedHeader | None:
+        """What is recorded of a case, if the same network said it in the same way; how it was merged does not matter.
 
-        Whether it said it of the same scan is for the caller to ask: `KeptHead.scan_sha256`.
+        Whether it said it of the same scan is for the caller to ask: `RecordedHeader.scan_sha256`.
         """
         try:
             head = read_head(self.folder, file_name(case))
@@ -70,7 +78,7 @@ class Keeping:
 
 
 @dataclass(frozen=True)
-class Noted:
+class RecordSource:
     """Whose answer to what it is that notes were taken of."""
 
     recipe: Recipe
@@ -111,7 +119,7 @@ def candidates_folder(run: Location, epoch: int) -> Place:
 
 
 def forget_candidates(run: Location, *, but: int) -> None:
-    """Removes what was kept of validations but that epoch's and the best checkpoint's."""
+    """Removes what was recorded of validations but that epoch's and the best checkpoint's."""
     place, wanted = Place.of(run), {f"epoch_{but:04d}", read_state(run).best}
     for name in place.folders(FOLDER):
         if EPOCH.fullmatch(name) and name not in wanted:

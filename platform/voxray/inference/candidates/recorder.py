@@ -12,11 +12,11 @@ from torch import Tensor
 from voxray.core.answer_json import ModelStamp
 from voxray.core.recipe import Recipe
 from voxray.core.volume import Grid, Shape
-from voxray.inference.candidates.file import FLOOR, WHOLE, Kept, KeptHead
+from voxray.inference.candidates.file import FLOOR, WHOLE, RecordedCase, RecordedHeader
 from voxray.tasks.candidates import Placed
 
 
-class Keeper:
+class Recorder:
     """Of one scan: its candidates, or the probabilities of the classes with the given labels."""
 
     def __init__(self, labels: Sequence[int] = ()) -> None:
@@ -46,9 +46,9 @@ class Keeper:
         assert self._shares is not None
         others = [index for index in range(len(shares)) if index not in self.labels]
         rest = shares[others].amax(dim=0)
-        kept = torch.cat([rest[None], shares[list(self.labels)]]).mul(WHOLE).round().to(torch.uint8)
+        recorded = torch.cat([rest[None], shares[list(self.labels)]]).mul(WHOLE).round().to(torch.uint8)
         x, y, z = (slice(first, first + side) for first, side in zip(place, shares.shape[1:], strict=True))
-        self._shares[:, x, y, z] = kept.cpu().numpy()
+        self._shares[:, x, y, z] = recorded.cpu().numpy()
 
     def slabs(
         self, finished: Iterator[tuple[int, Float[Tensor, "k x y z"]]], axis: int
@@ -59,7 +59,7 @@ class Keeper:
             self.block(place, _both(slab) if len(slab) == 1 else slab)
             yield first, slab
 
-    def kept(
+    def recorded(
         self,
         recipe: Recipe,
         stamp: ModelStamp,
@@ -68,10 +68,10 @@ class Keeper:
         classes: Sequence[str],
         scan_grid: Grid,
         patient: str = "",
-    ) -> Kept:
+    ) -> RecordedCase:
         """What was taken down, as it is written to a file; a patient who is not known is the case."""
         assert self.grid is not None, "nothing was answered"
-        head = KeptHead(
+        head = RecordedHeader(
             case=case,
             patient=patient or case,
             classes=tuple(classes),
@@ -87,7 +87,7 @@ class Keeper:
                 "num_models": -(-self.placed.num_views // len(mirrors)),
                 "mirrors": mirrors,
             }
-            return Kept(head.model_copy(update=update), placed=self.placed)
+            return RecordedCase(head.model_copy(update=update), placed=self.placed)
         assert self._shares is not None
         start, shares = _cropped(self._shares)
         update = {
@@ -95,7 +95,7 @@ class Keeper:
             "start_vox": start,
             "shape_vox": shares.shape[1:],
         }
-        return Kept(head.model_copy(update=update), shares=shares)
+        return RecordedCase(head.model_copy(update=update), shares=shares)
 
 
 def _both(slab: Float[Tensor, "1 x y z"]) -> Float[Tensor, "2 x y z"]:

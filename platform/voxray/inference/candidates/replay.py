@@ -1,6 +1,6 @@
-"""A bench of kept cases on which merges are tried: what does not change from one to the next is worked out once.
+"""Merges tried on recorded cases: what does not change from one merge to the next is worked out once.
 
-Every trial gives what the plain road gives (`Kept.detections`, `Kept.labels`), in a fraction of its time: candidates
+Every trial gives what `RecordedCase.detections` and `RecordedCase.labels` give, in a fraction of the time: candidates
 are sorted once, their overlaps measured once, probabilities interpolated to the scan's grid and cropped once.
 """
 
@@ -22,13 +22,13 @@ from voxray.core.detections import Detections
 from voxray.core.errors import DataError
 from voxray.core.recipe import DetectionMerge, Merge, SegmentationMerge
 from voxray.core.volume import Grid
-from voxray.inference.candidates.file import FLOOR, WHOLE, Kept, labels_of_shares
+from voxray.inference.candidates.file import FLOOR, WHOLE, RecordedCase, labels_of_shares
 from voxray.metrics import coco
 from voxray.metrics.bootstrap import Weights, ones
 from voxray.metrics.dice import confusion, dice
 from voxray.metrics.pool import pool_of
 from voxray.tasks.candidates import Placed, allowed, has_volume
-from voxray.tasks.merging import MEASURED, Rows, merge_placed
+from voxray.tasks.merging import MEASURED, BoxRows, merge_placed
 
 MOST_PAIRS = 1 << 20
 """Of overlapping candidates that are listed for a case; more are measured in every trial."""
@@ -36,8 +36,8 @@ _MARGIN = 2
 
 
 @dataclass(frozen=True)
-class Bounds:
-    """What the trials stay within, so that what lies outside need not be kept on the bench."""
+class MergeBounds:
+    """What the trials stay within, so that what lies outside need not be held."""
 
     score_floor: float = 0.0
     tile_iou: float = 0.0
@@ -48,7 +48,7 @@ class Bounds:
 
 
 @dataclass(frozen=True)
-class Boxes:
+class DetectionReplay:
     """A case of a detection: candidates, best first, on the recipe's grid, and the truth there."""
 
     placed: Placed
@@ -74,7 +74,7 @@ class Boxes:
 
 
 @dataclass(frozen=True)
-class Shares:
+class SegmentationReplay:
     """A case of a segmentation: probabilities and truth where either is, on the scan's own grid."""
 
     shares: UInt8[np.ndarray, "c x y z"]
@@ -88,19 +88,19 @@ class Shares:
 
 
 @dataclass(frozen=True)
-class BenchCase:
-    """A kept case with its truth, made ready."""
+class ReplayCase:
+    """A recorded case with its truth, made ready."""
 
     case: str
     patient: str
-    data: Boxes | Shares
+    data: DetectionReplay | SegmentationReplay
 
 
 @dataclass(frozen=True)
-class Bench:
+class Replay:
     """Cases of one task; a setting is tried on all or some of them, by index."""
 
-    cases: tuple[BenchCase, ...]
+    cases: tuple[ReplayCase, ...]
     classes: tuple[str, ...]
     ious: tuple[float, ...] = coco.IOUS
     """A detection's mAP is the mean over these overlaps."""
@@ -127,9 +127,9 @@ class Bench:
         return Trial(self.classes, self.ious)
 
     @staticmethod
-    def of(kept: Sequence[Kept], bounds: Bounds, *, ious: tuple[float, ...] = coco.IOUS) -> Bench:
-        """The bench of these cases."""
-        return Bench(tuple(bench_case(one, bounds) for one in kept), kept[0].head.classes, ious)
+    def of(recorded: Sequence[RecordedCase], bounds: MergeBounds, *, ious: tuple[float, ...] = coco.IOUS) -> Replay:
+        """The replay of these cases."""
+        return Replay(tuple(replay_case(one, bounds) for one in recorded), recorded[0].head.classes, ious)
 
 
 class Trial:
@@ -141,9 +141,9 @@ class Trial:
         self._truth: list[tuple[Any, Any]] = []
         self._dice: list[Float64[np.ndarray, " c"]] = []
 
-    def add(self, case: BenchCase, how: Merge) -> None:
+    def add(self, case: ReplayCase, how: Merge) -> None:
         """Merges one case more."""
-        if isinstance(case.data, Boxes):
+        if isinstance(case.data, DetectionReplay):
             assert isinstance(how, DetectionMerge)
             self._found.append(case.data.merged(how))
             self._truth.append((case.data.truth_boxes, case.data.truth_classes))
@@ -177,42 +177,42 @@ def mean_dice(rows: Float64[np.ndarray, "n c"], weights: Weights) -> Float64[np.
     return found
 
 
-def bench_case(kept: Kept, bounds: Bounds) -> BenchCase:
-    """A kept case, made ready for trials within the bounds; a DataError where its truth is not known."""
-    if kept.truth is None or (kept.shares is not None and kept.truth.labels is None):
+def replay_case(recorded: RecordedCase, bounds: MergeBounds) -> ReplayCase:
+    """A recorded case, made ready for trials within the bounds; a DataError where its truth is not known."""
+    if recorded.truth is None or (recorded.shares is not None and recorded.truth.labels is None):
         raise DataError(
             "candidates.no_truth",
             "what is to be found is not kept with its candidates.",
             remedy="Sweep the run with its dataset at hand, so that the truth can be read.",
-            case_id=kept.head.case,
+            case_id=recorded.head.case,
         )
-    data = _boxes(kept, bounds) if kept.shares is None else _shares(kept)
-    return BenchCase(kept.head.case, kept.head.patient, data)
+    data = _boxes(recorded, bounds) if recorded.shares is None else _shares(recorded)
+    return ReplayCase(recorded.head.case, recorded.head.patient, data)
 
 
-def _boxes(kept: Kept, bounds: Bounds) -> Boxes:
-    assert kept.truth is not None
-    placed = kept.required
+def _boxes(recorded: RecordedCase, bounds: MergeBounds) -> DetectionReplay:
+    assert recorded.truth is not None
+    placed = recorded.required
     placed = placed.take((placed.scores > bounds.score_floor) & has_volume(placed.boxes))
     placed = placed.take(placed.scores.argsort(descending=True, stable=True))
 
     def neighbours(kinds: Callable[[], Tensor], wanted: bool) -> Neighbours | None:
         return Neighbours.of(placed.boxes, kinds(), floor=bounds.tile_iou, most=MOST_PAIRS) if wanted else None
 
-    return Boxes(
+    return DetectionReplay(
         placed,
-        grid=kept.grid,
-        truth_boxes=kept.truth.boxes,
-        truth_classes=kept.truth.classes,
+        grid=recorded.grid,
+        truth_boxes=recorded.truth.boxes,
+        truth_classes=recorded.truth.classes,
         pooled=neighbours(lambda: placed.classes, bounds.pooled),
         apart=neighbours(lambda: placed.classes * placed.num_views + placed.views, bounds.apart),
     )
 
 
-def _shares(kept: Kept) -> Shares:
-    assert kept.truth is not None
-    assert kept.truth.labels is not None
-    shares, labels = kept.shares_on_scan(), kept.truth.labels
+def _shares(recorded: RecordedCase) -> SegmentationReplay:
+    assert recorded.truth is not None
+    assert recorded.truth.labels is not None
+    shares, labels = recorded.shares_on_scan(), recorded.truth.labels
     seen = (shares[1:].max(axis=0) > FLOOR * WHOLE) | (labels > 0)
     region = []
     for axis in range(3):
@@ -220,7 +220,9 @@ def _shares(kept: Kept) -> Shares:
         low, high = (int(planes[0]), int(planes[-1]) + 1) if len(planes) else (0, 1)
         region.append(slice(max(0, low - _MARGIN), min(seen.shape[axis], high + _MARGIN)))
     x, y, z = region
-    return Shares(np.ascontiguousarray(shares[:, x, y, z]), np.ascontiguousarray(labels[x, y, z]), kept.scan_grid)
+    return SegmentationReplay(
+        np.ascontiguousarray(shares[:, x, y, z]), np.ascontiguousarray(labels[x, y, z]), recorded.scan_grid
+    )
 
 
 @dataclass(frozen=True)
@@ -235,7 +237,7 @@ class _Known:
         return replace(self, index=self.index[index])
 
     def stay(
-        self, rows: Rows, kinds: Int64[Tensor, " n"], *, order: Tensor, iou: float, most: int | None
+        self, rows: BoxRows, kinds: Int64[Tensor, " n"], *, order: Tensor, iou: float, most: int | None
     ) -> Int64[Tensor, " k"]:
         """As `Joining` says."""
         del rows, kinds
@@ -243,7 +245,7 @@ class _Known:
         kept = self.neighbours.stay(self.index[by_order].numpy(), iou=iou, most=most)
         return by_order[torch.from_numpy(kept)]
 
-    def group(self, rows: Rows, kinds: Int64[Tensor, " n"], *, iou: float) -> Groups:
+    def group(self, rows: BoxRows, kinds: Int64[Tensor, " n"], *, iou: float) -> Groups:
         """As `Joining` says."""
         del kinds
         by_score = _falling(rows.scores)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from voxray.kernels.winograd.machine import Blocking
 from voxray.kernels.winograd.points import ANSWER, DATA, POINTS, SIDE, TAPS, TILE
-from voxray.kernels.winograd.writer import PointerTable, Value, Writer
+from voxray.kernels.winograd.writer import IrValue, PointerTable, Writer
 
 POINTERS = (
     "image", "weights", "bias", "slope", "affine", "floor", "residual", "answer",
@@ -81,7 +81,9 @@ class _Convolution:
                 self._answer(at.plus(first, tile.number), tile.number)
         return at.text()
 
-    def _locate(self, table: PointerTable, name: str, tile: Value, *, border: int, beyond: str, times: Value) -> None:
+    def _locate(
+        self, table: PointerTable, name: str, tile: IrValue, *, border: int, beyond: str, times: IrValue
+    ) -> None:
         """Pointers to the rows of a tile and its border; for what is beyond the image, another row.
 
         After the last tile it comes again: the same is written where it was. `times`: values of a voxel; 0 where all
@@ -98,7 +100,7 @@ class _Convolution:
             pointer = at.at(at.given[name], at.product(row, self.depth, times))
             table.put(place, at.do.select(is_within, pointer, at.given[beyond]))
 
-    def _gather(self, tile: Value, number: Value) -> None:
+    def _gather(self, tile: IrValue, number: IrValue) -> None:
         """A tile's neighbours, at the points; with a voxel of zeros before and after each row."""
         at = self.at
         self._locate(self.rows_in, "image", tile, border=1, beyond="outside", times=self.inputs)
@@ -109,7 +111,7 @@ class _Convolution:
             scale = at.load(at.at(affine, channel.number))
             shift = at.load(at.at(affine, channel.number, self.inputs))
 
-            def neighbour(number: int) -> Value:
+            def neighbour(number: int) -> IrValue:
                 found = at.load(at.at(self.rows_in.get(number), place))
                 return at.larger(at.fma(found, scale, shift), floor)
 
@@ -120,12 +122,12 @@ class _Convolution:
                 ends = at.at(first, at.product(row, self.inputs), channel.number)
                 self._spread([[zero] * SIDE] * SIDE, ends)
 
-    def _spread(self, grid: list[list[Value]], pointer: Value) -> None:
+    def _spread(self, grid: list[list[IrValue]], pointer: IrValue) -> None:
         for value in (value for row in grid for value in row):
             self.at.store(value, pointer)
             pointer = self.at.at(pointer, self.at.given["point_size"])
 
-    def _multiply(self, point: Value) -> None:
+    def _multiply(self, point: IrValue) -> None:
         """At a point, every row with its matrix: two vectors of outputs at a time, and one where it is left."""
         at, pair = self.at, 2 * self.blocking.lanes
         pairs = at.do.sdiv(self.outputs, at.number(pair))
@@ -135,7 +137,7 @@ class _Convolution:
         with at.do.if_then(at.do.icmp_signed("<", whole, self.outputs)):
             self._columns(point, whole, 1)
 
-    def _columns(self, point: Value, output: Value, vectors: int) -> None:
+    def _columns(self, point: IrValue, output: IrValue, vectors: int) -> None:
         """Rows by blocks; the last block goes back to be whole."""
         at, (lanes, rows) = self.at, self.blocking
         taps = at.product(self.inputs, TAPS)
@@ -161,7 +163,7 @@ class _Convolution:
                     at.store(tap.values[number * vectors + other], at.at(pointer, lanes * other))
                 pointer = at.at(pointer, self.outputs)
 
-    def _answer(self, tile: Value, number: Value) -> None:
+    def _answer(self, tile: IrValue, number: IrValue) -> None:
         """A tile's answers, from the products at the points."""
         at, zero = self.at, self.at.constant(0)
         self._locate(self.rows_out, "answer", tile, border=0, beyond="waste", times=self.outputs)
@@ -180,7 +182,7 @@ class _Convolution:
                 more = at.load(at.at(self.residuals.get(number_out), place))
                 at.store(at.do.fadd(value, more), at.at(self.rows_out.get(number_out), place))
 
-    def _products(self, pointer: Value) -> list[list[Value]]:
+    def _products(self, pointer: IrValue) -> list[list[IrValue]]:
         at, found = self.at, []
         for _ in range(POINTS):
             found.append(at.load(pointer))

@@ -23,7 +23,7 @@ from torch import Tensor
 from voxray.core.errors import ConfigError, DataError, ResourceError, VoxrayError
 from voxray.core.outputs import Output, SegmentationFeatures, SegmentationOutput
 from voxray.core.volume import Shape
-from voxray.runtimes.network import Form, Network
+from voxray.runtimes.network import EngineFormat, TrainedNetwork
 from voxray.runtimes.openvino.graph import OURS, quicken
 from voxray.runtimes.openvino.head import without_head
 from voxray.runtimes.protocol import Precision, no_int8
@@ -134,7 +134,7 @@ def _understood() -> Iterator[None]:
         ) from None
 
 
-def open_openvino(network: Network, device: torch.device, precision: Precision) -> OpenVinoRuntime:
+def open_openvino(network: TrainedNetwork, device: torch.device, precision: Precision) -> OpenVinoRuntime:
     """The package's model, or the network's ONNX, converted first where there is none."""
     del device
     require_calibrated(precision, network.files)
@@ -145,7 +145,7 @@ def open_openvino(network: Network, device: torch.device, precision: Precision) 
     return OpenVinoRuntime(plain or network.onnx("fp32"), precision=precision, usual_vox=network.window_vox)
 
 
-def require_calibrated(precision: str, brought: Collection[tuple[Form, Precision]]) -> None:
+def require_calibrated(precision: str, brought: Collection[tuple[EngineFormat, Precision]]) -> None:
     """A ConfigError where whole numbers are asked of files of which none was made for them."""
     if precision == "int8" and ("openvino", "int8") not in brought:
         raise ConfigError(
