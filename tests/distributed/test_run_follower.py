@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from support.buckets import buckets
 from voxray.core.errors import ConfigError, DataError, ResourceError
 from voxray.core.progress import SilentProgress
+from voxray.core.storage import Place
 from voxray.distributed.run_follower import Follower, epoch_line, following
 from voxray.training.run_files import clear_failure, read_failure, write_failure
 from voxray.training.source_commit import git_commit
@@ -115,6 +117,29 @@ def test_the_last_news_are_seen_at_the_end(tmp_path: Path) -> None:
     with following(_follower(tmp_path, kept, heard), Steps(), every_s=60):
         _write(tmp_path, 1)
     assert len(heard.lines) == 1
+
+
+def test_storage_that_does_not_answer_ends_no_following() -> None:
+    """On S3 a file was replaced between its HEAD and its GET: the thread died, and nothing was told any more."""
+    with buckets() as s3:
+        place = Place.of(f"s3://{s3.make()}/run")
+        kept, heard = Kept(), Heard()
+        tracking: Any = kept
+        follower = Follower(place.uri, tracking, heard, num_steps=10, steps_done=0)
+        place.write("history.json", json.dumps([_row(1)]).encode())
+        follower.look(Steps())
+        s3.close()
+        follower.look(Steps())
+        follower.look(Steps())
+        s3.open()
+        place.write("history.json", json.dumps([_row(1), _row(2)]).encode())
+        follower.look(Steps())
+    told = [line.split(",")[0] for line in heard.lines]
+    assert [told[0], told[2]] == ["epoch 1: loss 1", "epoch 2: loss 0.5"]
+    assert "/run: cannot be read: the storage is too busy" in heard.lines[1]
+    assert "The training goes on meanwhile" in heard.lines[1]
+    assert len([line for line in heard.lines if "answers again" in line]) == 1
+    assert len(heard.lines) == 4
 
 
 def test_an_epochs_line() -> None:

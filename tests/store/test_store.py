@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from support.buckets import buckets
 from voxray.core.case import Case
 from voxray.core.errors import ConfigError, DataError
 from voxray.core.storage import Place
@@ -270,3 +271,27 @@ def test_a_store_is_made_only_where_there_is_nothing_or_a_store(tmp_path: Path) 
     require_store_folder(place)
     assert is_shard(place, made.summary.case_id)
     assert not is_shard(place, "mine")
+
+
+def test_on_s3_a_shard_that_comes_late_is_no_damage() -> None:
+    """Where it was taken for damaged its case was ingested again, or the store for somebody else's folder."""
+    with buckets() as s3:
+        uri, case = f"s3://{s3.make()}/store", made_case("a")
+        store = made_store(uri, [case])
+        asked: list[str] = []
+
+        def first(_: str, path: str) -> bool:
+            asked.append(path)
+            return len(asked) == 1
+
+        for read in (
+            lambda: shards.read_summary(store.place, "a"),
+            lambda: store.read_tile(0),
+            lambda: Store.open(uri),
+        ):
+            asked.clear()
+            s3.close(first)
+            read()
+            assert len(asked) > 1
+        s3.open()
+        assert np.array_equal(store.read_case("a").image.voxels, case.image.voxels)

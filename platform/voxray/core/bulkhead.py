@@ -12,6 +12,7 @@ from typing import Any
 
 from voxray.core.errors import ResourceError, VoxrayError
 from voxray.core.missing_module import missing_module
+from voxray.core.storage_errors import is_of_storage, refusal_of_storage, trouble_of
 
 LOGGER = __name__
 """Where the traceback of a fault goes: ``--debug`` shows it, and a Ray worker writes it to its log."""
@@ -60,6 +61,8 @@ def refusal_in(error: BaseException) -> VoxrayError | None:
             return ResourceError(
                 f"not enough memory ({_text(cause)}). Free some, use fewer workers, or a machine with more."
             )
+        if is_of_storage(cause) and trouble_of(cause) is not None:
+            return refusal_of_storage(cause, "storage", "reached")
         if isinstance(cause, OSError):
             return ResourceError(_system_text(cause))
     return None

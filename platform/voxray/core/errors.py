@@ -4,6 +4,7 @@
     ├── ConfigError        what a user wrote: a recipe, a dataset file, an option
     ├── DataError          what a file holds; carries a stable code such as ``dicom.missing_slice``
     └── ResourceError      what the machine or cluster lacks: CPUs, disk, a reachable server
+        └── StorageAwayError   storage that does not answer just now: to ask again may help
 
 Our own mistakes are ``assert``s, never these.
 """
@@ -26,6 +27,10 @@ class ConfigError(VoxrayError):
 
 class ResourceError(VoxrayError):
     """The machine or the cluster lacks something that the work needs."""
+
+
+class StorageAwayError(ResourceError):
+    """Storage does not answer, is too busy, or replaced what was read: the same may succeed in a while."""
 
 
 class DataError(VoxrayError):

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from voxray.core.errors import VoxrayError
+from voxray.core.errors import ResourceError, VoxrayError
 from voxray.core.progress import Advance, Progress
 from voxray.core.recipe import Recipe
 from voxray.distributed.mlflow_run import prepare_tracking
@@ -89,7 +89,11 @@ class _Listener:
     def look(self, advance: Advance) -> None:
         """Passes on what has come since the last look."""
         for one in self._trainings:
-            for row in read_news(one.location, HISTORY) or ():
+            try:
+                news = read_news(one.location, HISTORY) or ()
+            except ResourceError:
+                continue  # it is read again in a moment
+            for row in news:
                 if row["epoch"] > self._told[one.name]:
                     self._told[one.name] = int(row["epoch"])
                     self._progress.say(f"{one.name}: {epoch_line(row)}")

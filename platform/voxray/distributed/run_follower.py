@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from voxray.core.errors import ResourceError
 from voxray.core.progress import Advance, Progress
 from voxray.core.storage import Location, Place
 from voxray.distributed.mlflow_run import Tracking
@@ -29,11 +30,23 @@ class Follower:
         self._num_steps, self._steps_done = num_steps, steps_done
         self._last_epoch = tracking.last_epoch()
         self._told_epoch = steps_done // max(num_steps, 1)
-        self._last_tick = 0
+        self._last_tick, self._is_away = 0, False
         self.history: Sequence[_Row] = ()
 
     def look(self, advance: Advance) -> None:
-        """Passes on what has come since the last look."""
+        """Passes on what has come since the last look; where the folder's storage does not answer, that is said."""
+        try:
+            self._look(advance)
+        except ResourceError as error:
+            if not self._is_away:
+                self._progress.say(f"{error} The training goes on meanwhile; its checkpoints wait for ten minutes.")
+            self._is_away = True
+            return
+        if self._is_away:
+            self._progress.say(f"{Place.of(self._location).uri}: answers again.")
+        self._is_away = False
+
+    def _look(self, advance: Advance) -> None:
         tick: Any = read_news(self._location, TICKER)
         if tick and tick["steps_done"] > self._last_tick:
             self._last_tick = tick["steps_done"]
@@ -63,7 +76,7 @@ class Follower:
                 self.draw_curves()
 
     def _send_picture(self, epoch: int) -> None:
-        name, folder = f"pictures/epoch_{epoch:04d}.png", Place.of(self._location)
+        name, folder = f"pictures/epoch_{epoch:04d}.png", Place.of(self._location).once()
         if folder.exists(name):
             self._tracking.log_file(name, folder.read(name))
 

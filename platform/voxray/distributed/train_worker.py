@@ -19,6 +19,7 @@ from voxray.core.config import parse
 from voxray.core.errors import DataError, ResourceError, VoxrayError
 from voxray.core.recipe import Recipe
 from voxray.core.run import Run
+from voxray.core.storage import Place
 from voxray.distributed.patch_stream import patch_stream
 from voxray.distributed.placement_groups import note_room
 from voxray.distributed.validation import Validator
@@ -74,6 +75,8 @@ def train_on_ray(config: dict[str, Any]) -> None:
     import ray.train.torch
 
     job, context = TrainJob.from_dict(config), ray.train.get_context()
+    for place in (job.location, job.store):
+        Place.of(place).trust()  # it has answered the driver
     if read_failure(job.location) is not None:
         return
     if context.get_world_rank() == 0:

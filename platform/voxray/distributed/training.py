@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -349,7 +349,8 @@ def _fit(job: TrainJob, placement: Placement) -> str | None:
             raise
         return str(lost[0]).strip().splitlines()[0]
     finally:
-        scratch.clear()
+        with suppress(ResourceError):  # storage that is away must not hide what went wrong
+            scratch.once().clear()
     known = read_failure(job.location)
     if known is not None:
         raise known

@@ -25,7 +25,7 @@ from voxray.core.storage import Place
 from voxray.core.volume import Grid, Volume
 from voxray.sampling import TileIndex
 from voxray.store.manifest import SCHEMA_VERSION, CaseEntry, CaseSummary, Manifest
-from voxray.store.shards import damaged, read_summary
+from voxray.store.shards import damaged, read_summary, sha256_in
 from voxray.store.tables import MANIFEST, TILES, recipe_digest, recipe_fields
 
 _OPEN_FILES = 32
@@ -56,8 +56,7 @@ class Store:
             raise ConfigError(f"{uri}: holds no finished store (no {MANIFEST}); make one with `voxray ingest`.")
         manifest, digest = _manifest(place)
         try:
-            with place.open(TILES) as file:
-                tiles = pq.read_table(file)
+            tiles = place.reading(TILES, pq.read_table)
         except (OSError, pa.ArrowException):
             raise _damaged_table(TILES) from None
         return Store(place, manifest, tiles, digest)
@@ -88,7 +87,7 @@ class Store:
         """The tile in that row of `tiles`."""
         case_id, name = self.tiles["case_id"][row].as_py(), self.tiles["file"][row].as_py()
         try:
-            return _read(self._shard(case_id, name), self.tiles["row_group"][row].as_py())
+            return self.place.insist(lambda: self._read(case_id, name, self.tiles["row_group"][row].as_py()))
         except FileNotFoundError:
             raise damaged(case_id, f"{name} is missing") from None
         except _READ_ERRORS as error:
@@ -166,6 +165,14 @@ class Store:
         mask = pc.is_in(self.tiles["case_id"], value_set=pa.array(list(case_ids), pa.string()))
         return np.flatnonzero(mask.to_numpy())
 
+    def _read(self, case_id: str, name: str, row_group: int) -> Tile:
+        try:
+            return _read(self._shard(case_id, name), row_group)
+        except Exception:
+            if not self.place.is_local:
+                _open_shard.cache_clear()  # what was opened of a file that was replaced stays of no use
+            raise
+
     def _shard(self, case_id: str, name: str) -> pq.ParquetFile:
         file = next(file for file in self._entry(case_id).files if file.name == name)
         return _open_shard(self.place, name, file.sha256)
@@ -178,8 +185,7 @@ def wrong_file(place: Place, name: str, size: int, sha256: str) -> str | None:
         return f"{name} is missing"
     if found != size:
         return f"{name} has {found} bytes instead of {size}"
-    with place.open(name) as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    digest = place.reading(name, sha256_in)
     return None if digest == sha256 else f"{name} has another checksum than the manifest"
 
 

@@ -8,7 +8,7 @@ import re
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import quote, unquote
 
 import numpy as np
@@ -84,17 +84,20 @@ def read_stored_case(place: Place, case_id: str) -> StoredCase:
         size = place.size(name)
         if not size:
             raise damaged(case_id, f"{name} is missing")
-        with place.open(name) as file:
-            files.append(ShardFile(name=name, bytes=size, sha256=hashlib.file_digest(file, "sha256").hexdigest()))  # type: ignore[arg-type]
+        files.append(ShardFile(name=name, bytes=size, sha256=place.reading(name, sha256_in)))
     return StoredCase(summary, tuple(files))
+
+
+def sha256_in(file: IO[bytes]) -> str:
+    """The checksum of an open file."""
+    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def read_summary(place: Place, case_id: str) -> CaseSummary:
     """The footer of the case's first file."""
     name = file_name(case_id, 0)
     try:
-        with place.open(name) as file:
-            metadata = pq.read_metadata(file).metadata or {}
+        metadata = place.reading(name, lambda file: pq.read_metadata(file).metadata) or {}
         return CaseSummary.model_validate_json(metadata[_SUMMARY])
     except FileNotFoundError:
         raise damaged(case_id, f"{name} is missing") from None

@@ -4,16 +4,19 @@ RUN/history.json           one row of numbers per epoch
 RUN/ticker.json            where the current epoch is, a few seconds old
 RUN/pictures/epoch_0005.png   a validation case with its answer
 RUN/failure.json           why the workers stopped, where a user can mend it
+
+A training is not ended by any of these: what cannot be written is written again later, or not at all.
 """
 
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-from voxray.core.errors import ConfigError, DataError, ResourceError, VoxrayError
+from voxray.core.errors import ConfigError, DataError, ResourceError, StorageAwayError, VoxrayError
 from voxray.core.run import Run
 from voxray.core.storage import Location, Place
 from voxray.training.checkpoint import Checkpoint, write_checkpoint
@@ -23,7 +26,11 @@ from voxray.training.state import TrainingState
 HISTORY, TICKER, FAILURE = "history.json", "ticker.json", "failure.json"
 
 _TICK_EVERY_S = 5.0
-_KINDS: dict[str, type[VoxrayError]] = {"ConfigError": ConfigError, "ResourceError": ResourceError}
+_KINDS: dict[str, type[VoxrayError]] = {
+    "ConfigError": ConfigError,
+    "ResourceError": ResourceError,
+    "StorageAwayError": StorageAwayError,
+}
 
 
 class RunWriter:
@@ -43,6 +50,7 @@ class RunWriter:
         self._location, self._folder, self._run = location, Place.of(location), run
         self._metric, self._num_epochs, self._writes = metric, num_epochs, rank == 0
         self._picture, self._ticked_s = picture, 0.0
+        self._ticking = threading.Thread()
 
     def save(self, training: TrainingState, record: EpochRecord) -> None:
         """Writes an epoch's checkpoint, history and picture."""
@@ -59,16 +67,21 @@ class RunWriter:
         )
         picture = self._picture() if record.validated else None
         if picture is not None:
-            self._folder.write(f"pictures/epoch_{record.epoch:04d}.png", picture)
+            self._folder.offer(f"pictures/epoch_{record.epoch:04d}.png", picture)
         write_checkpoint(self._location, checkpoint)
-        self._folder.write(HISTORY, json.dumps(training.history).encode())
+        self._folder.offer(HISTORY, json.dumps(training.history).encode())  # the next epoch's has all rows again
 
     def tick(self, tick: Tick) -> None:
-        """Writes where the epoch is, every few seconds."""
+        """Writes where the epoch is, every few seconds; elsewhere than on a disk beside the training."""
         now = time.monotonic()
-        if self._writes and now - self._ticked_s >= _TICK_EVERY_S:
-            self._ticked_s = now
-            self._folder.write(TICKER, json.dumps(tick.__dict__).encode())
+        if not self._writes or now - self._ticked_s < _TICK_EVERY_S or self._ticking.is_alive():
+            return
+        self._ticked_s, data = now, json.dumps(tick.__dict__).encode()
+        if self._folder.is_local:
+            self._folder.offer(TICKER, data)
+            return
+        self._ticking = threading.Thread(target=self._folder.offer, args=(TICKER, data), name="ticker", daemon=True)
+        self._ticking.start()
 
 
 def write_failure(location: Location, error: VoxrayError) -> None:
@@ -76,7 +89,11 @@ def write_failure(location: Location, error: VoxrayError) -> None:
     fields: dict[str, Any] = {"kind": type(error).__name__, "text": str(error)}
     if isinstance(error, DataError):
         fields |= {"code": error.code, "text": error.message, "remedy": error.remedy, "case_id": error.case_id}
-    Place.of(location).write(FAILURE, json.dumps(fields).encode())
+    folder, data = Place.of(location), json.dumps(fields).encode()
+    if isinstance(error, StorageAwayError):
+        folder.offer(FAILURE, data)  # it has been waited for already
+    else:
+        folder.write(FAILURE, data)
 
 
 def read_failure(location: Location) -> VoxrayError | None:
@@ -98,8 +115,8 @@ def clear_failure(location: Location) -> None:
 
 
 def read_news(location: Location, name: str) -> Any:
-    """`HISTORY` or `TICKER` as it is now; None where it has not been written."""
+    """`HISTORY` or `TICKER` as it is now; None where it has not been written. Storage is asked once."""
     try:
-        return json.loads(Place.of(location).read(name))
+        return json.loads(Place.of(location).once().read(name))
     except FileNotFoundError:
         return None

@@ -202,14 +202,14 @@ def write_recorded(folder: Place, recorded: RecordedCase) -> str:
 
 def read_head(folder: Place, name: str) -> RecordedHeader:
     """What the file says of itself; its payload is not read."""
-    with _understood(folder, name), folder.open(name) as file:
-        return RecordedHeader.model_validate_json(pq.read_metadata(file).metadata[_HEAD])
+    with _understood(folder, name):
+        return RecordedHeader.model_validate_json(folder.reading(name, pq.read_metadata).metadata[_HEAD])
 
 
 def read_recorded(folder: Place, name: str) -> RecordedCase:
     """The case of a file that `write_recorded` left; a DataError where it is damaged or something else."""
-    with _understood(folder, name), folder.open(name) as file:
-        table = pq.read_table(file)
+    with _understood(folder, name):
+        table = folder.reading(name, pq.read_table)
         head = RecordedHeader.model_validate_json(table.schema.metadata[_HEAD])
         return _read_detection(head, table) if "score" in table.column_names else _read_segmentation(head, table)
 
