@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pydicom
@@ -22,9 +25,10 @@ from voxray.core.progress import PlainProgress, SilentProgress
 from voxray.inference.predictor import Prediction
 from voxray.loading.scans import find_scans
 from voxray.readers import read_label_map, read_volume, write_nifti
-from voxray.results import formats
 from voxray.results.answers import open_engine
-from voxray.results.formats import CASE_FORMS, CaseAnswer, write_form
+from voxray.results.case_answer import CaseAnswer
+from voxray.results.formats import FORMATS, SERVED, format_named, served_formats, write_format
+from voxray.results.saving import chosen_formats, gather
 
 
 @pytest.fixture(autouse=True)
@@ -124,7 +128,7 @@ def test_a_form_that_fails_from_anything_costs_itself_alone(
             raise error
 
     write_run(tmp_path / "run", "detection")
-    monkeypatch.setitem(formats.CASE_FORMS, "markups", replace(CASE_FORMS["markups"], write=fails))
+    monkeypatch.setitem(cast(dict[str, Any], FORMATS), "markups", replace(FORMATS["markups"], write=fails))
     report = answered(tmp_path, scans, "markups,csv-luna16,dicom-sr", skip=True)
     assert (report.done, report.failed) == (("file", "series"), {})
     (unmade,) = report.without["series"]
@@ -139,7 +143,8 @@ def test_a_damaged_answer_costs_its_own_rows_of_what_is_gathered(tmp_path: Path,
     answered(tmp_path, scans, "")
     (tmp_path / "out" / "file.json").write_text("{")
     (tmp_path / "out" / "monai.json").mkdir()
-    lacking = formats.gather(("csv-luna16", "monai-json"), find_scans([scans]), tmp_path / "out", ("bright",))
+    wanted = chosen_formats("csv-luna16,monai-json", "detection")
+    lacking = gather(wanted, find_scans([scans]), tmp_path / "out", ("bright",))
     assert {name: [one.form for one in some] for name, some in lacking.items()} == {
         "file": ["csv-luna16", "monai-json"],
         "monai.json": ["monai-json"],
@@ -174,7 +179,7 @@ def test_a_form_made_later_of_the_files_is_the_same(tmp_path: Path, scans: Path)
     grid = read_volume(scans / "series").grid
     found = detections_of(file, ("bright",), frame="voxel")
     answer = CaseAnswer("series", Prediction(grid, detections=found), ("bright",), file.model, scans / "series")
-    later = pydicom.dcmread(write_form("sr", answer, tmp_path / "later.dcm"))
+    later = pydicom.dcmread(write_format("sr", answer, tmp_path / "later.dcm"))
     at_once = pydicom.dcmread(tmp_path / "out" / "series.sr.dcm")
     assert later.SOPInstanceUID == at_once.SOPInstanceUID
     assert later.ContentSequence == at_once.ContentSequence
@@ -187,13 +192,13 @@ def test_every_form_of_a_case(tmp_path: Path, scans: Path, task: str) -> None:
     prediction = engine.predictor().predict(read_volume(scans / "series"))
     answer = CaseAnswer("one", prediction, engine.run.classes, engine.stamp, scans / "series")
     made = {}
-    for name, form in CASE_FORMS.items():
-        path = tmp_path / f"one{form.ending}"
-        if task in form.tasks:
-            made[name] = write_form(name, answer, path).read_bytes()
+    for name, form in FORMATS.items():
+        path = tmp_path / f"one{form.suffix}"
+        if form.write and task in form.tasks:
+            made[name] = write_format(name, answer, path).read_bytes()
         else:
             with pytest.raises(ConfigError, match=f"form {name}: not a form of a {task}'s answer"):
-                write_form(name, answer, path)
+                write_format(name, answer, path)
     assert all(made.values())
     assert set(made) == {"preview", "sr", *(("luna16", "markups") if task == "detection" else ("seg", "rtstruct"))}
     assert not list(tmp_path.glob(".*")), "nothing unfinished is left"
@@ -207,5 +212,35 @@ def test_a_form_that_needs_dicom_is_refused_for_a_file(tmp_path: Path, scans: Pa
         "one", engine.predictor().predict(read_volume(source)), engine.run.classes, engine.stamp, source
     )
     with pytest.raises(DataError, match=r"\[source\.not_dicom\]"):
-        write_form("sr", answer, tmp_path / "one.dcm")
+        write_format("sr", answer, tmp_path / "one.dcm")
     assert not (tmp_path / "one.dcm").exists()
+
+
+def test_both_spellings_of_a_format_are_one(tmp_path: Path, scans: Path) -> None:
+    for one in FORMATS.values():
+        assert format_named(one.name) is format_named(one.option) is one
+    assert format_named("tiff") is None
+    assert set(SERVED) == set(FORMATS) - {"monai-json"}
+    assert [one.option for one in chosen_formats("seg, sr,nifti", "segmentation")] == [
+        "dicom-seg",
+        "dicom-sr",
+        "nifti",
+    ]
+    assert chosen_formats("luna16", "detection") == chosen_formats("csv-luna16", "detection")
+    write_run(tmp_path / "run", "segmentation")
+    report = answered(tmp_path, scans, "seg,preview", skip=True)
+    assert {"series.seg.dcm", "series.png", "file.png"} <= names(tmp_path / "out")
+    assert [one.form for one in report.without["file"]] == ["dicom-seg"], "told as the help spells it"
+    assert answered(tmp_path, scans / "series", "dicom-seg").skipped == ("series",)
+
+
+def test_what_is_served_of_a_task() -> None:
+    assert served_formats("detection", is_dicom=True) == ("json", "preview", "luna16", "markups", "sr")
+    assert served_formats("segmentation", is_dicom=True) == ("json", "nifti", "preview", "seg", "sr", "rtstruct")
+    assert served_formats("segmentation", is_dicom=False) == ("json", "nifti", "preview")
+
+
+def test_what_the_formats_are_is_known_without_torch() -> None:
+    code = "import sys, voxray.results.formats; print({'torch', 'matplotlib', 'pydicom'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

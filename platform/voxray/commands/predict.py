@@ -25,15 +25,16 @@ from voxray.loading.scans import Scan, find_scans
 from voxray.readers import read_volume
 from voxray.results.answer_outputs import AnswerFiles, task_of
 from voxray.results.answers import Engine, open_engine, read_answer, warnings_of, write_answer
-from voxray.results.formats import (
-    CaseAnswer,
+from voxray.results.case_answer import CaseAnswer
+from voxray.results.formats import ResultFormat
+from voxray.results.saving import (
     NotMade,
     are_saved,
-    chosen_forms,
+    chosen_formats,
     drop_answer,
     gather,
     lacking_dicom,
-    save_forms,
+    save_formats,
 )
 from voxray.results.standing import Standing, find_standings, refusal_of
 
@@ -143,9 +144,9 @@ def predict(
     """
     begin, options = time.monotonic(), options or AnswerOptions()
     scans = find_scans(inputs, series=options.series, say=progress.say)
-    forms = chosen_forms(options.save, task_of(run))
-    _require_free(run, scans, inputs, output, forms=forms, options=options)
-    _say_unsupported(forms, scans, progress)
+    formats = chosen_formats(options.save, task_of(run))
+    _require_free(run, scans, inputs, output, formats=formats, options=options)
+    _say_unsupported(formats, scans, progress)
     with open_pool(options.workers, device=options.device) as pool:
         engine = _engine(run, pool.device, options)
         candidates = _candidates(engine, output, options)
@@ -155,7 +156,7 @@ def predict(
         standings = find_standings(scans, output, engine.stamp)
         refused = {one.scan.name: refusal_of(one, output) for one in standings if one.others}
         free = [one for one in standings if not one.others]
-        skipped = [one.scan for one in free if is_saved(one, output, engine, forms, candidates)]
+        skipped = [one.scan for one in free if is_saved(one, output, engine, formats, candidates)]
         todo = [one for one in free if one.scan not in skipped]
         warnings = {scan.name: warnings_of(output, case=scan.name, engine=engine) for scan in skipped}
         for name, texts in warnings.items():
@@ -167,7 +168,7 @@ def predict(
             Answerer,
             engine,
             output,
-            forms,
+            formats,
             candidates,
             overwrite=options.overwrite,
             accept_values=options.accept_values,
@@ -176,7 +177,7 @@ def predict(
         warnings |= {outcome.name: outcome.warnings for outcome in outcomes}
         failed = refused | {outcome.name: outcome.error for outcome in outcomes if outcome.error}
         answered = [scan for scan in scans if scan.name not in failed]
-        gathered = gather(forms, answered, output, engine.run.classes, overwrite=options.overwrite)
+        gathered = gather(formats, answered, output, engine.run.classes, overwrite=options.overwrite)
     without = {outcome.name: outcome.without for outcome in outcomes if outcome.without}
     return PredictReport(
         output=output,
@@ -227,14 +228,14 @@ class Answerer:
         self,
         engine: Engine,
         output: Path,
-        forms: Sequence[str] = (),
+        formats: Sequence[ResultFormat] = (),
         candidates: CandidateFolder | None = None,
         *,
         overwrite: bool = False,
         accept_values: bool = False,
     ) -> None:
         self._overwrite, self._accept_values = overwrite, accept_values
-        self._engine, self._output, self._forms, self._candidates = engine, output, forms, candidates
+        self._engine, self._output, self._formats, self._candidates = engine, output, formats, candidates
         self._predictor, self._busy = engine.predictor(), threading.Lock()
 
     def __call__(self, asked: Standing) -> ScanOutcome:
@@ -272,7 +273,7 @@ class Answerer:
         )
         if not before:
             drop_answer(output, scan.name)
-        not_made += save_forms(self._forms, answer, output, overwrite=self._overwrite)
+        not_made += save_formats(self._formats, answer, output, overwrite=self._overwrite)
         if not before:
             write_answer(prediction, output, case=scan.name, engine=engine, scan=stamp, overwrite=self._overwrite)
         return not_made
@@ -290,10 +291,10 @@ class Answerer:
 
 
 def is_saved(
-    asked: Standing, output: Path, engine: Engine, forms: Sequence[str], candidates: CandidateFolder | None
+    asked: Standing, output: Path, engine: Engine, formats: Sequence[ResultFormat], candidates: CandidateFolder | None
 ) -> bool:
     """Whether the scan has its answer, and its forms and candidates where they are wanted."""
-    made = are_saved(forms, output, asked.scan.name)
+    made = are_saved(formats, output, asked.scan.name)
     return asked.is_answered and made and is_kept(asked, engine, candidates)
 
 
@@ -309,21 +310,22 @@ def _require_free(
     inputs: Sequence[Path],
     output: Path,
     *,
-    forms: tuple[str, ...],
+    formats: tuple[ResultFormat, ...],
     options: AnswerOptions,
 ) -> None:
     """A ConfigError, before any work, where an answer would be written over what is read or what is not voxray's."""
-    files = AnswerFiles(output, task_of(run), forms, options.keep_candidates, options.overwrite)
+    files = AnswerFiles(output, task_of(run), formats, options.keep_candidates, options.overwrite)
     lists = (Input(path, "the list of scans") for path in inputs if path.is_file())
     files.require_free([scan.name for scan in scans], chain(scan_inputs(scans), lists, run_inputs(run)), run=run)
 
 
-def _say_unsupported(forms: Sequence[str], scans: Sequence[Scan], progress: Progress) -> None:
+def _say_unsupported(formats: Sequence[ResultFormat], scans: Sequence[Scan], progress: Progress) -> None:
     """Says before the work which forms will be missing, as they belong to DICOM series and scans are none."""
-    of_dicom, lacking = lacking_dicom(forms, scans)
+    of_dicom, lacking = lacking_dicom(formats, scans)
     if lacking:
+        options = ",".join(one.option for one in of_dicom)
         progress.say(
-            f"--save {','.join(of_dicom)}: {len(lacking)} of {len(scans)} scans are no DICOM series and will be "
+            f"--save {options}: {len(lacking)} of {len(scans)} scans are no DICOM series and will be "
             f"without, such as {lacking[0].path}"
         )
 

@@ -18,7 +18,8 @@ from voxray.inference.candidates.folder import FOLDER
 from voxray.inference.package import is_package, read_about
 from voxray.loading.inputs import ELSEWHERE, keep_out_of_run
 from voxray.readers import read_label_map
-from voxray.results.formats import GATHERED, form_files
+from voxray.results.formats import ResultFormat
+from voxray.results.saving import case_files, gathered_files
 from voxray.training.checkpoint import read_best_run, recipe_of
 
 
@@ -28,8 +29,8 @@ class AnswerFiles:
 
     output: Path
     task: str
-    forms: tuple[str, ...] = ()
-    """What is saved beside the answers themselves, as ``--save`` calls it."""
+    formats: tuple[ResultFormat, ...] = ()
+    """What is saved beside the answers themselves."""
     with_candidates: bool = False
     overwrite: bool = False
     """Whether what somebody else wrote may be written over. What is read never is."""
@@ -41,12 +42,12 @@ class AnswerFiles:
             found.append(self.output / f"{case}.nii.gz")
         if self.with_candidates:
             found.append(self.output / FOLDER / file_name(case))
-        return [*found, *form_files(self.forms, self.output, case).values()]
+        return [*found, *case_files(self.formats, self.output, case)]
 
     @property
     def gathered(self) -> list[Path]:
         """The files that hold the answers to all cases."""
-        return [self.output / GATHERED[form][0] for form in self.forms if form in GATHERED]
+        return gathered_files(self.formats, self.output)
 
     def require_free(self, cases: Iterable[str], read: Iterable[Input], *, run: str | Path) -> None:
         """A ConfigError where anything that is read, or that somebody else wrote, would be written over."""

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from voxray.core.answer_json import FindingsFile, LabelsFile
 from voxray.core.config import Config
 from voxray.core.recipe import GridConfig
+from voxray.results.formats import FormatName, format_named
 from voxray.serving.errors import ProblemDetails
 from voxray.serving.intake.study import ScanFacts
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 Stage = Literal["queued", "preparing", "answering", "writing", "done"]
-Form = Literal["json", "nifti", "seg", "sr", "rtstruct", "preview", "luna16", "markups"]
 Identifier = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+
+
+def _as_served(value: Any) -> Any:
+    """The service's own spelling of a format that is asked for as the command line calls it."""
+    known = format_named(value) if isinstance(value, str) else None
+    return value if known is None else known.name
+
+
+RequestedFormat = Annotated[FormatName, BeforeValidator(_as_served)]
 
 ENDED: tuple[State, ...] = ("done", "failed", "cancelled")
 
@@ -56,7 +65,7 @@ class JobRequest(Config):
 
     study_id: Identifier
     model: Annotated[str, Field(max_length=64)]
-    outputs: tuple[Form, ...] = ()
+    outputs: tuple[RequestedFormat, ...] = ()
     """Forms to make at once; any other is made when it is first asked for."""
     store: StoreTarget | None = None
 
@@ -84,9 +93,9 @@ class Job(Config):
     place: int | None
     """How many jobs of the model are before it in the queue; null once it is under way."""
     error: ProblemDetails | None
-    outputs: tuple[Form, ...]
+    outputs: tuple[FormatName, ...]
     """The forms in which its result can be had."""
-    refused: Mapping[Form, ProblemDetails] = {}
+    refused: Mapping[FormatName, ProblemDetails] = {}
     """Forms that were asked for and cannot be made of this answer, and why; they are none of `outputs`."""
     created: datetime
     started: datetime | None
@@ -134,4 +143,4 @@ class SignIn(Config):
     token: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.~-]{1,256}$")]
 
 
-__all__ = ["ENDED", "Form", "Job", "JobRequest", "Jobs", "ModelInfo", "Models", "Study", "Timing"]
+__all__ = ["ENDED", "Job", "JobRequest", "Jobs", "ModelInfo", "Models", "RequestedFormat", "Study", "Timing"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from voxray.core.addresses import local_path
 from voxray.core.apart import Input, keep_out, require_folder
 from voxray.core.errors import ConfigError
+from voxray.results.formats import FORMATS, FormatName
 from voxray.serving.intake.study import SOURCE
 
 IDENTIFIER = re.compile(r"[0-9a-f]{32}")
@@ -79,6 +80,11 @@ class Places:
     def labels(self, job: str, study: str) -> Path:
         """The answer's label map."""
         return self.job(job) / f"{study}.nii.gz"
+
+    def result(self, job: str, study: str, form: FormatName) -> Path:
+        """A job's result in a format: the answer itself, which bears the study's name, or what is made of it."""
+        known = FORMATS[form]
+        return self.job(job) / (known.file or f"{study}{known.suffix}")
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 
+from voxray.results.formats import SERVED
 from voxray.serving.config import ServeConfig
 from voxray.serving.deployments.ray import RayWorkers
 from voxray.serving.http.native import make_app
@@ -74,3 +75,15 @@ def test_operations_name_their_parameters_bodies_and_replies(app: FastAPI) -> No
     refusals = operations(app)["GET", "/v1/studies/{study_id}"]["responses"]
     assert {"400", "401", "403", "404", "422", "429", "503"} <= set(refusals)
     assert "501" in operations(app)["GET", "/batch/{rest}"]["responses"]
+
+
+def test_formats_are_told_in_the_services_own_spelling_alone(app: FastAPI) -> None:
+    document = app.openapi()
+    (form,) = (
+        one
+        for one in document["paths"]["/v1/jobs/{job_id}/results/{form}"]["get"]["parameters"]
+        if one["name"] == "form"
+    )
+    assert form["schema"]["enum"] == list(SERVED)
+    assert document["components"]["schemas"]["JobRequest"]["properties"]["outputs"]["items"]["enum"] == list(SERVED)
+    assert "dicom-seg" not in str(document)

@@ -104,9 +104,11 @@ def test_one_request_has_an_answer_and_nothing_of_it_is_kept(tmp_path: Path) -> 
             await client.delete(f"/v1/studies/{study}")
 
             files = [("file", file) for file in dicom.items()]
-            drawn = await client.post("/v1/answers?model=organs&form=seg", files=files)
-            assert drawn.status_code == 200, drawn.text
-            assert pydicom.dcmread(io.BytesIO(drawn.content)).Modality == "SEG"
+            for spelling in ("seg", "dicom-seg"):  # the service's own, and the command line's
+                drawn = await client.post(f"/v1/answers?model=organs&form={spelling}", files=files)
+                assert drawn.status_code == 200, drawn.text
+                assert pydicom.dcmread(io.BytesIO(drawn.content)).Modality == "SEG"
+                assert drawn.headers["content-disposition"].endswith('.dcm"')
 
             unknown = await send("model=heart")
             assert "nodules, organs" in problem(unknown, 404, "model.unknown")["remedy"]
@@ -249,6 +251,10 @@ def test_wrong_requests(tmp_path: Path) -> None:
             problem(no_study, 404, "study.unknown")
             no_form = await client.post("/v1/jobs", json={"study_id": study, "model": "organs", "outputs": ["seg"]})
             problem(no_form, 422, "job.not_this_form")
+            for spelling in ("luna16", "csv-luna16"):
+                job = await ask(client, study, "nodules", outputs=[spelling])
+                table = await client.get(f"/v1/jobs/{job['job_id']}/results/{spelling}")
+                assert table.text.startswith("seriesuid,coordX"), table.text
             problem(
                 await client.post("/v1/jobs", json={"study_id": "../etc", "model": "organs"}), 422, "request.invalid"
             )

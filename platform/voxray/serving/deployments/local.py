@@ -8,11 +8,12 @@ from collections.abc import AsyncGenerator
 from dataclasses import replace
 from pathlib import Path
 
+from voxray.results.formats import FormatName
 from voxray.serving.config import ServeConfig
 from voxray.serving.intake.study import StudyInfo, is_small, read_study
 from voxray.serving.jobs.scheduler import Scheduler
 from voxray.serving.jobs.store import JobStore
-from voxray.serving.messages import DicomwebSource, Form, ModelInfo
+from voxray.serving.messages import DicomwebSource, ModelInfo
 from voxray.serving.paths import Places
 from voxray.serving.workers.model import WarmModel, answer_steps
 from voxray.serving.workers.protocol import Centroids, LabelFormat, Step, WorkerDiedError
@@ -40,7 +41,7 @@ class LocalWorkers:
         """See `workers.Readers`."""
         return await self._reading.scan(study)
 
-    async def make(self, job: str, study: str, form: Form) -> Path:
+    async def make(self, job: str, study: str, form: FormatName) -> Path:
         """See `workers.Readers`."""
         return await self._reading.make(job, study, form)
 

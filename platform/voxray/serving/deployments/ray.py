@@ -22,6 +22,7 @@ from ray.serve.handle import DeploymentHandle
 
 from voxray.core.errors import VoxrayError
 from voxray.distributed.cluster import QUIET
+from voxray.results.formats import FormatName
 from voxray.serving.config import Replicas, ServeConfig, ServedModel
 from voxray.serving.errors import ProblemError
 from voxray.serving.flow import ReplicaHalf
@@ -32,7 +33,7 @@ from voxray.serving.jobs.scheduler import Scheduler
 from voxray.serving.jobs.service import Service
 from voxray.serving.jobs.store import JobStore
 from voxray.serving.logs import set_up_logs
-from voxray.serving.messages import DicomwebSource, Form, ModelInfo
+from voxray.serving.messages import DicomwebSource, ModelInfo
 from voxray.serving.paths import Places
 from voxray.serving.workers.protocol import Centroids, LabelFormat, Step, WorkerDiedError
 
@@ -102,7 +103,7 @@ class ReaderReplica:
         """See `workers.Readers`."""
         return await self._reading.scan(study)
 
-    async def make(self, job: str, study: str, form: Form) -> Path:
+    async def make(self, job: str, study: str, form: FormatName) -> Path:
         """See `workers.Readers`."""
         return await self._reading.make(job, study, form)
 
@@ -151,7 +152,7 @@ class RayWorkers:
             path: Path = await self._readers.scan.remote(study)
         return path
 
-    async def make(self, job: str, study: str, form: Form) -> Path:
+    async def make(self, job: str, study: str, form: FormatName) -> Path:
         """See `workers.Readers`."""
         with _deaths():
             path: Path = await self._readers.make.remote(job, study, form)

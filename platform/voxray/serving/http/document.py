@@ -9,9 +9,9 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
+from voxray.results.formats import FORMATS, SERVED
 from voxray.serving.errors import TITLES, ProblemDetails
 from voxray.serving.messages import DicomwebSource, Job
-from voxray.serving.workers.forms import MEDIA_TYPES
 
 Replies = dict[int | str, dict[str, Any]]
 
@@ -65,7 +65,10 @@ LINKED_JOB: Replies = {
     200: {"model": Job, "description": "Ended in time"},
     202: {"description": "Accepted", "links": _links("job_id", "job", "cancel", "result", "delete_job")},
 }
-RESULT: Replies = files(*dict.fromkeys(MEDIA_TYPES.values()), description="The result in the form that was asked for")
+RESULT: Replies = files(
+    *dict.fromkeys(FORMATS[name].media_type for name in SERVED),
+    description="The result in the form that was asked for",
+)
 FETCH: dict[str, Any] = {
     "type": "object",
     "properties": {"dicomweb": DicomwebSource.model_json_schema()},

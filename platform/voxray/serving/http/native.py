@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from voxray import __version__
 from voxray.core.errors import VoxrayError
+from voxray.results.formats import FORMATS, FormatName
 from voxray.serving.errors import TITLES, ProblemError, problem_of
 from voxray.serving.http.auth import COOKIE, AuthMiddleware, refusal_body
 from voxray.serving.http.document import (
@@ -39,17 +40,16 @@ from voxray.serving.jobs.service import Service
 from voxray.serving.jobs.tokens import Tokens
 from voxray.serving.jobs.waiting import answer, forget
 from voxray.serving.messages import (
-    Form,
     Job,
     JobRequest,
     Jobs,
     ModelInfo,
     Models,
+    RequestedFormat,
     SignIn,
     Study,
     StudyRequest,
 )
-from voxray.serving.workers.forms import MEDIA_TYPES
 
 WAIT_MOST_S = 300.0
 _FLUSH_S = 1.0
@@ -162,7 +162,7 @@ def results_router(service: Get, owner: Owner) -> APIRouter:
         await service().delete_job(owner(request), job_id)
 
     @api.get("/jobs/{job_id}/results/{form}", response_class=StreamingResponse, responses=RESULT)
-    async def result(request: Request, job_id: Id, form: Form) -> StreamingResponse:
+    async def result(request: Request, job_id: Id, form: RequestedFormat) -> StreamingResponse:
         """A job's result in a form."""
         return _download(await service().result(owner(request), job_id, form), form, job_id)
 
@@ -177,7 +177,7 @@ def answers_router(service: Get, owner: Owner) -> APIRouter:
     async def new_answer(
         request: Request,
         model: Annotated[str, Query(max_length=64)],
-        form: Form = "json",
+        form: RequestedFormat = "json",
         name: Name = "scan",
         series: Series = None,
     ) -> StreamingResponse:
@@ -341,10 +341,10 @@ async def files_of(parts: AsyncIterator[FormPart]) -> AsyncIterator[UploadPart]:
             yield UploadPart(part.name, part.chunks)
 
 
-def _download(path: FilePath, form: Form, job_id: str) -> StreamingResponse:
+def _download(path: FilePath, form: FormatName, job_id: str) -> StreamingResponse:
     """A result's file, named after its job."""
     suffix = path.name[path.name.index(".") :]
-    return file_reply(path, media_type=MEDIA_TYPES[form], name=f"{job_id}{suffix}")
+    return file_reply(path, media_type=FORMATS[form].media_type, name=f"{job_id}{suffix}")
 
 
 async def _json(request: Request, kind: Any) -> Any:

@@ -19,12 +19,13 @@ from typing import Any
 
 from voxray.core.bulkhead import causes, lacks_memory
 from voxray.core.errors import ResourceError, VoxrayError
+from voxray.results.formats import FormatName
 from voxray.serving.errors import ProblemError, fault, problem_of
 from voxray.serving.intake.disk import disk_full
 from voxray.serving.jobs.database import UnreachableError
 from voxray.serving.jobs.metrics import Metrics
 from voxray.serving.jobs.store import JobStore, Row, new_id
-from voxray.serving.messages import Form, JobRequest
+from voxray.serving.messages import JobRequest
 from voxray.serving.paths import IDENTIFIER, Places
 from voxray.serving.workers.protocol import ServiceWorkers, Step, WorkerDiedError
 
@@ -180,7 +181,7 @@ class Scheduler:
             await self._workers.store(job, row["study"], request.store.dicomweb)
         return last
 
-    async def _make(self, row: Row, form: Form) -> None:
+    async def _make(self, row: Row, form: FormatName) -> None:
         """A form of an answer that is there; why it cannot be made is said to whoever asks for it."""
         try:
             await self._workers.make(row["id"], row["study"], form)

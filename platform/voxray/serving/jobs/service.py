@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from voxray.core.answer_json import FindingsFile, LabelsFile
 from voxray.core.errors import ConfigError, DataError
+from voxray.results.formats import FormatName, served_formats
 from voxray.serving.config import ServeConfig
 from voxray.serving.errors import ProblemDetails, ProblemError
 from voxray.serving.intake.dicomweb import peer
@@ -26,7 +27,6 @@ from voxray.serving.jobs.waiters import JobWaiters
 from voxray.serving.messages import (
     ENDED,
     DicomwebSource,
-    Form,
     Job,
     JobRequest,
     ModelInfo,
@@ -35,7 +35,6 @@ from voxray.serving.messages import (
 )
 from voxray.serving.paths import Places
 from voxray.serving.workers.answered_by import answered_by, read_answer
-from voxray.serving.workers.forms import FILES, forms_of
 from voxray.serving.workers.protocol import Centroids, LabelFormat, ServiceWorkers, WorkerDiedError
 from voxray.serving.workers.refused_forms import refused_forms
 
@@ -195,7 +194,7 @@ class Service:
         """Ends a job, and removes it and its files."""
         await self._remove(await self._job(owner, job_id))
 
-    async def result(self, owner: str, job_id: str, form: Form) -> Path:
+    async def result(self, owner: str, job_id: str, form: FormatName) -> Path:
         """The file of a job's result in a form; made where it is not there yet."""
         row = await self._job(owner, job_id)
         if row["state"] != "done":
@@ -212,7 +211,7 @@ class Service:
                 404, "result.not_this_form", "The result has no such form.", remedy=f"It has: {', '.join(allowed)}."
             )
         job, study = row["id"], row["study"]
-        path = FILES[form](self.places, job, study)
+        path = self.places.result(job, study, form)
         if await asyncio.to_thread(path.exists):
             return path
         return await self._made(owner, job, lambda: self.workers.make(job, study, form))
@@ -338,7 +337,7 @@ class Service:
         return await self._ended(known, wait_s)
 
     def _check_outputs(self, request: JobRequest, model: ModelInfo, info: StudyInfo) -> None:
-        allowed = forms_of(model.task, is_dicom=info.is_dicom)
+        allowed = served_formats(model.task, is_dicom=info.is_dicom)
         for form in request.outputs:
             if form not in allowed:
                 raise ProblemError(
@@ -361,12 +360,12 @@ class Service:
         self._are_dicom[row["id"]] = info.is_dicom
         return info
 
-    async def _forms(self, row: Row) -> tuple[Form, ...]:
+    async def _forms(self, row: Row) -> tuple[FormatName, ...]:
         study = row["study"]
         if study not in self._are_dicom and (found := await asyncio.to_thread(self.store.study, study)):
             self._info(found)
         task = await asyncio.to_thread(self._task, row)
-        return () if task is None else forms_of(task, is_dicom=self._are_dicom.get(study, False))
+        return () if task is None else served_formats(task, is_dicom=self._are_dicom.get(study, False))
 
     def _task(self, row: Row) -> str | None:
         """What the result is; None where the answer is not there yet, or not any more."""

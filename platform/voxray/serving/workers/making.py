@@ -9,10 +9,10 @@ from voxray.core.answer_json import FindingsFile, LabelsFile, ModelStamp, detect
 from voxray.core.storage import sync
 from voxray.inference.predictor import Prediction
 from voxray.readers import read_label_map
+from voxray.results.case_answer import CaseAnswer
 from voxray.results.class_names import classes_in
-from voxray.results.formats import CaseAnswer, write_form
+from voxray.results.formats import FormatName, write_format
 from voxray.serving.intake.study import series_uid_of
-from voxray.serving.messages import Form
 from voxray.serving.paths import Places
 from voxray.serving.workers.answered_by import AnsweredBy
 from voxray.serving.workers.scans import scan_of
@@ -27,11 +27,11 @@ class Answered:
     study: str
     model: AnsweredBy
 
-    def make(self, form: Form, path: Path) -> None:
+    def make(self, form: FormatName, path: Path) -> None:
         """Writes the result in a form."""
         prediction, stamp, classes = self._answer()
         series_uid = series_uid_of(self.places.study(self.study))
-        write_form(
+        write_format(
             form,
             CaseAnswer(
                 case=(series_uid or self.study) if form == "luna16" else self.study,

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
+from voxray.results.formats import FormatName
 from voxray.serving.intake.study import StudyInfo
-from voxray.serving.messages import DicomwebSource, Form, ModelInfo, Stage
+from voxray.serving.messages import DicomwebSource, ModelInfo, Stage
 
 
 class WorkerDiedError(Exception):
@@ -57,7 +58,7 @@ class Readers(Protocol):
         """The study's scan as NIfTI; made once."""
         ...
 
-    async def make(self, job: str, study: str, form: Form) -> Path:
+    async def make(self, job: str, study: str, form: FormatName) -> Path:
         """The file of a job's result in one form; made once."""
         ...
 

@@ -8,21 +8,24 @@ from pathlib import Path
 
 from voxray.core.errors import DataError
 from voxray.inference.predictor import Prepared
+from voxray.results.formats import FormatName, served_formats
 from voxray.serving.config import ServeConfig
 from voxray.serving.intake import dicomweb
 from voxray.serving.intake.confined import warm_up
 from voxray.serving.intake.disk import remove
 from voxray.serving.intake.parse import parse
 from voxray.serving.intake.study import StudyInfo
-from voxray.serving.messages import DicomwebSource, Form, ModelInfo
+from voxray.serving.messages import DicomwebSource, ModelInfo
 from voxray.serving.paths import Places
 from voxray.serving.workers.answered_by import answered_by
-from voxray.serving.workers.forms import FILES, STORED, forms_of
 from voxray.serving.workers.label_maps import centroids_of, label_file
 from voxray.serving.workers.making import Answered
 from voxray.serving.workers.protocol import Centroids, LabelFormat
 from voxray.serving.workers.refused_forms import kept_if_refused, refusing
 from voxray.serving.workers.scans import prepare_study, write_scan
+
+_SENT = ("seg", "sr")
+"""The formats that are sent to an archive."""
 
 
 class Reading:
@@ -63,7 +66,7 @@ class Reading:
         """A study on a model's grid."""
         return await asyncio.to_thread(prepare_study, self._places, study, self._cards[model].grid)
 
-    async def make(self, job: str, study: str, form: Form) -> Path:
+    async def make(self, job: str, study: str, form: FormatName) -> Path:
         """See `workers.Readers`."""
         return await asyncio.to_thread(self._make, job, study, form)
 
@@ -81,8 +84,8 @@ class Reading:
         """See `workers.Readers`."""
         files, refused = [], []
         model = await asyncio.to_thread(answered_by, self._places, job, study)
-        for form in forms_of(model.task, is_dicom=True):
-            if form in STORED:
+        for form in served_formats(model.task, is_dicom=True):
+            if form in _SENT:
                 try:  # a Segmentation of nothing cannot be; the report says so
                     files.append(await self.make(job, study, form))
                 except DataError as error:
@@ -91,8 +94,8 @@ class Reading:
             raise refused[0]
         await dicomweb.store(url, files, limits=self._config.limits, access=self._config.dicomweb)
 
-    def _make(self, job: str, study: str, form: Form) -> Path:
-        path = FILES[form](self._places, job, study)
+    def _make(self, job: str, study: str, form: FormatName) -> Path:
+        path = self._places.result(job, study, form)
         if not path.exists():
             with (
                 kept_if_refused(self._places.job(job), form),

@@ -10,17 +10,15 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import get_args
 
 from pydantic import ValidationError
 
 from voxray.core.bulkhead import lacks_memory, log_fault
 from voxray.core.errors import DataError, ResourceError, VoxrayError
 from voxray.core.storage import whole
-from voxray.results.formats import FAULT
+from voxray.results.formats import FAULT, SERVED, FormatName
 from voxray.serving.errors import ProblemDetails, ProblemError, problem_of
 from voxray.serving.intake.wording import of_series
-from voxray.serving.messages import Form
 
 _ENDING = ".refused.json"
 
@@ -54,7 +52,7 @@ def refusing(what: str, source: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def kept_if_refused(folder: Path, form: Form) -> Iterator[None]:
+def kept_if_refused(folder: Path, form: FormatName) -> Iterator[None]:
     """Writes into a job's folder why a form cannot be made of its answer; an earlier reason goes."""
     try:
         yield
@@ -65,10 +63,10 @@ def kept_if_refused(folder: Path, form: Form) -> Iterator[None]:
     (folder / f"{form}{_ENDING}").unlink(missing_ok=True)
 
 
-def refused_forms(folder: Path) -> Mapping[Form, ProblemDetails]:
+def refused_forms(folder: Path) -> Mapping[FormatName, ProblemDetails]:
     """The forms that could not be made of a job's answer, and why."""
-    found: dict[Form, ProblemDetails] = {}
-    for form in get_args(Form):
+    found: dict[FormatName, ProblemDetails] = {}
+    for form in SERVED:
         with contextlib.suppress(OSError, json.JSONDecodeError, ValidationError):
             found[form] = ProblemDetails.model_validate_json((folder / f"{form}{_ENDING}").read_bytes())
     return found
