@@ -8,10 +8,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from voxray.report.charts import Axis, Series, histogram, lines, scatter, share_axis, strips
+from voxray.report.charts import Axis, ChartSeries, histogram, lines, scatter, share_axis, strips
 
-GAP = Series("a $x$ <b>", [0, 0.5, 1], [0.1, math.nan, 0.9], [0, math.nan, 0.5], [0.3, math.nan, 1.0])
-OTHER = Series("_under & over", [0, 0.5, 1], [0.2, 0.4, 0.6], colour=1)
+GAP = ChartSeries("a $x$ <b>", [0, 0.5, 1], [0.1, math.nan, 0.9], [0, math.nan, 0.5], [0.3, math.nan, 1.0])
+OTHER = ChartSeries("_under & over", [0, 0.5, 1], [0.2, 0.4, 0.6], colour=1)
 
 
 def texts(svg: str) -> list[str]:
@@ -38,7 +38,7 @@ def test_a_lone_series_has_no_legend() -> None:
         strips(
             ["liver", "spleen"],
             [[[0.5, 0.7], []]],
-            [[Series("", [0], [0.6], [0.5], [0.7])] * 2],
+            [[ChartSeries("", [0], [0.6], [0.5], [0.7])] * 2],
             share_axis("Dice"),
             ["r"],
         ),
@@ -61,6 +61,6 @@ def test_the_same_numbers_give_the_same_drawing() -> None:
 
 
 def test_an_axis_without_ends_fits_what_is_drawn() -> None:
-    shown = texts(scatter([Series("", [3000.0, 9000.0], [-40.0, -20.0])], Axis("x", scale="log"), Axis("y")))
+    shown = texts(scatter([ChartSeries("", [3000.0, 9000.0], [-40.0, -20.0])], Axis("x", scale="log"), Axis("y")))
     assert "5000" in shown
     assert not {"1", "0.0"} & set(shown)

@@ -28,7 +28,7 @@ from voxray.metrics.record import compare
 from voxray.metrics.segmentation import structure_table
 from voxray.results.class_names import Naming
 from voxray.scoring.answer_files import (
-    MAP_FORMS,
+    MAP_FORMATS,
     Answers,
     cases_of,
     detections_in,
@@ -41,7 +41,7 @@ from voxray.scoring.answer_files import (
 from voxray.scoring.luna16_official import Luna16Truth, evaluate_luna16, is_luna16_folder, some, unwritten
 from voxray.scoring.summary import CaseScore, parse_ious, summarise
 from voxray.scoring.tables import ScoreTable, difference_table, luna16_tables, score_tables
-from voxray.scoring.truth_files import CaseTruth, Truth, case_truth, read_luna16_truth, read_truth
+from voxray.scoring.truth_files import CaseTruth, TruthSet, case_truth, read_luna16_truth, read_truth
 from voxray.training.checkpoint import read_best_run
 
 RULES = ("iou", "luna16")
@@ -129,7 +129,7 @@ def evaluate_anything(answers: str, truth: Path | None, options: FileOptions, *,
         raise ConfigError(f"--rules iou: the marks of {answers} have no size; only the rules luna16 judge them.")
     other = _other(options)
     values = None if options.values is None else parse_values(options.values)
-    names_truth = found.form in ("findings", *MAP_FORMS)
+    names_truth = found.format in ("findings", *MAP_FORMATS)
     task: Literal["detection", "segmentation"] = "segmentation" if found.is_segmentation else "detection"
     known = read_truth(truth, root=options.root, values=values if names_truth else None, task=task)
     return _told(evaluate_files(found, known, options, progress=progress), options, other)
@@ -141,7 +141,7 @@ def is_run(answers: str) -> bool:
     return path is None or is_package(path) or (path / "state.json").exists()
 
 
-def evaluate_files(answers: Answers, truth: Truth, options: FileOptions, *, progress: Progress) -> Evaluation:
+def evaluate_files(answers: Answers, truth: TruthSet, options: FileOptions, *, progress: Progress) -> Evaluation:
     """The score of all cases of the truth; one without an answer counts as an empty one, and is listed."""
     begin = time.monotonic()
     if answers.is_segmentation and not truth.has_labels:
@@ -172,7 +172,7 @@ def evaluate_files(answers: Answers, truth: Truth, options: FileOptions, *, prog
 class FileScorer:
     """Scores one case after another; an answer that is missing or unreadable counts as an empty one."""
 
-    def __init__(self, answers: Answers, truth: Truth, names: dict[str, str], naming: Naming) -> None:
+    def __init__(self, answers: Answers, truth: TruthSet, names: dict[str, str], naming: Naming) -> None:
         self._answers, self._truth, self._names, self._naming = answers, truth, names, naming
 
     def __call__(self, case_id: str) -> CaseScore:
@@ -271,7 +271,7 @@ def _by_luna16(
 ) -> tuple[Luna16Evaluation, tuple[str, ...]]:
     marks = marks_of(answers)
     if answers.marks is None:
-        names, _ = cases_of(answers, Truth(known.name, (), {case_id: case_id for case_id in known.case_ids}))
+        names, _ = cases_of(answers, TruthSet(known.name, (), {case_id: case_id for case_id in known.case_ids}))
         case_of = {name: case_id for case_id, name in names.items()}
         marks = replace(marks, case_ids=tuple(case_of.get(name, name) for name in marks.case_ids))
         if options.which == "answered":

@@ -22,7 +22,7 @@ from voxray.inference.package import is_package, read_package
 from voxray.loading.inputs import dataset_inputs, run_inputs
 from voxray.metrics.bootstrap import Difference
 from voxray.metrics.record import compare
-from voxray.report import Compared, Entry, Training, compose
+from voxray.report import Comparisons, Entry, Training, compose
 from voxray.results.answers import weights_digest
 from voxray.training.checkpoint import find_state, load_model, read_run, recipe_of
 from voxray.training.run_files import HISTORY, read_failure, read_news
@@ -207,7 +207,7 @@ def _labels(found: Sequence[Given]) -> list[str]:
     return names
 
 
-def _compared(entries: Sequence[Entry]) -> Compared:
+def _compared(entries: Sequence[Entry]) -> Comparisons:
     """Each entry but the first against the first, or why it cannot be."""
     first = entries[0].evaluation
     result: dict[str, Mapping[str, Difference] | str] = {}

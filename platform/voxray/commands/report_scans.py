@@ -25,7 +25,7 @@ from voxray.distributed.parallel import DIED, WorkerPool, open_pool, pool_map
 from voxray.loading import list_cases, load_case, truth_content
 from voxray.readers import read_volume, volume_content
 from voxray.report import Data, Scans, Shown
-from voxray.report.entry import Kind
+from voxray.report.entry import PictureKind
 from voxray.report.objects import sizes_in
 from voxray.report.picks import Pick, pick_cases, pick_findings
 from voxray.results.class_names import read_labels
@@ -46,7 +46,7 @@ class Reach:
     sources: tuple[CaseSource, ...]
 
 
-class Measured(NamedTuple):
+class CaseMeasures(NamedTuple):
     """What a scan says of its case's objects or structures; `error` is why it says nothing."""
 
     case_id: str
@@ -73,7 +73,7 @@ class Request(NamedTuple):
     source: CaseSource
     case: CaseFindings | None
     picks: tuple[Pick, ...]
-    kind: Kind | None = None
+    kind: PictureKind | None = None
     caption: str = ""
 
 
@@ -96,7 +96,7 @@ def look_at_scans(evaluation: Evaluation, found: Reach, answers: Path, *, worker
     with open_pool(workers) as pool:
         scans, lacking, odd = _measure(evaluation, found, pool, progress)
         requests = _requests(evaluation, found, scans)
-        pictures: dict[Kind, list[Shown]] = {}
+        pictures: dict[PictureKind, list[Shown]] = {}
         with progress.track("pictures", total=len(requests), unit="cases") as advance:
             camera = partial(Camera, evaluation, found.dataset, answers)
             for shown, error in pool_map(camera, requests, pool, lost=_no_picture):
@@ -114,13 +114,13 @@ class Examiner:
     def __init__(self, evaluation: Evaluation, dataset: Dataset) -> None:
         self._evaluation, self._dataset = evaluation, dataset
 
-    def __call__(self, item: tuple[CaseSource, CaseFindings | None]) -> Measured:
+    def __call__(self, item: tuple[CaseSource, CaseFindings | None]) -> CaseMeasures:
         """The case's sizes and intensities."""
         source, case = item
         held: dict[str, Any] = {}
         error = attempt(lambda: held.update(self._measured(source, case)))
         nothing = np.zeros(0)
-        return Measured(
+        return CaseMeasures(
             source.case_id,
             held.get("sizes", nothing),
             held.get("hu", nothing),
@@ -250,7 +250,7 @@ def _measure(
     items = [(source, part.cases[source.case_id] if part else None) for source in found.sources]
     # Scans without an object have nothing to measure.
     items = [(source, case) for source, case in items if case is None or case.truth_boxes]
-    results: list[Measured] = []
+    results: list[CaseMeasures] = []
     with progress.track("scans", total=len(items), unit="cases") as advance:
         for one in pool_map(partial(Examiner, evaluation, found.dataset), items, pool, lost=_not_measured):
             results.append(one)
@@ -268,9 +268,9 @@ def _measure(
     return scans, lacking, odd
 
 
-def _not_measured(item: tuple[CaseSource, CaseFindings | None]) -> Measured:
+def _not_measured(item: tuple[CaseSource, CaseFindings | None]) -> CaseMeasures:
     nothing = np.zeros(0)
-    return Measured(item[0].case_id, nothing, nothing, {}, DIED)
+    return CaseMeasures(item[0].case_id, nothing, nothing, {}, DIED)
 
 
 def _no_picture(request: Request) -> tuple[list[Shown], str]:

@@ -57,7 +57,7 @@ def given_inputs(answers: Answers, path: Path) -> Iterator[Input]:
     yield Input(path, "the answers")
     for file in answers.files.values():
         yield Input(file, "an answer")
-        if answers.form == "labels":
+        if answers.format == "labels":
             yield Input(file.parent / read_file(LabelsFile, file).file, "an answer's label map")
 
 

@@ -30,7 +30,7 @@ def _nan_for_null(value: Any) -> Any:
 Number = Annotated[float, BeforeValidator(_nan_for_null)]
 """A number, or nan, which JSON has as null."""
 
-Numbers = tuple[Number, ...]
+_Numbers = tuple[Number, ...]
 
 
 class Record(Config):
@@ -42,16 +42,16 @@ class Record(Config):
 class Line(Record):
     """A curve with its 95 % band, point by point."""
 
-    x: Numbers
-    y: Numbers
-    low: Numbers
-    high: Numbers
+    x: _Numbers
+    y: _Numbers
+    low: _Numbers
+    high: _Numbers
 
 
 class ScoreHistogram(Record):
     """How many findings of each bin of score hit an object and how many do not."""
 
-    edges: Numbers
+    edges: _Numbers
     hits: tuple[int, ...]
     false_findings: tuple[int, ...]
     missed: int
@@ -61,11 +61,11 @@ class ScoreHistogram(Record):
 class ReliabilityBins(Record):
     """Scores against truth in bins of equal width over [0, 1]."""
 
-    count: Numbers
+    count: _Numbers
     """Findings in the bin."""
-    score: Numbers
+    score: _Numbers
     """Their mean score; null in an empty bin."""
-    hit: Numbers
+    hit: _Numbers
     """The share of them that hit an object."""
 
 
@@ -121,7 +121,7 @@ class Structure(Record):
     """One class in one case; distances and Dice are null where the class has no true voxel."""
 
     dice: Number
-    nsd: Numbers
+    nsd: _Numbers
     """Surface Dice at each of the tolerances."""
     hd95_mm: Number
     """The scan's diagonal where the class was not found at all."""
@@ -208,7 +208,7 @@ class Luna16Evaluation(Record):
     counts: Mapping[str, Number]
     """By the names that the official CADAnalysis.txt gives them."""
     fp_per_scan: tuple[float, ...]
-    sensitivity: Numbers
+    sensitivity: _Numbers
     """At each of `fp_per_scan`."""
     cpm: Number
     """Their mean, the competition's score."""

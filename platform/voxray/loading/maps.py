@@ -37,7 +37,7 @@ _MAPS_REMEDY = "Add the file, mend annotations.file, or exclude the case."
 
 
 @dataclass
-class Truth:
+class CaseAnnotations:
     """What the files of one case say, as far as they could be read: boxes in edge voxels, and labels."""
 
     boxes: Float64[np.ndarray, "n 6"] = field(default_factory=lambda: np.zeros((0, 6)))
@@ -48,9 +48,9 @@ class Truth:
     """What is worth knowing of the files, though they were read; each names its file."""
 
 
-def read_maps(dataset: Dataset, source: CaseSource, grid: Grid | None) -> Truth:
+def read_maps(dataset: Dataset, source: CaseSource, grid: Grid | None) -> CaseAnnotations:
     """The truth that the case's label maps give; `grid` is its image's, or None where that could not be read."""
-    truth = Truth()
+    truth = CaseAnnotations()
     objects = source.boxes is None
     for annotation in dataset.annotations:
         match annotation:
@@ -77,7 +77,7 @@ def attempt(problems: list[DataError], function: Callable[..., T], *arguments: A
 
 
 def _read_labels(
-    dataset: Dataset, config: LabelMaps | Msd, source: CaseSource, grid: Grid | None, truth: Truth
+    dataset: Dataset, config: LabelMaps | Msd, source: CaseSource, grid: Grid | None, truth: CaseAnnotations
 ) -> None:
     if source.maps is None:
         text = "the annotation file gives its image no label map."
@@ -98,7 +98,9 @@ def _read_labels(
         truth.problems += found
 
 
-def _names(dataset: Dataset, config: LabelMaps | Msd, maps: MapTruth, truth: Truth) -> Mapping[int, str] | None:
+def _names(
+    dataset: Dataset, config: LabelMaps | Msd, maps: MapTruth, truth: CaseAnnotations
+) -> Mapping[int, str] | None:
     """Value -> class name, as the dataset or else the map's file declares it; None, and a problem, where unclear."""
     if isinstance(config, Msd) or config.values is not None:
         return maps.names
@@ -111,7 +113,9 @@ def _names(dataset: Dataset, config: LabelMaps | Msd, maps: MapTruth, truth: Tru
     return names
 
 
-def _read_instances(dataset: Dataset, config: Instances, source: CaseSource, grid: Grid | None, truth: Truth) -> None:
+def _read_instances(
+    dataset: Dataset, config: Instances, source: CaseSource, grid: Grid | None, truth: CaseAnnotations
+) -> None:
     assert source.maps is not None
     volume = _read_map(source.maps.file, grid, truth, absent=config.absent)
     if volume is None:
@@ -131,7 +135,9 @@ def _read_instances(dataset: Dataset, config: Instances, source: CaseSource, gri
                 truth.problems.append(problem)
 
 
-def _read_masks(dataset: Dataset, config: MaskFolder, source: CaseSource, grid: Grid | None, truth: Truth) -> None:
+def _read_masks(
+    dataset: Dataset, config: MaskFolder, source: CaseSource, grid: Grid | None, truth: CaseAnnotations
+) -> None:
     assert source.maps is not None
     there = mask_files(source.maps.file)
     unlisted = sorted(set(there) - set(dataset.classes))
@@ -160,7 +166,7 @@ def _read_masks(dataset: Dataset, config: MaskFolder, source: CaseSource, grid: 
 
 
 def _masks(
-    files: dict[str, Path], names: list[str], grid: Grid | None, truth: Truth
+    files: dict[str, Path], names: list[str], grid: Grid | None, truth: CaseAnnotations
 ) -> Iterator[tuple[str, Bool[np.ndarray, "x y z"]]]:
     """Each mask that lies on the image's grid, read one at a time."""
     for name in names:
@@ -185,7 +191,7 @@ def _fits(name: str, head: str, tail: str) -> bool:
     return not name.startswith(".") and name.startswith(head) and name.endswith(tail) and len(name) > len(head + tail)
 
 
-def _read_map(file: str, grid: Grid | None, truth: Truth, *, absent: str) -> Volume | None:
+def _read_map(file: str, grid: Grid | None, truth: CaseAnnotations, *, absent: str) -> Volume | None:
     """The map on the image's grid; an absent one is a problem, or an empty map where that is allowed."""
     if not on_disk(Path(file)).exists():
         if absent == "empty":
@@ -209,7 +215,7 @@ def _binary(volume: Volume, name: str, problems: list[DataError]) -> Bool[np.nda
     return mask
 
 
-def _add_components(truth: Truth, grid: Grid | None, min_object_mm3: float) -> None:
+def _add_components(truth: CaseAnnotations, grid: Grid | None, min_object_mm3: float) -> None:
     if truth.labels is not None and grid is not None:
         boxes, classes, volumes_mm3 = components(truth.labels, spacing_mm=grid.spacing_mm)
         kept = volumes_mm3 >= min_object_mm3

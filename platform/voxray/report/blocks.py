@@ -57,7 +57,7 @@ class Picture(NamedTuple):
     kind: Literal["picture"] = "picture"
 
 
-class Row(NamedTuple):
+class Figures(NamedTuple):
     """Charts or pictures side by side, as many as the width allows."""
 
     items: tuple[Chart | Picture, ...]
@@ -88,7 +88,7 @@ class Fold(NamedTuple):
     kind: Literal["fold"] = "fold"
 
 
-Block = Text | Listing | Facts | Table | Row | Code | Heading | Fold
+Block = Text | Listing | Facts | Table | Figures | Code | Heading | Fold
 
 
 class Section(NamedTuple):

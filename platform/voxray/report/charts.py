@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-Numbers = Sequence[float]
+_Numbers = Sequence[float]
 
 NUM_COLOURS = 8
 _INK, _RULE, _FAINT = "#b00b00", "#b00b01", "#b00b02"
@@ -41,14 +41,14 @@ _SETTINGS: Any = {
 }
 
 
-class Series(NamedTuple):
+class ChartSeries(NamedTuple):
     """Points of one colour, with the ends of their band where they have one; nan leaves a gap."""
 
     label: str
-    x: Numbers
-    y: Numbers
-    low: Numbers = ()
-    high: Numbers = ()
+    x: _Numbers
+    y: _Numbers
+    low: _Numbers = ()
+    high: _Numbers = ()
     colour: int = 0
 
 
@@ -69,7 +69,7 @@ def share_axis(label: str) -> Axis:
     return Axis(label, low=-0.02, high=1.02)
 
 
-def lines(series: Sequence[Series], x: Axis, y: Axis, *, diagonal: bool = False, dots: bool = False) -> str:
+def lines(series: Sequence[ChartSeries], x: Axis, y: Axis, *, diagonal: bool = False, dots: bool = False) -> str:
     """Curves with their bands; `diagonal` is what guessing, or perfect agreement, would give."""
     with matplotlib.rc_context(_SETTINGS):
         figure, axes = _axes(x, y)
@@ -87,7 +87,7 @@ def lines(series: Sequence[Series], x: Axis, y: Axis, *, diagonal: bool = False,
         return _to_svg(figure)
 
 
-def scatter(series: Sequence[Series], x: Axis, y: Axis, *, diagonal: bool = False) -> str:
+def scatter(series: Sequence[ChartSeries], x: Axis, y: Axis, *, diagonal: bool = False) -> str:
     """Points; each series has a sign of its own."""
     with matplotlib.rc_context(_SETTINGS):
         figure, axes = _axes(x, y)
@@ -101,7 +101,7 @@ def scatter(series: Sequence[Series], x: Axis, y: Axis, *, diagonal: bool = Fals
         return _to_svg(figure)
 
 
-def histogram(edges: Numbers, hits: Sequence[int], false_findings: Sequence[int], *, missed: int) -> str:
+def histogram(edges: _Numbers, hits: Sequence[int], false_findings: Sequence[int], *, missed: int) -> str:
     """Findings by score, those that hit and those that do not, and left of them the objects without a finding."""
     with matplotlib.rc_context(_SETTINGS):
         figure, axes = _axes(Axis("score"), Axis("count", scale="log"))
@@ -123,8 +123,8 @@ def histogram(edges: Numbers, hits: Sequence[int], false_findings: Sequence[int]
 
 def strips(
     names: Sequence[str],
-    values: Sequence[Sequence[Numbers]],
-    means: Sequence[Sequence[Series]],
+    values: Sequence[Sequence[_Numbers]],
+    means: Sequence[Sequence[ChartSeries]],
     x: Axis,
     labels: Sequence[str],
 ) -> str:
@@ -176,7 +176,7 @@ def _dress(axes: Axes, x: Axis, y: Axis) -> None:
             getattr(axes, f"set_{side}lim")(axis.low, axis.high)
 
 
-def _ends(series: Sequence[Series]) -> tuple[float, float]:
+def _ends(series: Sequence[ChartSeries]) -> tuple[float, float]:
     values = np.array([value for one in series for value in (*one.x, *one.y)], np.float64)
     finite = values[np.isfinite(values)]
     return (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)

@@ -9,14 +9,14 @@ from voxray.core.evaluation import Evaluation
 from voxray.metrics.bootstrap import Difference
 from voxray.report import detection, segmentation
 from voxray.report.about import data_section, failures_section, recipe_section, summary_section
-from voxray.report.blocks import Block, Cell, Fold, Heading, Picture, Row, Section, Table, Text
-from voxray.report.entry import Entry, Kind
+from voxray.report.blocks import Block, Cell, Figures, Fold, Heading, Picture, Section, Table, Text
+from voxray.report.entry import Entry, PictureKind
 from voxray.report.numbers import classes_table, differences_table, metrics_table, side_by_side
 from voxray.report.page import to_html
 from voxray.report.training import training_section
 
 
-class Part(NamedTuple):
+class TaskSections(NamedTuple):
     """What the report of a task has of its own."""
 
     curves: Callable[[Sequence[Entry]], Section]
@@ -26,15 +26,15 @@ class Part(NamedTuple):
     case_title: str
 
 
-PARTS: Mapping[str, Part] = {
-    "detection": Part(
+PARTS: Mapping[str, TaskSections] = {
+    "detection": TaskSections(
         detection.curves_section,
         detection.analysis_section,
         detection.cases_section,
         detection.case_value,
         "AP of each case alone",
     ),
-    "segmentation": Part(
+    "segmentation": TaskSections(
         segmentation.curves_section,
         segmentation.analysis_section,
         segmentation.cases_section,
@@ -43,7 +43,7 @@ PARTS: Mapping[str, Part] = {
     ),
 }
 
-_PICTURES: Mapping[Kind, str] = {
+_PICTURES: Mapping[PictureKind, str] = {
     "hit": "Hits with the highest scores",
     "false": "False findings with the highest scores",
     "missed": "The largest objects that were missed",
@@ -51,11 +51,11 @@ _PICTURES: Mapping[Kind, str] = {
     "best": "The best cases",
 }
 
-Compared = Mapping[str, Mapping[str, Difference] | str]
+Comparisons = Mapping[str, Mapping[str, Difference] | str]
 """By entry but the first: how much it is above the first, or why that cannot be said."""
 
 
-def compose(entries: Sequence[Entry], compared: Compared) -> str:
+def compose(entries: Sequence[Entry], compared: Comparisons) -> str:
     """The report as HTML; the entries are of one task."""
     task = entries[0].evaluation.task
     part = PARTS[task]
@@ -76,7 +76,7 @@ def compose(entries: Sequence[Entry], compared: Compared) -> str:
     return to_html(f"{names} on {sets}", f"{task.capitalize()}, report of voxray", sections)
 
 
-def _metrics_section(entries: Sequence[Entry], compared: Compared) -> Section:
+def _metrics_section(entries: Sequence[Entry], compared: Comparisons) -> Section:
     blocks: list[Block] = []
     if len(entries) > 1:
         blocks.append(side_by_side(entries))
@@ -115,7 +115,7 @@ def _pictures_section(entries: Sequence[Entry]) -> Section:
                 blocks.append(
                     Heading(title if len(entries) == 1 else f"{entry.label}: {title[0].lower()}{title[1:]}")
                 )
-                blocks.append(Row(chosen, wide=kind in ("worst", "best")))
+                blocks.append(Figures(chosen, wide=kind in ("worst", "best")))
     if blocks:
         legend = {
             "detection": "Truth is outlined green, findings orange and dashed.",

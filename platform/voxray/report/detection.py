@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Float64
 
 from voxray.core.evaluation import CaseFindings, ClassCurves, Detection, Evaluation, Line
-from voxray.report.blocks import Block, Cell, Chart, Heading, Row, Section, Table, Text
-from voxray.report.charts import Axis, Series, histogram, lines, scatter, share_axis
+from voxray.report.blocks import Block, Cell, Chart, Figures, Heading, Section, Table, Text
+from voxray.report.charts import Axis, ChartSeries, histogram, lines, scatter, share_axis
 from voxray.report.entry import Entry
-from voxray.report.objects import Point, Target, groups_table, operating_point, targets_of
+from voxray.report.objects import OperatingPoint, Target, groups_table, operating_point, targets_of
 
 _RATES = Axis(
     "false findings a scan",
@@ -44,7 +44,7 @@ def curves_section(entries: Sequence[Entry]) -> Section:
             for entry in entries
             if name in _part(entry.evaluation).curves
         ]
-        blocks.append(Row(tuple(_charts(found))))
+        blocks.append(Figures(tuple(_charts(found))))
         if not any(math.isfinite(y) for _, curves in found for y in curves.patient_roc.y):
             blocks.append(Text("There is no ROC of patients: all of them have an object, or none has."))
     return Section("curves", "Curves", tuple(blocks))
@@ -118,7 +118,7 @@ def _chart(
     series, told = [], []
     for place, (label, one) in enumerate(curves):
         if one is not None and any(math.isfinite(y) for y in one.y):
-            series.append(Series(label, one.x, one.y, one.low, one.high, colour=place))
+            series.append(ChartSeries(label, one.x, one.y, one.low, one.high, colour=place))
             told.append(f"{label}: {_told(one, axes)}")
     if not series:
         return None
@@ -144,7 +144,7 @@ def _calibration(found: Curves) -> list[Chart]:
             continue
         shown = [index for index, count in enumerate(bins.count) if count > 0]
         x, y = [bins.score[index] for index in shown], [bins.hit[index] for index in shown]
-        series.append(Series(label, x, y, colour=place))
+        series.append(ChartSeries(label, x, y, colour=place))
         pairs = zip(shown, x, y, strict=True)
         told.append(
             f"{label}: " + ", ".join(f"{b:.2f} at {a:.2f} ({bins.count[k]:.0f} findings)" for k, a, b in pairs)
@@ -188,7 +188,7 @@ def _analysis(entry: Entry) -> list[Block]:
     ]
     blocks: list[Block] = [table for table in tables if table is not None]
     charts = _target_charts(targets, size, intensity, score)
-    return [*blocks, Row(tuple(charts))] if charts else blocks
+    return [*blocks, Figures(tuple(charts))] if charts else blocks
 
 
 def _target_charts(
@@ -203,7 +203,7 @@ def _target_charts(
     for values, name, scale in ((size, "mean side, mm", "log"), (intensity, "mean intensity, HU", "linear")):
         if np.isfinite(values).any():
             series = [
-                Series(label, values[is_in], np.nan_to_num(score[is_in]), colour=c) for label, is_in, c in parts
+                ChartSeries(label, values[is_in], np.nan_to_num(score[is_in]), colour=c) for label, is_in, c in parts
             ]
             title = f"Score of each object over its {name}"
             alt = f"{title}: {found.sum()} of {len(targets)} objects found; missed ones are drawn at score 0."
@@ -211,7 +211,7 @@ def _target_charts(
             charts.append(Chart(scatter(series, axis, share_axis("score of its finding, 0 for none")), title, alt))
     both = np.isfinite(size) & np.isfinite(intensity)
     if both.any():
-        series = [Series(label, size[is_in], intensity[is_in], colour=c) for label, is_in, c in parts]
+        series = [ChartSeries(label, size[is_in], intensity[is_in], colour=c) for label, is_in, c in parts]
         title = "Found and missed objects by size and intensity"
         alt = f"{title}: {found.sum()} found, {(~found).sum()} missed."
         svg = scatter(series, Axis("mean side, mm", scale="log"), Axis("mean intensity, HU"))
@@ -219,7 +219,7 @@ def _target_charts(
     return charts
 
 
-def _case_row(case_id: str, case: CaseFindings, point: Point, evaluation: Evaluation) -> tuple[Cell, ...]:
+def _case_row(case_id: str, case: CaseFindings, point: OperatingPoint, evaluation: Evaluation) -> tuple[Cell, ...]:
     places, scores = np.array(case.objects, np.int64), np.array(case.scores, np.float64)
     num, found = len(case.truth_boxes), int((places >= 0).sum())
     above = scores > point.score

@@ -12,8 +12,6 @@ from jaxtyping import Float64
 from voxray.core.evaluation import Evaluation
 from voxray.core.run import Run
 
-Row = Mapping[str, float]
-
 
 @dataclass(frozen=True)
 class Training:
@@ -22,7 +20,7 @@ class Training:
     run: Run
     recipe: str
     """As TOML."""
-    history: tuple[Row, ...] = ()
+    history: tuple[Mapping[str, float], ...] = ()
     """One row of numbers for each epoch."""
     epochs_done: int = 0
     finished: bool = True
@@ -44,14 +42,14 @@ class Data:
     num_patients: int
 
 
-Kind = Literal["hit", "false", "missed", "best", "worst"]
+PictureKind = Literal["hit", "false", "missed", "best", "worst"]
 
 
 @dataclass(frozen=True)
 class Shown:
     """A picture of a finding, an object or a case."""
 
-    kind: Kind
+    kind: PictureKind
     caption: str
     alt: str
     png: bytes

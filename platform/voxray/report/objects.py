@@ -18,7 +18,7 @@ RATE = 1.0
 """False findings a scan at which single findings are looked at."""
 
 
-class Point(NamedTuple):
+class OperatingPoint(NamedTuple):
     """Where findings are looked at: those above `score` count, which are at most `rate` false ones a scan."""
 
     rate: float
@@ -37,13 +37,13 @@ class Target(NamedTuple):
     """Detection: the score of the finding that hits it, nan for none; segmentation: its Dice."""
 
 
-def operating_point(part: Detection, *, rate: float = RATE) -> Point:
+def operating_point(part: Detection, *, rate: float = RATE) -> OperatingPoint:
     """The lowest score above which there are at most `rate` false findings in the mean scan."""
     false_scores = sorted(
         (score for case in part.cases.values() for score, place in _findings(case) if place < 0), reverse=True
     )
     allowed = math.floor(rate * len(part.cases))
-    return Point(rate, false_scores[allowed] if allowed < len(false_scores) else -math.inf)
+    return OperatingPoint(rate, false_scores[allowed] if allowed < len(false_scores) else -math.inf)
 
 
 def targets_of(

@@ -11,7 +11,7 @@ from jaxtyping import Float64
 
 from voxray.core.detections import Box
 from voxray.core.evaluation import Detection, Segmentation
-from voxray.report.entry import Kind
+from voxray.report.entry import PictureKind
 from voxray.report.objects import operating_point
 from voxray.report.segmentation import mean_dice
 
@@ -21,7 +21,7 @@ NUM_FINDINGS, NUM_WORST, NUM_BEST = 6, 4, 2
 class Pick(NamedTuple):
     """A box of a case to look at, in the frame of the case's findings."""
 
-    kind: Kind
+    kind: PictureKind
     case_id: str
     class_index: int
     box: Box
@@ -42,7 +42,7 @@ def pick_findings(part: Detection, sizes: Mapping[str, Float64[np.ndarray, " n"]
     missed: list[tuple[float, Pick]] = []
     for case_id, case in part.cases.items():
         for box, kind, score, place in zip(case.boxes, case.classes, case.scores, case.objects, strict=True):
-            name: Kind = "hit" if place >= 0 else "false"
+            name: PictureKind = "hit" if place >= 0 else "false"
             pick = Pick(name, case_id, kind, box, score, min(score, point))
             (hits if place >= 0 else false).append((score, pick))
         known = sizes.get(case_id)
@@ -54,11 +54,11 @@ def pick_findings(part: Detection, sizes: Mapping[str, Float64[np.ndarray, " n"]
     ]
 
 
-def pick_cases(part: Segmentation) -> list[tuple[Kind, str]]:
+def pick_cases(part: Segmentation) -> list[tuple[PictureKind, str]]:
     """The cases with the lowest mean Dice, the worst first, and those with the highest, the best first."""
     scored = {case_id: mean_dice(case) for case_id, case in part.cases.items()}
     order = sorted((case_id for case_id in scored if math.isfinite(scored[case_id])), key=lambda name: scored[name])
     num_worst = min(NUM_WORST, math.ceil(len(order) / 2))
     num_best = min(NUM_BEST, len(order) - num_worst)
-    worst: list[tuple[Kind, str]] = [("worst", case_id) for case_id in order[:num_worst]]
+    worst: list[tuple[PictureKind, str]] = [("worst", case_id) for case_id in order[:num_worst]]
     return [*worst, *(("best", case_id) for case_id in order[::-1][:num_best])]

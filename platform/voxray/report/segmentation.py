@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from voxray.core.evaluation import Evaluation, Segmentation, Structure
-from voxray.report.blocks import Block, Cell, Chart, Heading, Row, Section, Table
-from voxray.report.charts import NUM_COLOURS, Axis, Series, scatter, strips
+from voxray.report.blocks import Block, Cell, Chart, Figures, Heading, Section, Table
+from voxray.report.charts import NUM_COLOURS, Axis, ChartSeries, scatter, strips
 from voxray.report.entry import Entry
 from voxray.report.objects import Target, groups_table
 
@@ -32,7 +32,7 @@ def curves_section(entries: Sequence[Entry]) -> Section:
     )
     title = "Dice of each case (dots), and the mean with its 95 % interval (bars)"
     chart = Chart(strips(list(names), values, means, _DICE, labels), title, f"Mean Dice of each class: {alt}.")
-    return Section("curves", "Spread over cases", (Row((chart,)),))
+    return Section("curves", "Spread over cases", (Figures((chart,)),))
 
 
 def analysis_section(entries: Sequence[Entry]) -> Section:
@@ -53,7 +53,7 @@ def analysis_section(entries: Sequence[Entry]) -> Section:
             groups_table(targets, intensity, outcomes, caption="Structures by mean intensity", name="HU"),
         )
         blocks += [table for table in tables if table is not None]
-        blocks.append(Row(tuple(_charts(entry, targets))))
+        blocks.append(Figures(tuple(_charts(entry, targets))))
     return Section("analysis", "By size and intensity", tuple(blocks))
 
 
@@ -102,10 +102,10 @@ def _values(evaluation: Evaluation, name: str, field: str) -> list[float]:
     return [value for value in values if math.isfinite(value)]
 
 
-def _mean(evaluation: Evaluation, name: str) -> Series:
+def _mean(evaluation: Evaluation, name: str) -> ChartSeries:
     value = evaluation.metrics.get(f"dice/{name}", math.nan)
     low, high = evaluation.intervals.get(f"dice/{name}", (value, value))
-    return Series(name, [0.0], [value], [low], [high])
+    return ChartSeries(name, [0.0], [value], [low], [high])
 
 
 def _targets(entry: Entry) -> list[Target]:
@@ -126,11 +126,13 @@ def _charts(entry: Entry, targets: Sequence[Target]) -> list[Chart]:
     # With more classes than colours a colour would say nothing.
     groups = names if len(names) <= NUM_COLOURS else [""]
 
-    def series(x: str, y: str) -> list[Series]:
+    def series(x: str, y: str) -> list[ChartSeries]:
         made = []
         for place, name in enumerate(groups):
             chosen = [target for target in targets if not name or target.class_name == name]
-            made.append(Series(name, [getattr(t, x) for t in chosen], [getattr(t, y) for t in chosen], colour=place))
+            made.append(
+                ChartSeries(name, [getattr(t, x) for t in chosen], [getattr(t, y) for t in chosen], colour=place)
+            )
         return made
 
     volume, alt = Axis("true volume, ml", scale="log"), f"{len(targets)} structures of {entry.label}"
@@ -143,7 +145,7 @@ def _charts(entry: Entry, targets: Sequence[Target]) -> list[Chart]:
         charts.append(Chart(svg, "Dice over intensity", f"Dice over mean intensity: {alt}."))
     cases = _part(entry.evaluation).cases
     pairs = [
-        Series(
+        ChartSeries(
             name,
             [cases[t.case_id][t.class_name].truth_ml for t in targets if not name or t.class_name == name],
             [

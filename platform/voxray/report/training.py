@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from voxray.report.blocks import Block, Chart, Heading, Row, Section, Text
-from voxray.report.charts import Axis, Series, lines
+from voxray.report.blocks import Block, Chart, Figures, Heading, Section, Text
+from voxray.report.charts import Axis, ChartSeries, lines
 from voxray.report.entry import Entry, Training
 
 
@@ -15,14 +15,14 @@ def training_section(entries: Sequence[Entry]) -> Section:
     trained = [(entry.label, entry.training) for entry in entries if entry.training and entry.training.history]
     blocks: list[Block] = []
     if len(trained) > 1:
-        blocks.append(Row(tuple(_together(trained, name) for name in _shared(trained))))
+        blocks.append(Figures(tuple(_together(trained, name) for name in _shared(trained))))
     for label, training in trained:
         if len(entries) > 1:
             blocks.append(Heading(label))
         blocks.append(Text(_told(training)))
-        blocks.append(Row(tuple(_chart(training, group) for group in ("loss", "val", "rate"))))
+        blocks.append(Figures(tuple(_chart(training, group) for group in ("loss", "val", "rate"))))
     return Section(
-        "training", "Training", tuple(block for block in blocks if not isinstance(block, Row) or block.items)
+        "training", "Training", tuple(block for block in blocks if not isinstance(block, Figures) or block.items)
     )
 
 
@@ -69,9 +69,9 @@ def _names(training: Training) -> list[str]:
     return [name for name in every if name.count("/") < 2]
 
 
-def _series(training: Training, name: str, label: str, place: int) -> Series:
+def _series(training: Training, name: str, label: str, place: int) -> ChartSeries:
     points = [(row["epoch"], row[name]) for row in training.history if math.isfinite(row.get(name, math.nan))]
-    return Series(label, [x for x, _ in points], [y for _, y in points], colour=place)
+    return ChartSeries(label, [x for x, _ in points], [y for _, y in points], colour=place)
 
 
 def _epochs(trained: Sequence[Training]) -> Axis:

@@ -26,12 +26,12 @@ from voxray.scoring.foreign import PICKLE_SUFFIX, MarkTable, read_marks, read_mo
 from voxray.scoring.foreign.monai import is_monai, read_monai_names
 from voxray.scoring.foreign.problems import problem, read_text
 from voxray.scoring.luna16_official import some
-from voxray.scoring.truth_files import CaseTruth, Truth, map_files
+from voxray.scoring.truth_files import CaseTruth, TruthSet, map_files
 from voxray.training.crossval_folder import ANSWERS, CROSSVAL
 
-Form = Literal["findings", "labels", "maps", "monai", "pickles", "marks"]
-OWN_FORMS: tuple[Form, ...] = ("findings", "labels")
-MAP_FORMS: tuple[Form, ...] = ("labels", "maps")
+AnswerFormat = Literal["findings", "labels", "maps", "monai", "pickles", "marks"]
+OWN_FORMATS: tuple[AnswerFormat, ...] = ("findings", "labels")
+MAP_FORMATS: tuple[AnswerFormat, ...] = ("labels", "maps")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Answers:
     """Answers of one form, by the name that their file gives the case; it can travel to workers."""
 
     name: str
-    form: Form
+    format: AnswerFormat
     files: Mapping[str, Path]
     """Findings, label indices or label maps, which are read case by case."""
     detections: Mapping[str, Detections]
@@ -56,7 +56,7 @@ class Answers:
     @property
     def is_segmentation(self) -> bool:
         """Whether they are label maps."""
-        return self.form in MAP_FORMS
+        return self.format in MAP_FORMATS
 
 
 def read_answers(path: Path, *, trust_pickle: bool) -> Answers:
@@ -81,9 +81,9 @@ def read_answers(path: Path, *, trust_pickle: bool) -> Answers:
     )
 
 
-def cases_of(answers: Answers, truth: Truth) -> tuple[dict[str, str], list[str]]:
+def cases_of(answers: Answers, truth: TruthSet) -> tuple[dict[str, str], list[str]]:
     """Case -> the answers' name for it, and the names that are no case of the truth."""
-    of_name = _NAMING[answers.form](truth)
+    of_name = _NAMING[answers.format](truth)
     found: dict[str, str] = {}
     unknown = []
     for name in answers.names:
@@ -101,12 +101,12 @@ def cases_of(answers: Answers, truth: Truth) -> tuple[dict[str, str], list[str]]
     return found, unknown
 
 
-def naming_of(answers: Answers, truth: Truth, values: Mapping[int, str] | None) -> Naming:
+def naming_of(answers: Answers, truth: TruthSet, values: Mapping[int, str] | None) -> Naming:
     """What the numbers of the answers stand for; a ConfigError asks where nothing declares it.
 
     `values` is what ``--values`` says; findings and label indices of voxray's own name their classes themselves.
     """
-    own = answers.form in OWN_FORMS
+    own = answers.format in OWN_FORMATS
     if values is not None and own and not truth.maps:
         raise ConfigError("--values: answers and truth name their classes themselves; leave it out.")
     if own:
@@ -114,12 +114,12 @@ def naming_of(answers: Answers, truth: Truth, values: Mapping[int, str] | None) 
     if values is not None:
         refuse_unknown(values, truth.classes)
         return Naming(values, is_given=True)
-    if answers.form == "maps" and (truth.values is not None or any(map(label_names, answers.files.values()))):
+    if answers.format == "maps" and (truth.values is not None or any(map(label_names, answers.files.values()))):
         return Naming(truth.values or {}, truth.unlisted_is_background)
-    declared = None if answers.form == "maps" else answers.declared or truth.indices
+    declared = None if answers.format == "maps" else answers.declared or truth.indices
     if declared is not None:
         return Naming(declared)
-    what = "label values" if answers.form == "maps" else "class numbers"
+    what = "label values" if answers.format == "maps" else "class numbers"
     raise ConfigError(
         f"{answers.name}: neither it nor {truth.name} declares what its {what} stand for; "
         f"say so: {_asked(answers, truth)}."
@@ -132,7 +132,7 @@ def doubts_of(answers: Answers, name: str, source: CaseSource | None) -> tuple[s
     It is scored all the same: a scan may have been converted since, and a label map mended by hand.
     """
     path = answers.files.get(name)
-    file = read_any(path) if path is not None and answers.form in OWN_FORMS else None
+    file = read_any(path) if path is not None and answers.format in OWN_FORMATS else None
     if path is None or file is None:
         return ()
     doubts = []
@@ -146,9 +146,9 @@ def doubts_of(answers: Answers, name: str, source: CaseSource | None) -> tuple[s
     return tuple(doubts)
 
 
-def detections_in(answers: Answers, name: str, naming: Naming, truth: Truth, case: CaseTruth) -> Detections:
+def detections_in(answers: Answers, name: str, naming: Naming, truth: TruthSet, case: CaseTruth) -> Detections:
     """The findings of a case in the frame of its truth."""
-    if answers.form == "findings":
+    if answers.format == "findings":
         return _own_detections(read_file(FindingsFile, answers.files[name]), truth, case)
     found = _renumbered(answers.detections[name], naming, truth.classes, name)
     if case.frame != "voxel":
@@ -160,13 +160,13 @@ def detections_in(answers: Answers, name: str, naming: Naming, truth: Truth, cas
 
 
 def labels_in(
-    answers: Answers, name: str, naming: Naming, truth: Truth, case: CaseTruth
+    answers: Answers, name: str, naming: Naming, truth: TruthSet, case: CaseTruth
 ) -> UInt8[np.ndarray, "x y z"]:
     """The label map of a case with the truth's classes, on the truth's grid."""
     path = answers.files[name]
     assert case.grid is not None
     try:
-        if answers.form == "labels":
+        if answers.format == "labels":
             labels: UInt8[np.ndarray, "x y z"] = read_labels(path, truth.classes, case.grid, of="the truth").voxels
             return labels
         own = {} if naming.is_given else label_names(path)
@@ -177,7 +177,7 @@ def labels_in(
         raise error.of_case(name) from error
 
 
-def _own_detections(file: FindingsFile, truth: Truth, case: CaseTruth) -> Detections:
+def _own_detections(file: FindingsFile, truth: TruthSet, case: CaseTruth) -> Detections:
     """The findings of voxray's own file: its voxels, where they are those of the truth's grid however stored."""
     if unknown := sorted({one.class_name for one in file.findings} - set(truth.classes)):
         text = f"class {unknown[0]!r} of its findings is none of the truth's ({', '.join(truth.classes[:5])})."
@@ -214,8 +214,8 @@ def _renumbered(found: Detections, naming: Naming, classes: Sequence[str], name:
     return replace(found, classes=table)
 
 
-def _asked(answers: Answers, truth: Truth) -> str:
-    first = int(answers.form == "maps")
+def _asked(answers: Answers, truth: TruthSet) -> str:
+    first = int(answers.format == "maps")
     return f"--values {first}=NAME,{first + 1}=NAME with the names {some(list(truth.classes))}"
 
 
@@ -227,7 +227,7 @@ def marks_of(answers: Answers, classes: Sequence[str] | None = None) -> MarkTabl
         raise ConfigError(f"{answers.name}: label maps have no scores, so there is no FROC; give detections.")
     cases, centres, scores = [], [np.zeros((0, 3))], [np.zeros(0)]
     for name in answers.names:
-        if answers.form == "findings":
+        if answers.format == "findings":
             file = read_file(FindingsFile, answers.files[name])
             kinds = classes or sorted({one.class_name for one in file.findings})
             found = detections_of(file, kinds, frame="LPS")
@@ -277,15 +277,15 @@ def _json(path: Path) -> Any:
         return read_mapping(path)
 
 
-def _by_name(truth: Truth) -> Callable[[str], str | None]:
+def _by_name(truth: TruthSet) -> Callable[[str], str | None]:
     return lambda name: same(name) if same(name) in truth.patients else None
 
 
-def _by_image(truth: Truth) -> Callable[[str], str | None]:
+def _by_image(truth: TruthSet) -> Callable[[str], str | None]:
     return truth.case_of
 
 
-def _without_dots(truth: Truth) -> Callable[[str], str | None]:
+def _without_dots(truth: TruthSet) -> Callable[[str], str | None]:
     """nnDetection allows no dot in a case id; its users write underscores."""
     changed: dict[str, str] = {}
     for case_id in truth.patients:
@@ -295,7 +295,7 @@ def _without_dots(truth: Truth) -> Callable[[str], str | None]:
     return lambda name: same(name) if same(name) in truth.patients else changed.get(same(name))
 
 
-_NAMING: Mapping[Form, Callable[[Truth], Callable[[str], str | None]]] = {
+_NAMING: Mapping[AnswerFormat, Callable[[TruthSet], Callable[[str], str | None]]] = {
     "findings": _by_name,
     "labels": _by_name,
     "maps": _by_name,

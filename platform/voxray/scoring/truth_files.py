@@ -35,7 +35,7 @@ MAX_LABEL = 255
 
 
 @dataclass(frozen=True)
-class Truth:
+class TruthSet:
     """Cases whose truth is known, and how it is read; it can travel to workers."""
 
     name: str
@@ -85,7 +85,7 @@ def read_truth(
     root: Path | None = None,
     values: Mapping[int, str] | None = None,
     task: Literal["detection", "segmentation"] = "detection",
-) -> Truth:
+) -> TruthSet:
     """The truth at `path`, told apart by what it is; `values` names the numbers of label maps in a folder."""
     path = on_disk(path)
     if not path.exists():
@@ -101,7 +101,7 @@ def read_truth(
     dataset = read_dataset(path, root=root).for_task(task)
     sources = {source.case_id: source for source in list_cases(dataset)}
     patients = {case_id: source.patient_id for case_id, source in sources.items()}
-    truth = Truth(dataset.name, dataset.classes, patients, dataset=dataset, sources=sources)
+    truth = TruthSet(dataset.name, dataset.classes, patients, dataset=dataset, sources=sources)
     return replace(truth, **_numbers_of(dataset, sources))
 
 
@@ -121,7 +121,7 @@ def read_luna16_truth(path: Path, *, root: Path | None = None) -> Luna16Truth:
     return Luna16Truth(dataset.name, cases, included, read_excluded(dataset))
 
 
-def case_truth(truth: Truth, case_id: str, *, with_labels: bool) -> CaseTruth:
+def case_truth(truth: TruthSet, case_id: str, *, with_labels: bool) -> CaseTruth:
     """What is true of one case; a DataError where its files cannot be read."""
     if case_id in truth.boxes:
         known = truth.boxes[case_id]
@@ -180,7 +180,7 @@ def _declared_in(file: str) -> Mapping[int, str]:
     return read_monai_names(read_text(Path(file)), where=file)
 
 
-def _folder(path: Path, names: Mapping[int, str] | None) -> Truth:
+def _folder(path: Path, names: Mapping[int, str] | None) -> TruthSet:
     files = map_files(path)
     if not files:
         raise ConfigError(f"{path}: holds no label map; give a folder of .nii.gz files named by case, or a dataset.")
@@ -199,7 +199,7 @@ def _folder(path: Path, names: Mapping[int, str] | None) -> Truth:
     classes = tuple(dict.fromkeys(names[value] for value in sorted(names) if value > 0))
     indices = {0: classes[0]} if len(classes) == 1 else None
     patients = {case_id: case_id for case_id in files}
-    return Truth(path.name, classes, patients, maps=files, values=names, indices=indices)
+    return TruthSet(path.name, classes, patients, maps=files, values=names, indices=indices)
 
 
 def _values_in(files: Sequence[Path]) -> set[int]:
@@ -216,7 +216,7 @@ def _values_in(files: Sequence[Path]) -> set[int]:
     return values
 
 
-def _box_file(path: Path) -> Truth:
+def _box_file(path: Path) -> TruthSet:
     """``{"frame", "boxes": [...], "cases": [...]}``; `cases` names those without an object too."""
     text = read_text(path)
     data = json.loads(text)
@@ -231,7 +231,7 @@ def _box_file(path: Path) -> Truth:
         raise ConfigError(f"{path}: has no box, so nothing can be scored; name cases and classes beside the boxes.")
     boxes = {case_id: table.boxes.get(case_id, BoxTruth.empty(data["frame"])) for case_id in every}
     indices = dict(enumerate(classes)) if declared or len(classes) == 1 else None
-    return Truth(path.stem, classes, {case_id: case_id for case_id in every}, boxes=boxes, indices=indices)
+    return TruthSet(path.stem, classes, {case_id: case_id for case_id in every}, boxes=boxes, indices=indices)
 
 
 def _declared_classes(names: Sequence[Any], path: Path) -> tuple[str, ...]:
@@ -240,7 +240,7 @@ def _declared_classes(names: Sequence[Any], path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _of_map(file: Path, truth: Truth) -> CaseTruth:
+def _of_map(file: Path, truth: TruthSet) -> CaseTruth:
     assert truth.values is not None
     volume = read_label_map(file)
     labels = named_labels(volume, Naming(truth.values), truth.classes, volume.grid, name=file.name)

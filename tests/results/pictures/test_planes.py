@@ -13,14 +13,14 @@ from matplotlib.image import imread
 from voxray.core.case import Case
 from voxray.core.detections import Detections
 from voxray.core.volume import Grid, Volume
-from voxray.results.pictures import WINDOWS, Window, draw_detections
+from voxray.results.pictures import WINDOWS, GreyWindow, draw_detections
 from voxray.results.pictures.planes import canonical, chosen_window, moved_boxes, nearest_voxel
 
 # Anisotropic, so that a wrong aspect shows: 120 x 80 x 60 mm.
 SHAPE, SPACING = (60, 40, 20), (2.0, 2.0, 3.0)
 RAS = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)
 GREEN, ORANGE = np.array([0x2E, 0xCC, 0x40]), np.array([0xFF, 0x85, 0x1B])
-BLACK_BELOW = Window(0, 200)
+BLACK_BELOW = GreyWindow(0, 200)
 
 
 def _scan(bright: tuple[slice, slice, slice] | None = None) -> Volume:

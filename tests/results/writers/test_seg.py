@@ -28,7 +28,7 @@ from voxray.core.errors import DataError
 from voxray.core.volume import Volume
 from voxray.readers import read_volume
 from voxray.results.writers import write_seg
-from voxray.results.writers.seg import Kind
+from voxray.results.writers.seg import SegKind
 
 
 def by_references(path: Path, labels: Volume, source: Path, classes: Sequence[str] = CLASSES) -> NDArray[np.uint8]:
@@ -87,7 +87,7 @@ def by_geometry(path: Path, labels: Volume, classes: Sequence[str] = CLASSES) ->
 
 @pytest.mark.parametrize("name", ORIENTATIONS)
 @pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
-def test_a_mask_comes_back_as_it_was(tmp_path: Path, rng: np.random.Generator, name: str, kind: Kind) -> None:
+def test_a_mask_comes_back_as_it_was(tmp_path: Path, rng: np.random.Generator, name: str, kind: SegKind) -> None:
     source = write_series(tmp_path / "ct", orientation=ORIENTATIONS[name])
     labels = random_labels(source, rng)
     path = write_seg(labels, files_of(source), tmp_path / "seg.dcm", classes=CLASSES, algorithm=ALGORITHM, kind=kind)
@@ -198,7 +198,7 @@ def test_more_classes_than_a_byte_holds(tmp_path: Path) -> None:
     grid = read_volume(source).grid
     labels = Volume(np.arange(800, dtype=np.uint16).reshape(grid.shape) % 301, grid)
     classes = tuple(f"class {value}" for value in range(1, 301))
-    kinds: tuple[Kind, ...] = ("BINARY", "LABELMAP")
+    kinds: tuple[SegKind, ...] = ("BINARY", "LABELMAP")
     for kind in kinds:
         path = write_seg(
             labels, files_of(source), tmp_path / "seg.dcm", classes=classes, algorithm=ALGORITHM, kind=kind

@@ -8,13 +8,13 @@ from voxray.results.pictures.curves import draw_curves
 from voxray.results.pictures.detections import draw_detections
 from voxray.results.pictures.labels import draw_labels
 from voxray.results.pictures.montage import Closeup, cut_closeup, draw_montage
-from voxray.results.pictures.planes import WINDOWS, Window
+from voxray.results.pictures.planes import WINDOWS, GreyWindow
 from voxray.results.pictures.sweeps import draw_importance, draw_slices
 
 __all__ = [
     "WINDOWS",
     "Closeup",
-    "Window",
+    "GreyWindow",
     "cut_closeup",
     "draw_curves",
     "draw_detections",

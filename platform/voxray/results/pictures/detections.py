@@ -16,9 +16,9 @@ from voxray.results.pictures.planes import (
     INK,
     PLANES,
     TRUTH_COLOUR,
+    GreyWindow,
     Plane,
     PlaneName,
-    Window,
     canonical,
     chosen_window,
     moved_boxes,
@@ -41,7 +41,7 @@ def draw_detections(
     classes: Sequence[str] = (),
     with_truth: bool = True,
     min_score: float = 0.1,
-    window: Window | str | None = None,
+    window: GreyWindow | str | None = None,
     height_px: int = 360,
 ) -> bytes:
     """A PNG of the case: truth green and solid, findings of at least `min_score` orange and dashed with their score.
@@ -122,7 +122,7 @@ def _project(
     image: Volume,
     objects: tuple[Float64[np.ndarray, "n 6"], Float64[np.ndarray, "m 6"], Sequence[str]],
     at: int,
-    window: Window,
+    window: GreyWindow,
 ) -> None:
     plane = PLANES["coronal"]
     reach = max(1, round(_SLAB_MM / 2 / image.grid.spacing_mm[1]))

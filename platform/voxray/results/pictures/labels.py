@@ -16,8 +16,8 @@ from voxray.results.pictures.planes import (
     INK,
     PAPER,
     PLANES,
+    GreyWindow,
     Plane,
-    Window,
     canonical,
     chosen_window,
     panels,
@@ -39,7 +39,7 @@ def draw_labels(
     truth: Labels | None = None,
     *,
     classes: Sequence[str],
-    window: Window | str | None = None,
+    window: GreyWindow | str | None = None,
     height_px: int = 360,
 ) -> bytes:
     """A PNG with three planes where most of the labelled structures show; label k is ``classes[k - 1]``."""

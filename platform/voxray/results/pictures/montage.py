@@ -20,7 +20,7 @@ from voxray.results.pictures.planes import (
     PAPER,
     PLANES,
     TRUTH_COLOUR,
-    Window,
+    GreyWindow,
     canonical,
     chosen_window,
     moved_boxes,
@@ -64,7 +64,7 @@ def cut_closeup(
 
 
 def draw_montage(
-    closeups: Sequence[Closeup], *, columns: int = 3, side_px: int = 110, window: Window | str | None = None
+    closeups: Sequence[Closeup], *, columns: int = 3, side_px: int = 110, window: GreyWindow | str | None = None
 ) -> bytes:
     """A PNG with a cell for each close-up: axial, coronal and sagittal through its middle, its title above.
 
@@ -88,7 +88,7 @@ def draw_montage(
 
 
 def _draw_cell(
-    figure: Figure, closeup: Closeup, corner: tuple[int, int], side_px: int, window: Window | str | None
+    figure: Figure, closeup: Closeup, corner: tuple[int, int], side_px: int, window: GreyWindow | str | None
 ) -> None:
     image = closeup.image
     middle = nearest_voxel([side / 2 for side in image.grid.shape], image.grid.shape)

@@ -26,17 +26,17 @@ DPI = 100
 PlaneName = Literal["axial", "coronal", "sagittal"]
 
 
-class Window(NamedTuple):
+class GreyWindow(NamedTuple):
     """Hounsfield units from black to white: level is the middle, width the range."""
 
     level_hu: float
     width_hu: float
 
 
-WINDOWS: Mapping[str, Window] = {
-    "lung": Window(-600, 1500),
-    "soft": Window(40, 400),
-    "bone": Window(400, 1800),
+WINDOWS: Mapping[str, GreyWindow] = {
+    "lung": GreyWindow(-600, 1500),
+    "soft": GreyWindow(40, 400),
+    "bone": GreyWindow(400, 1800),
 }
 
 
@@ -71,12 +71,12 @@ def moved_boxes(boxes: Float[np.ndarray, "n 6"], old: Grid, new: Grid) -> Float6
     return moved
 
 
-def chosen_window(window: Window | str | None, image: Volume, focus: Shape) -> Window:
+def chosen_window(window: GreyWindow | str | None, image: Volume, focus: Shape) -> GreyWindow:
     """The window as asked for; None is lung where the surroundings of the focus hold much air, else soft."""
     if isinstance(window, str):
         return WINDOWS[window]
     if window is not None:
-        return Window(*window)
+        return GreyWindow(*window)
     reach = [max(2, round(25 / step)) for step in image.grid.spacing_mm]
     around = image.voxels[tuple(slice(max(0, at - by), at + by + 1) for at, by in zip(focus, reach, strict=True))]
     airy = np.mean((around > -980) & (around < -400))
@@ -96,7 +96,7 @@ def size_mm(grid: Grid) -> Vector:
 
 
 def show(
-    axes: Axes, pixels: Shaped[np.ndarray, "a b"], plane: Plane, grid: Grid, window: Window, *, title: str = ""
+    axes: Axes, pixels: Shaped[np.ndarray, "a b"], plane: Plane, grid: Grid, window: GreyWindow, *, title: str = ""
 ) -> None:
     """A plane's pixels (its `across` axis first) in mm, right side to the left, with letters at its sides."""
     extent = size_mm(grid)

@@ -14,7 +14,7 @@ _COLUMNS = 3
 _PANEL_PX = (420, 320)
 _BAR_PX = 34
 
-Value = bool | int | float | str
+_Value = bool | int | float | str
 
 
 def draw_importance(importance: Mapping[str, float], *, title: str = "") -> bytes:
@@ -32,10 +32,10 @@ def draw_importance(importance: Mapping[str, float], *, title: str = "") -> byte
 
 
 def draw_slices(
-    trials: Sequence[tuple[Mapping[str, Value], float]],
+    trials: Sequence[tuple[Mapping[str, _Value], float]],
     *,
     metric: str,
-    best: Mapping[str, Value],
+    best: Mapping[str, _Value],
     log: Sequence[str] = (),
 ) -> bytes:
     """A PNG with a panel for each field: every trial's score over the field's value, later trials darker."""

@@ -38,7 +38,7 @@ _NEAR = 0.02
 MAX_CONTOURS = 50_000
 """Viewers choke on more, and organs need far fewer."""
 
-Point = Float[np.ndarray, " 2"]
+_Point = Float[np.ndarray, " 2"]
 Polygon = Float[np.ndarray, "n 2"]
 
 
@@ -220,14 +220,14 @@ def _keyholed(rings: Sequence[Polygon]) -> Polygon:
     return np.concatenate([*pieces, outer[last:]])
 
 
-def _bend(here: Point, there: Point) -> Point:
+def _bend(here: _Point, there: _Point) -> _Point:
     """A point between the two by which a line goes past all voxel centres: what lies on it is neither in nor out."""
     middle = (here + there) / 2
     bends = [middle + 0.13 * np.array([np.cos(turn), np.sin(turn)]) for turn in np.arange(0.35, 6.6, 0.9)]
     return next((bend for bend in bends if _is_clear(here, bend) and _is_clear(bend, there)), middle)
 
 
-def _is_clear(begin: Point, end: Point) -> bool:
+def _is_clear(begin: _Point, end: _Point) -> bool:
     """Whether the line between two points keeps away from whole-numbered ones."""
     for axis in (0, 1):
         low, high = sorted((begin[axis], end[axis]))

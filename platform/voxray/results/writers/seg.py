@@ -37,10 +37,10 @@ from voxray.results.writers.stamping import (
     save,
 )
 
-Kind = Literal["BINARY", "LABELMAP"]
+SegKind = Literal["BINARY", "LABELMAP"]
 
 SERIES_NUMBER = 9001
-_SOP_CLASSES: Mapping[Kind, str] = {"BINARY": SegmentationStorage, "LABELMAP": "1.2.840.10008.5.1.4.1.1.66.7"}
+_SOP_CLASSES: Mapping[SegKind, str] = {"BINARY": SegmentationStorage, "LABELMAP": "1.2.840.10008.5.1.4.1.1.66.7"}
 
 
 def write_seg(
@@ -51,7 +51,7 @@ def write_seg(
     classes: Sequence[str],
     algorithm: Algorithm,
     series_uid: str | None = None,
-    kind: Kind = "BINARY",
+    kind: SegKind = "BINARY",
 ) -> Path:
     """Writes the label map as a Segmentation and returns its path; label k is ``classes[k - 1]``.
 
@@ -85,14 +85,14 @@ def write_seg(
     return path
 
 
-def segment_numbers(present: Sequence[int], kind: Kind = "BINARY") -> dict[int, int]:
+def segment_numbers(present: Sequence[int], kind: SegKind = "BINARY") -> dict[int, int]:
     """Label value -> segment number."""
     if kind == "LABELMAP":
         return {value: value for value in present}
     return {value: number for number, value in enumerate(present, start=1)}
 
 
-def seg_reference(uids: Uids, kind: Kind = "BINARY") -> Dataset:
+def seg_reference(uids: Uids, kind: SegKind = "BINARY") -> Dataset:
     """The UIDs of the answer's Segmentation, by which others refer to it."""
     refer = Dataset()
     refer.SOPClassUID = _SOP_CLASSES[kind]

@@ -24,7 +24,7 @@ from voxray.core.detections import Detections
 from voxray.core.volume import Grid, Volume
 from voxray.results.writers.codes import PRIVATE_SCHEME, Concept, concept_of, shown
 from voxray.results.writers.quiet import quietly
-from voxray.results.writers.seg import Kind, seg_reference, segment_numbers
+from voxray.results.writers.seg import SegKind, seg_reference, segment_numbers
 from voxray.results.writers.source import Source, read_source
 from voxray.results.writers.stamping import (
     MAKER,
@@ -41,9 +41,9 @@ from voxray.results.writers.stamping import (
 SERIES_NUMBER = 9002
 COUNT = Code("NUM_FINDINGS", PRIVATE_SCHEME, "Number of findings")
 
-Measured = sr.VolumetricROIMeasurementsAndQualitativeEvaluations
-Outlined = sr.PlanarROIMeasurementsAndQualitativeEvaluations
-Counted = sr.MeasurementsAndQualitativeEvaluations
+_Measured = sr.VolumetricROIMeasurementsAndQualitativeEvaluations
+_Outlined = sr.PlanarROIMeasurementsAndQualitativeEvaluations
+_Counted = sr.MeasurementsAndQualitativeEvaluations
 
 
 def write_sr(
@@ -82,7 +82,7 @@ def write_labels_sr(
     classes: Sequence[str],
     algorithm: Algorithm,
     series_uid: str | None = None,
-    kind: Kind = "BINARY",
+    kind: SegKind = "BINARY",
 ) -> Path:
     """Writes the volume of each class that is present, with a reference to its segment; returns the path.
 
@@ -163,10 +163,10 @@ def _described(uids: Uids, number: int, name: str, identifier: str) -> dict[str,
     }
 
 
-def _volumetric(uids: Uids, described: dict[str, Any], box_mm: Float[np.ndarray, " 6"], *, score: float) -> Measured:
+def _volumetric(uids: Uids, described: dict[str, Any], box_mm: Float[np.ndarray, " 6"], *, score: float) -> _Measured:
     """A box as a group; the volume is that of the ellipsoid that it encloses, the diameter the mean of its sides."""
     sides = box_mm[3:] - box_mm[:3]
-    return Measured(
+    return _Measured(
         **described,
         referenced_volume_surface=sr.VolumeSurface(
             graphic_type=sr.GraphicTypeValues3D.ELLIPSOID,
@@ -182,14 +182,14 @@ def _volumetric(uids: Uids, described: dict[str, Any], box_mm: Float[np.ndarray,
     )
 
 
-def _planar(uids: Uids, described: dict[str, Any], box_vox: Float[np.ndarray, " 6"]) -> Outlined:
+def _planar(uids: Uids, described: dict[str, Any], box_vox: Float[np.ndarray, " 6"]) -> _Outlined:
     """The box on the slice through its centre, as columns and rows from the corner of the first pixel."""
     rows, columns = uids.source.rows_and_columns
     index = int(np.clip(np.floor((box_vox[2] + box_vox[5]) / 2), 0, len(uids.source.slices) - 1))
     x1, x2 = np.clip(box_vox[[0, 3]], 0, columns)
     y1, y2 = np.clip(box_vox[[1, 4]], 0, rows)
     one = uids.source.slices[index]
-    return Outlined(
+    return _Outlined(
         **described,
         referenced_region=sr.ImageRegion(
             graphic_type=sr.GraphicTypeValues.POLYLINE,
@@ -203,8 +203,8 @@ def _planar(uids: Uids, described: dict[str, Any], box_vox: Float[np.ndarray, " 
     )
 
 
-def _segment(uids: Uids, seg: Dataset, *, value: int, number: int, name: str, mm3: float) -> Measured:
-    return Measured(
+def _segment(uids: Uids, seg: Dataset, *, value: int, number: int, name: str, mm3: float) -> _Measured:
+    return _Measured(
         **_described(uids, value, name, name),
         referenced_segment=sr.ReferencedSegment(
             sop_class_uid=seg.SOPClassUID,
@@ -216,9 +216,9 @@ def _segment(uids: Uids, seg: Dataset, *, value: int, number: int, name: str, mm
     )
 
 
-def _none_of(uids: Uids, number: int, name: str) -> Counted:
+def _none_of(uids: Uids, number: int, name: str) -> _Counted:
     """A group that says that a class was looked for and not found."""
-    return Counted(**_described(uids, number, name, name), measurements=[_measured(COUNT, 0, codes.UCUM.NoUnits)])
+    return _Counted(**_described(uids, number, name, name), measurements=[_measured(COUNT, 0, codes.UCUM.NoUnits)])
 
 
 def _measured(name: Code, value: float, unit: Code) -> sr.Measurement:
