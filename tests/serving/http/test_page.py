@@ -187,6 +187,14 @@ def result(service: Listening, job: str, form: str) -> httpx.Response:
     return httpx.get(f"{service.url}/v1/jobs/{job}/results/{form}", timeout=60)
 
 
+def answers_with(service: Listening, status: int) -> None:
+    """Waits until the service has looked at its tokens again, and asks for one or no longer does."""
+    end = time.monotonic() + 120
+    while httpx.get(f"{service.url}/v1/jobs", timeout=60).status_code != status:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
 def at_cross(page: Page) -> dict[str, Any]:
     """Where the cross is (LPS mm), and the HU there, as the page tells."""
     text = page.locator("#probe").inner_text()
@@ -472,6 +480,27 @@ class TestEarlierScans:
             expect(look.page.locator(".classes li").first).to_be_visible()
             expect(look.page.locator("#answer .problem")).to_have_count(0)
 
+    @pytest.mark.parametrize("is_listed", [True, False], ids=["listed", "older-than-the-list"])
+    def test_a_job_that_is_deleted_elsewhere_while_it_waits_is_said_to_be_gone(
+        self, is_listed: bool, seen: Browser, service: Listening, shared_data: Path
+    ) -> None:
+        job = answered(service, "organs", abdomen(shared_data))
+        waiting = {"state": "queued", "stage": "queued", "progress": 0.0, "result": None, "place": 0}
+        told = {**httpx.get(f"{service.url}/v1/jobs/{job}", timeout=60).json(), **waiting}
+        with watched(seen, service.url) as look:
+            look.page.route("**/v1/jobs", lambda route: route.fulfill(json={"jobs": [told] if is_listed else []}))
+            look.page.route(f"**/v1/jobs/{job}", lambda route: route.fulfill(json=told))
+            look.page.goto(f"{service.url}/#{job}")
+            expect(look.page.locator("#answer [role=progressbar]")).to_be_visible()
+            for _ in range(2):  # the page goes on asking
+                with look.page.expect_request("**/v1/jobs"):
+                    pass
+            httpx.delete(f"{service.url}/v1/jobs/{job}", timeout=60).raise_for_status()
+            look.page.unroute("**/v1/jobs")
+            look.page.unroute(f"**/v1/jobs/{job}")
+            expect(look.page.locator("#give-problem")).to_contain_text("no such job")
+            look.must_be_clean(but="404")
+
 
 class TestEverydayUse:
     """Refusals, reloads, deletion, tokens."""
@@ -577,10 +606,10 @@ class TestEverydayUse:
         store = service.service.store
         token = make_token(store, "reader")
         try:
-            time.sleep(2.5)  # the gate looks at the ledger every two seconds
+            answers_with(service, 401)
             with watched(seen, service.url) as look:
                 page = look.page
-                assert look.js("document.activeElement.id") == "token"
+                expect(page.locator("#token")).to_be_focused()
                 page.keyboard.type("wrong")
                 page.keyboard.press("Enter")
                 expect(page.get_by_role("alert").first).to_contain_text("token")
@@ -594,7 +623,7 @@ class TestEverydayUse:
                 look.must_be_clean(but="401 (Unauthorized)")
         finally:
             store.remove_token("reader")
-            time.sleep(2.5)
+            answers_with(service, 200)
 
 
 BOX_ON_SCREEN = """() => {

@@ -96,7 +96,8 @@ async function follow() {
     return;
   }
   byId("headline").textContent = "";
-  const waits = page.jobs.some((job) => !isOver(job)) || !page.models.length || page.models.some((model) => !model.ready);
+  const shown = page.job ? [page.job] : []; // it may be older than those of the list
+  const waits = [...page.jobs, ...shown].some((job) => !isOver(job)) || !page.models.length || page.models.some((model) => !model.ready);
   if (waits) page.poll = setTimeout(follow, document.hidden ? POLL_HIDDEN_MS : POLL_MS);
 }
 
