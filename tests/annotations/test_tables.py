@@ -12,8 +12,8 @@ from voxray.annotations.tables import (
     BoxFile,
     read_boxes_csv,
     read_boxes_json,
-    read_excluded_csv,
     read_monai_json,
+    read_spheres_by_case,
     read_spheres_csv,
 )
 from voxray.core.errors import DataError
@@ -212,11 +212,11 @@ def test_broken_monai_entries_are_told(change: dict[str, object], code: str) -> 
 
 def test_excluded_findings_keep_their_unknown_diameter() -> None:
     text = HEADER + "a,1,2,3,-1\na,4,5,6,3.5\nb,7,8,9,-1\n"
-    found = read_excluded_csv(text, SpheresCsv(file="a"), where="x.csv")
+    found = read_spheres_by_case(text, SpheresCsv(file="a"), where="x.csv")
     np.testing.assert_array_equal(found["a"].centres_mm, [[1, 2, 3], [4, 5, 6]])
     np.testing.assert_array_equal(found["a"].diameters_mm, [-1, 3.5])
     with pytest.raises(DataError, match=r"x\.csv line 2: must be a finite number"):
-        read_excluded_csv(HEADER + "a,1,2,?,-1\n", SpheresCsv(file="a"), where="x.csv")
+        read_spheres_by_case(HEADER + "a,1,2,?,-1\n", SpheresCsv(file="a"), where="x.csv")
 
 
 @pytest.mark.data

@@ -15,6 +15,7 @@ import numpy as np
 
 from voxray.core.detections import Frame
 from voxray.core.errors import DataError
+from voxray.core.text import first_few
 from voxray.dataset.naming import numbered_names
 from voxray.dataset.source import BoxTruth
 from voxray.dataset.truth import BoxesCsv, MonaiJson, SpheresCsv
@@ -69,8 +70,8 @@ def read_spheres_csv(text: str, config: SpheresCsv, classes: Sequence[str], *, w
     return _gather(rows, config.frame, result)
 
 
-def read_excluded_csv(text: str, config: SpheresCsv, *, where: str) -> dict[str, Spheres]:
-    """The findings that LUNA16's evaluation leaves out, by case; raises on the first row that cannot be read."""
+def read_spheres_by_case(text: str, config: SpheresCsv, *, where: str) -> dict[str, Spheres]:
+    """The spheres of each case, in LPS mm; raises on the first row that cannot be read."""
     found: dict[str, list[_Numbers]] = {}
     problems: list[DataError] = []
 
@@ -282,7 +283,7 @@ def _class_index(value: Any, classes: Sequence[str], where: str) -> int:
     if name in classes:
         return classes.index(name)
     near = difflib.get_close_matches(str(name), classes, n=1)
-    hint = f"Did you mean '{near[0]}'?" if near else f"The dataset's classes are {_names(classes)}."
+    hint = f"Did you mean '{near[0]}'?" if near else f"The dataset's classes are {first_few(classes, 8)}."
     raise _problem("class", f"{where}: no class is called {name!r}.", hint)
 
 
@@ -293,7 +294,9 @@ def _index_in(value: Any, names: Mapping[int, str], classes: Sequence[str], wher
         return classes.index(name)
     known = ", ".join(f"{number} ({names[number]})" for number in sorted(names)[:8])
     what = f"label {value} is {name!r}, which is no class" if name else f"label must be one of {known}, got {value!r}"
-    raise _problem("class", f"{where}: {what}.", f"Name it in annotations.values; the classes are {_names(classes)}.")
+    raise _problem(
+        "class", f"{where}: {what}.", f"Name it in annotations.values; the classes are {first_few(classes, 8)}."
+    )
 
 
 def _declared(data: Mapping[str, Any], where: str) -> dict[int, str]:
@@ -305,10 +308,6 @@ def _declared(data: Mapping[str, Any], where: str) -> dict[int, str]:
         return numbered_names(table)
     except ValueError as error:
         raise _problem("form", f"{where}: labels: {error}.", _FORM_REMEDY) from None
-
-
-def _names(classes: Sequence[str]) -> str:
-    return ", ".join(classes[:8]) + (f" and {len(classes) - 8} more" if len(classes) > 8 else "")
 
 
 def _short(box: _Numbers) -> str:

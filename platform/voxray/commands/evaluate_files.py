@@ -21,6 +21,7 @@ from voxray.core.detections import Detections
 from voxray.core.errors import ConfigError
 from voxray.core.evaluation import EVALUATION, Evaluation, Luna16Evaluation, read_evaluation, write_evaluation
 from voxray.core.progress import Progress, tell_warnings
+from voxray.core.text import first_few
 from voxray.dataset.naming import parse_values
 from voxray.distributed.parallel import DIED, open_pool, pool_map
 from voxray.inference.package import is_package
@@ -38,7 +39,7 @@ from voxray.scoring.answer_files import (
     naming_of,
     read_answers,
 )
-from voxray.scoring.luna16_official import Luna16Truth, evaluate_luna16, is_luna16_folder, some, unwritten
+from voxray.scoring.luna16_official import Luna16Truth, evaluate_luna16, is_luna16_folder, unwritten
 from voxray.scoring.summary import CaseScore, parse_ious, summarise
 from voxray.scoring.tables import ScoreTable, difference_table, luna16_tables, score_tables
 from voxray.scoring.truth_files import CaseTruth, TruthSet, case_truth, read_luna16_truth, read_truth
@@ -162,7 +163,7 @@ def evaluate_files(answers: Answers, truth: TruthSet, options: FileOptions, *, p
     about = {"run": answers.name, "dataset": truth.name, "which": which}
     task: Literal["detection", "segmentation"] = "segmentation" if answers.is_segmentation else "detection"
     report = summarise(scores, truth.classes, task=task, ious=parse_ious(options.ious), **about)
-    notices = [f"left out, as they are of no case of {truth.name}: answers {some(unknown)}"] if unknown else []
+    notices = [f"left out, as they are of no case of {truth.name}: answers {first_few(unknown)}"] if unknown else []
     output = "" if options.output is None else str(options.output)
     return report.model_copy(
         update={"notices": tuple(notices), "output": output, "seconds": time.monotonic() - begin}
@@ -242,7 +243,8 @@ def _run_by_luna16(
     report = evaluate(run, how, dataset=dataset, root=options.root, output=options.output, progress=progress)
     if absent := [case_id for case_id in report.cases if case_id not in known.case_ids]:
         raise ConfigError(
-            f"{place}: knows nothing of {some(absent)}, which {run} was scored on; give the truth of these scans."
+            f"{place}: knows nothing of {first_few(absent)}, which {run} was scored on; "
+            "give the truth of these scans."
         )
     answers = read_answers(Path(report.output), trust_pickle=False)
     files = {name: file for name, file in answers.files.items() if name in report.cases}
@@ -299,7 +301,7 @@ def _told(report: Evaluation, options: FileOptions, other: Evaluation | None, *,
     if not report.metrics:
         ending.append("no case has an answer that could be judged, so there is no score")
     if report.without_truth:
-        ending.append(f"without truth, so without a score: {some(report.without_truth)}")
+        ending.append(f"without truth, so without a score: {first_few(report.without_truth)}")
     if other is not None:
         error = attempt(lambda: tables.append(difference_table(compare(other, report))))
         paired = f"differences are {report.run} minus {other.run}, paired case by case"

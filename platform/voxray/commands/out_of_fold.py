@@ -12,13 +12,14 @@ from voxray.core.errors import ConfigError
 from voxray.core.evaluation import EVALUATION, Evaluation, write_evaluation
 from voxray.core.progress import Progress, tell_warnings
 from voxray.core.run import Run
+from voxray.core.text import first_few
 from voxray.dataset import CaseSource, Dataset, split
 from voxray.dataset.folds import Folds
 from voxray.distributed.parallel import WorkerPool, pool_map
 from voxray.loading import list_cases
 from voxray.results.answers import Engine, open_engine
 from voxray.scoring.summary import CaseScore, summarise
-from voxray.store import Store, named
+from voxray.store import Store
 from voxray.training.checkpoint import read_run
 from voxray.training.crossval_folder import ANSWERS, CrossvalFile, fold_folder
 
@@ -119,7 +120,7 @@ def _left_out(
         tuple(case for case in lost if (case in store.manifest.cases) is there) for there in (True, False)
     )
     if added:
-        notices.append(f"without {named(added)}, added to the store after their fold was begun")
+        notices.append(f"without {first_few(added, 5)}, added to the store after their fold was begun")
     if aside:
-        notices.append(f"without {named(aside)}, set aside when the store was made")
+        notices.append(f"without {first_few(aside, 5)}, set aside when the store was made")
     return tuple(notices)

@@ -19,6 +19,7 @@ from voxray.core.errors import ConfigError, DataError
 from voxray.core.evaluation import CaseFindings, Evaluation
 from voxray.core.progress import Progress
 from voxray.core.run import Run
+from voxray.core.text import first_few
 from voxray.core.volume import Volume
 from voxray.dataset import CaseSource, Dataset, num_folds, read_dataset
 from voxray.distributed.parallel import DIED, WorkerPool, open_pool, pool_map
@@ -31,7 +32,6 @@ from voxray.report.picks import Pick, pick_cases, pick_findings
 from voxray.results.class_names import read_labels
 from voxray.results.pictures import cut_closeup, draw_labels, draw_montage
 from voxray.results.standing import read_any
-from voxray.scoring.luna16_official import some
 
 CLOSEUP_MM, CLOSEUP_PX, CASE_PX = 60.0, 150, 300
 _KINDS = {"hit": "hit", "false": "false finding", "missed": "missed object"}
@@ -220,13 +220,13 @@ def _reach(evaluation: Evaluation, file: Path, root: Path | None) -> Reach:
     dataset = read_dataset(file, root=root).for_task(evaluation.task)
     if (dataset.name, dataset.classes) != (evaluation.dataset, evaluation.classes):
         raise ConfigError(
-            f"{file}: is {dataset.name} with {some(dataset.classes)}; {evaluation.run} was scored on "
-            f"{evaluation.dataset} with {some(evaluation.classes)}; give that one's file with --dataset."
+            f"{file}: is {dataset.name} with {first_few(dataset.classes)}; {evaluation.run} was scored on "
+            f"{evaluation.dataset} with {first_few(evaluation.classes)}; give that one's file with --dataset."
         )
     sources = {source.case_id: source for source in list_cases(dataset)}
     missing = [case_id for case_id in evaluation.cases if case_id not in sources]
     if missing:
-        raise ConfigError(f"{file}: has no case {some(missing)}, which {evaluation.run} was scored on.")
+        raise ConfigError(f"{file}: has no case {first_few(missing)}, which {evaluation.run} was scored on.")
     data = Data(
         name=dataset.name,
         licence=dataset.licence,

@@ -1,4 +1,4 @@
-"""Text that a user wrote: how its bytes are read, how its names are compared, and which file on the disk it names.
+"""Text that a user wrote: how its bytes are read, how its names are compared and listed, and which file it names.
 
 Editors write UTF-8 with or without a mark at the start (a BOM); other encodings are refused by name. Systems spell an
 accented letter in one character (NFC) or in two (NFD, as macOS does on its disks): both are one name.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 from voxray.core.errors import DataError
@@ -53,6 +54,12 @@ def same(name: str) -> str:
 def spellings(name: str) -> tuple[str, ...]:
     """A name as it stands, and in the normal forms that systems write it in."""
     return tuple(dict.fromkeys((name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))))
+
+
+def first_few(names: Sequence[str], most: int = 3, *, separator: str = ", ") -> str:
+    """The first names of a list, and how many more there are: ``a, b, c and 4 more``."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return separator.join(names[:most]) + more
 
 
 def on_disk(path: Path) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from voxray.core.errors import ConfigError
-from voxray.core.text import TextError, on_disk, read_text, same
+from voxray.core.text import TextError, first_few, on_disk, read_text, same
 from voxray.dataset.paths import file_stem
 from voxray.dataset.source import CaseSource
 
@@ -105,7 +105,9 @@ def by_ids(cases: Sequence[CaseSource], sides: SplitIds, *, where: str, partial:
     if not partial:
         for ids, text in ((listed - there, "lists cases that are not there"), (there - listed, "leaves out cases")):
             if ids:
-                raise ConfigError(f"{where}: {text}: {_some(ids)}; mend the lists, or set folds.partial = true.")
+                raise ConfigError(
+                    f"{where}: {text}: {first_few(sorted(ids))}; mend the lists, or set folds.partial = true."
+                )
     return SplitIds(*(side & there for side in sides))
 
 
@@ -170,7 +172,9 @@ def _case_id(item: Any, where: str) -> str:
 def _disjoint(sides: Mapping[str, set[str]], where: str) -> SplitIds:
     for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
         if both := sides[first] & sides[second]:
-            raise ConfigError(f"{where}: {_some(both)} in both {first} and {second}; keep each case in one list.")
+            raise ConfigError(
+                f"{where}: {first_few(sorted(both))} in both {first} and {second}; keep each case in one list."
+            )
     return SplitIds(*(frozenset(sides[name]) for name in SplitIds._fields))
 
 
@@ -184,8 +188,3 @@ def _read_json(file: str) -> Any:
         return json.loads(same(read_text(Path(file))))
     except (OSError, TextError, json.JSONDecodeError) as error:
         raise ConfigError(f"folds.file: {file} cannot be read ({error}); give a JSON file.") from None
-
-
-def _some(ids: set[str] | frozenset[str]) -> str:
-    names = sorted(ids)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -31,6 +31,7 @@ from voxray.core.progress import Progress, SilentProgress
 from voxray.core.recipe import Recipe
 from voxray.core.run import Run
 from voxray.core.storage import Place
+from voxray.core.text import first_few
 from voxray.dataset import CaseSource, split
 from voxray.dataset.folds import CsvSides, Folds, Lists, Luna16Subsets
 from voxray.distributed.cluster import connect
@@ -39,7 +40,7 @@ from voxray.distributed.placement import Placement, place_workers
 from voxray.distributed.run_follower import Follower, following
 from voxray.distributed.train_worker import TrainJob, schedule_of, train_here, train_on_ray
 from voxray.loading.inputs import keep_out_of_store
-from voxray.store import Store, named
+from voxray.store import Store
 from voxray.training.checkpoint import RunState, find_state, read_state, require_run_folder
 from voxray.training.data import Planned, claim_run, plan_run
 from voxray.training.preflight import SplitSummaries, data_findings, judged, recipe_findings
@@ -203,9 +204,9 @@ def split_store(
 def _set_aside(store: Store, fold: int | None, what: str, cases: tuple[str, ...]) -> ConfigError:
     which = "without a fold" if fold is None else f"fold {fold}"
     return ConfigError(
-        f"{store.uri}: {which}: none of the cases that should {what} ({named(cases)}) is in the store, where they "
-        f"were set aside ({store.manifest.failed[cases[0]].message}); mend them and run `voxray ingest` again, or "
-        f"take another fold."
+        f"{store.uri}: {which}: none of the cases that should {what} ({first_few(cases, 5)}) is in the store, where "
+        f"they were set aside ({store.manifest.failed[cases[0]].message}); mend them and run `voxray ingest` again, "
+        f"or take another fold."
     )
 
 

@@ -7,6 +7,7 @@ import math
 from voxray.core.evaluation import Evaluation
 from voxray.core.recipe import Recipe
 from voxray.core.run import Run
+from voxray.core.text import first_few
 from voxray.exporting.parity import Agreement, Parity
 from voxray.exporting.speed import Speed
 from voxray.inference.package import EngineEntry, Ensemble
@@ -103,7 +104,7 @@ What a sweep chose, in place of the recipe's own.
 
 def _head(run: Run, recipe: Recipe, name: str, kind: str) -> str:
     """What every card begins with."""
-    classes = ", ".join(run.classes[:20]) + (f" and {len(run.classes) - 20} more" if len(run.classes) > 20 else "")
+    classes = first_few(run.classes, 20)
     spacing = " x ".join(f"{side:g}" for side in recipe.grid.spacing_mm)
     window = " x ".join(map(str, recipe.inference.window_vox))
     return f"""# {run.name}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from voxray.core.errors import ConfigError
-from voxray.core.text import TextError, on_disk, read_text, same
+from voxray.core.text import TextError, first_few, on_disk, read_text, same
 from voxray.core.written import LABEL_MAP, OBJECT, mark_of
 from voxray.readers import READERS, series_in
 from voxray.readers.dicom import read_dicom
@@ -54,7 +54,8 @@ def find_scans(
         answers: list[Path] = []
         paths = sorted(_scans_under(given, answers)) if given.is_dir() else [given]
         if answers:
-            say(f"{given}: answers that voxray wrote are left out, as they are no scans: {_some(answers)}")
+            left_out = first_few([path.name for path in answers])
+            say(f"{given}: answers that voxray wrote are left out, as they are no scans: {left_out}")
         paths = _with_ct(given, paths, say)
         if not paths:
             raise ConfigError(
@@ -80,7 +81,8 @@ def _of_series(scans: Sequence[Scan], wanted: Sequence[str], say: Callable[[str]
         chosen[uid] = replace(holding[0], series_uid=uid)
     rest = [scan.path for scan in scans if scan.path not in [one.path for one in chosen.values()]]
     if rest:
-        say(f"{len(rest)} scans are left out, as --series names none of theirs: {_some(rest)}")
+        left_out = first_few([path.name for path in rest])
+        say(f"{len(rest)} scans are left out, as --series names none of theirs: {left_out}")
     return list(chosen.values())
 
 
@@ -149,10 +151,6 @@ def _scans_under(folder: Path, answers: list[Path]) -> Iterator[Path]:
                 yield path
         elif name.endswith(_OBJECTS) and mark_of(path) == OBJECT:
             answers.append(path)
-
-
-def _some(paths: Sequence[Path]) -> str:
-    return ", ".join(path.name for path in paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
 
 
 def holds_dicom(folder: Path) -> bool:

@@ -12,12 +12,12 @@ from voxray.annotations.tables import (
     Spheres,
     read_boxes_csv,
     read_boxes_json,
-    read_excluded_csv,
     read_monai_json,
+    read_spheres_by_case,
     read_spheres_csv,
 )
 from voxray.core.errors import ConfigError, DataError
-from voxray.core.text import TextError, on_disk, read_text, same, spellings
+from voxray.core.text import TextError, first_few, on_disk, read_text, same, spellings
 from voxray.dataset import Dataset
 from voxray.dataset.paths import fill
 from voxray.dataset.source import BoxTruth, CaseSource, MapTruth
@@ -65,7 +65,7 @@ def survey(dataset: Dataset) -> Survey:
     images = _find_images(dataset, problems)
     unknown = sorted(set(dataset.exclude) - set(images))
     if unknown:
-        raise ConfigError(f"exclude: {', '.join(unknown[:3])}: no such case; there are {_some(sorted(images))}.")
+        raise ConfigError(f"exclude: {', '.join(unknown[:3])}: no such case; there are {first_few(sorted(images))}.")
     images = {case_id: path for case_id, path in images.items() if case_id not in dataset.exclude}
     patients = _patients(dataset, images, problems)
     boxes = _boxes(dataset, images, problems)
@@ -89,7 +89,7 @@ def read_excluded(dataset: Dataset) -> dict[str, Spheres]:
     for annotation in dataset.annotations:
         if isinstance(annotation, SpheresCsv) and annotation.excluded_file is not None:
             text = same(_read_text(annotation.excluded_file, "annotations.excluded_file"))
-            return read_excluded_csv(text, annotation, where=annotation.excluded_file)
+            return read_spheres_by_case(text, annotation, where=annotation.excluded_file)
     return {}
 
 
@@ -193,11 +193,13 @@ def _report_absent(
     """Rows whose case has no image: told once for all; where no row has one, the ids do not fit at all."""
     absent = sorted(set(table) - set(known))
     if absent and len(absent) == len(table) and known:
-        text = f"{file}: none of its cases ({_some(absent)}) is one of the dataset's ({_some(sorted(known))})."
+        text = (
+            f"{file}: none of its cases ({first_few(absent)}) is one of the dataset's ({first_few(sorted(known))})."
+        )
         remedy = "Mend images.case_id, so that ids agree with the table's."
         problems.append(DataError("annotations.no_match", text, remedy=remedy))
     elif absent and not ignore:
-        text = f"{file}: has rows of {len(absent)} cases without an image: {_some(absent)}."
+        text = f"{file}: has rows of {len(absent)} cases without an image: {first_few(absent)}."
         remedy = "Add the images, or set annotations.absent_images = 'ignore'."
         problems.append(DataError(_REPORTED_ONLY, text, remedy=remedy))
 
@@ -241,7 +243,3 @@ def _read_text(file: str, field: str) -> str:
         raise ConfigError(f"{field}: {file}: no such file; mend the path, which is relative to root.") from None
     except (OSError, TextError) as error:
         raise ConfigError(f"{field}: {file} cannot be read ({error}); give a UTF-8 text file.") from None
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

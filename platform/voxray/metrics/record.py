@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from voxray.core.detections import Box, Detections
 from voxray.core.errors import ConfigError
 from voxray.core.evaluation import CaseFindings, Detection, Evaluation, Segmentation, Structure
+from voxray.core.text import first_few
 from voxray.metrics.bootstrap import (
     NUM_REPLICATES,
     SEED,
@@ -205,8 +206,7 @@ def _must_be_alike(first: Evaluation, second: Evaluation) -> None:
         ours, theirs = (f"{one.task} of {', '.join(one.classes[:5])}" for one in (first, second))
         raise ConfigError(f"{names}: the one is {ours}, the other {theirs}.")
     if differing := sorted(set(first.cases) ^ set(second.cases)):
-        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise ConfigError(f"{names}: only one of them scored {', '.join(differing[:3])}{more}; score the same cases.")
+        raise ConfigError(f"{names}: only one of them scored {first_few(differing)}; score the same cases.")
     if first.detection is not None and second.detection is not None and first.detection.ious != second.detection.ious:
         raise ConfigError(f"{names}: their thresholds of IoU differ; score both with the same ones.")
     read = [case_id for case_id in first.cases if case_id not in first.failed and case_id not in second.failed]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from voxray.core.evaluation import Evaluation
+from voxray.core.text import first_few
 from voxray.report.blocks import Block, Code, Facts, Fold, Heading, Listing, Section, Table, Text
 from voxray.report.entry import Entry
 from voxray.report.numbers import means, with_interval
@@ -137,7 +138,7 @@ def _warnings(evaluation: Evaluation) -> list[str]:
 def _data_facts(entry: Entry) -> list[tuple[str, str]]:
     evaluation, training, data = entry.evaluation, entry.training, entry.data
     facts = [("scored on", evaluation.dataset), ("cases scored", _cases(evaluation))]
-    facts.append(("classes", _some(evaluation.classes)))
+    facts.append(("classes", first_few(evaluation.classes, 20)))
     if data is not None:
         facts += [("licence", data.licence), ("folds", data.folds)]
         facts.append(("cases of the dataset", f"{data.num_cases} of {data.num_patients} patients"))
@@ -149,8 +150,3 @@ def _data_facts(entry: Entry) -> list[tuple[str, str]]:
         facts.append(("cases that trained", str(len(run.train_cases)) if run.train_cases else "unknown"))
         facts.append(("cases that validated", str(len(run.val_cases)) if run.val_cases else "none"))
     return facts
-
-
-def _some(names: Sequence[str], *, num: int = 20) -> str:
-    more = f" and {len(names) - num} more" if len(names) > num else ""
-    return ", ".join(names[:num]) + more

@@ -17,7 +17,7 @@ from voxray.core.config import read_mapping
 from voxray.core.detections import Detections, boxes_to_world
 from voxray.core.errors import ConfigError, DataError
 from voxray.core.evaluation import EVALUATION
-from voxray.core.text import on_disk, same
+from voxray.core.text import first_few, on_disk, same
 from voxray.dataset import CaseSource
 from voxray.readers import label_names, read_label_map, volume_content
 from voxray.results.class_names import Naming, incomparable, named_labels, read_labels, refuse_unknown
@@ -25,7 +25,6 @@ from voxray.results.standing import is_whole, read_any
 from voxray.scoring.foreign import PICKLE_SUFFIX, MarkTable, read_marks, read_monai, read_pickles
 from voxray.scoring.foreign.monai import is_monai, read_monai_names
 from voxray.scoring.foreign.problems import problem, read_text
-from voxray.scoring.luna16_official import some
 from voxray.scoring.truth_files import CaseTruth, TruthSet, map_files
 from voxray.training.crossval_folder import ANSWERS, CROSSVAL
 
@@ -96,8 +95,10 @@ def cases_of(answers: Answers, truth: TruthSet) -> tuple[dict[str, str], list[st
         else:
             found[case_id] = name
     if not found:
-        text = f"{answers.name}: none of its cases ({some(unknown) or 'there are none'}) is one of {truth.name}'s"
-        raise problem("no_match", f"{text} ({some(list(truth.patients))}).", "Give the truth of the same scans.")
+        text = (
+            f"{answers.name}: none of its cases ({first_few(unknown) or 'there are none'}) is one of {truth.name}'s"
+        )
+        raise problem("no_match", f"{text} ({first_few(list(truth.patients))}).", "Give the truth of the same scans.")
     return found, unknown
 
 
@@ -216,7 +217,7 @@ def _renumbered(found: Detections, naming: Naming, classes: Sequence[str], name:
 
 def _asked(answers: Answers, truth: TruthSet) -> str:
     first = int(answers.format == "maps")
-    return f"--values {first}=NAME,{first + 1}=NAME with the names {some(list(truth.classes))}"
+    return f"--values {first}=NAME,{first + 1}=NAME with the names {first_few(list(truth.classes))}"
 
 
 def marks_of(answers: Answers, classes: Sequence[str] | None = None) -> MarkTable:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from voxray.annotations.tables import Spheres, read_excluded_csv
+from voxray.annotations.tables import Spheres, read_spheres_by_case
 from voxray.core.bulkhead import attempt
 from voxray.core.errors import DataError
 from voxray.core.evaluation import Bootstrap, Line, Luna16Evaluation, write_evaluation
+from voxray.core.text import first_few
 from voxray.core.written import recorded
 from voxray.dataset.truth import SpheresCsv
 from voxray.metrics.bootstrap import CONFIDENCE, NUM_REPLICATES, SEED, band
@@ -147,7 +148,7 @@ def _file(folder: Path, name: str) -> Path:
 
 
 def _read_spheres(file: Path) -> dict[str, Spheres]:
-    return read_excluded_csv(read_text(file), SpheresCsv(file=str(file)), where=str(file))
+    return read_spheres_by_case(read_text(file), SpheresCsv(file=str(file)), where=str(file))
 
 
 def _nodules(spheres: Mapping[str, Spheres], numbers: Mapping[str, int]) -> Nodules:
@@ -165,18 +166,21 @@ def _notices(marks: MarkTable, truth: Luna16Truth) -> tuple[str, ...]:
     scans, marked = set(truth.case_ids), Counter(marks.case_ids)
     unknown = sorted(set(marked) - scans)
     if unknown and len(unknown) == len(marked):
-        text = (
-            f"none of the marks' {len(unknown)} series ({some(unknown)}) is one of the {len(scans)} of {truth.name}."
-        )
+        series = f"{len(unknown)} series ({first_few(unknown)})"
+        text = f"none of the marks' {series} is one of the {len(scans)} of {truth.name}."
         raise DataError("predictions.no_match", text, remedy="Give the annotations of the same scans.")
     notices = []
     if unknown:
         number = sum(marked[case_id] for case_id in unknown)
-        notices.append(f"{number} marks of {len(unknown)} series that do not count are left out: {some(unknown)}")
+        notices.append(
+            f"{number} marks of {len(unknown)} series that do not count are left out: {first_few(unknown)}"
+        )
     if silent := sorted(scans - set(marked)):
-        notices.append(f"{len(silent)} scans have no mark and count as they are: {some(silent)}")
+        notices.append(f"{len(silent)} scans have no mark and count as they are: {first_few(silent)}")
     if many := sorted(case_id for case_id in scans & set(marked) if marked[case_id] > MAX_MARKS):
-        notices.append(f"{len(many)} scans have more than {MAX_MARKS} marks, of which the best count: {some(many)}")
+        notices.append(
+            f"{len(many)} scans have more than {MAX_MARKS} marks, of which the best count: {first_few(many)}"
+        )
     return tuple(notices)
 
 
@@ -253,8 +257,3 @@ def _missed(outcome: JudgedMarks, truth: Luna16Truth) -> str:
         for i in np.flatnonzero(np.isnan(outcome.best))
     ]
     return "".join(f"{row}\n" for row in ["seriesuid,coordX,coordY,coordZ,diameter_mm", *rows])
-
-
-def some(names: Sequence[str]) -> str:
-    """The first names of a list, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -13,7 +13,7 @@ from jaxtyping import Float64, Int64, UInt8
 
 from voxray.annotations.maps import component_boxes, value_counts
 from voxray.annotations.placing import place_boxes
-from voxray.annotations.tables import Spheres, read_boxes_json, read_excluded_csv
+from voxray.annotations.tables import Spheres, read_boxes_json, read_spheres_by_case
 from voxray.core.config import read_mapping
 from voxray.core.detections import Frame
 from voxray.core.errors import ConfigError, DataError
@@ -116,7 +116,7 @@ def read_luna16_truth(path: Path, *, root: Path | None = None) -> Luna16Truth:
             f"{path}: is no truth for LUNA16's rules; give a folder with annotations.csv, annotations_excluded.csv "
             f"and seriesuids.csv, or a dataset's file with annotations of kind spheres_csv and one class."
         )
-    included: dict[str, Spheres] = read_excluded_csv(read_text(Path(table.file)), table, where=table.file)
+    included: dict[str, Spheres] = read_spheres_by_case(read_text(Path(table.file)), table, where=table.file)
     cases = tuple(source.case_id for source in list_cases(dataset))
     return Luna16Truth(dataset.name, cases, included, read_excluded(dataset))
 

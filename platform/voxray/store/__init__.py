@@ -10,7 +10,7 @@ A shard describes itself in its footer, so the manifest and the two tables can b
 
 from __future__ import annotations
 
-from voxray.store.contents import Changes, Contents, counted, named, number_of_cases
+from voxray.store.contents import Changes, Contents, counted, number_of_cases
 from voxray.store.manifest import CaseEntry, CaseSummary, FailedCase, Fingerprint, Manifest, ShardFile, TileEntry
 from voxray.store.reading import Store
 from voxray.store.rounds import PatchSource, Round, read_batches, stretches
@@ -52,7 +52,6 @@ __all__ = [
     "is_disk_full",
     "is_shard",
     "known_entries",
-    "named",
     "number_of_cases",
     "read_batches",
     "read_stored_case",

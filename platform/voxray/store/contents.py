@@ -7,10 +7,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from voxray.core.text import first_few
 from voxray.store.manifest import CaseEntry, Manifest
 
 _CASE_DIGITS, _DIGITS = 16, 32
-_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Changes:
 
     def __str__(self) -> str:
         parts = (("added", self.added), ("removed", self.removed), ("changed", self.changed))
-        return ", ".join(f"{counted(cases)} {what} ({named(cases)})" for what, cases in parts if cases)
+        return ", ".join(f"{counted(cases)} {what} ({first_few(cases, 5)})" for what, cases in parts if cases)
 
 
 def counted(cases: tuple[str, ...]) -> str:
@@ -63,12 +63,6 @@ def counted(cases: tuple[str, ...]) -> str:
 def number_of_cases(number: int) -> str:
     """The same of a number."""
     return f"{number} case{'s' * (number != 1)}"
-
-
-def named(cases: tuple[str, ...]) -> str:
-    """The first few by name, and how many more there are."""
-    more = f" and {len(cases) - _NAMED} more" if len(cases) > _NAMED else ""
-    return ", ".join(cases[:_NAMED]) + more
 
 
 def _digest(entry: CaseEntry) -> str:

@@ -32,6 +32,7 @@ from voxray.core.errors import ConfigError, DataError
 from voxray.core.recipe import Recipe, parse_recipe
 from voxray.core.run import Run
 from voxray.core.storage import Location, Place
+from voxray.core.text import first_few
 from voxray.core.written import require_empty
 from voxray.models import MODELS
 
@@ -172,10 +173,9 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, where: str)
         if key in weights and weights[key].shape != value.shape
     ]
     if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise DataError(
             "weights.mismatch",
-            f"{where}: does not fit the recipe's network: {'; '.join(wrong[:3])}{more}.",
+            f"{where}: does not fit the recipe's network: {first_few(wrong, separator='; ')}.",
             remedy="Use the recipe that these weights were trained with.",
         )
     model.load_state_dict(dict(weights))

@@ -15,7 +15,8 @@ from typing import Any
 from voxray.core.errors import ConfigError
 from voxray.core.run import DataVersion, Run
 from voxray.core.storage import Location, Place
-from voxray.store import Changes, Contents, Store, counted, named
+from voxray.core.text import first_few
+from voxray.store import Changes, Contents, Store, counted
 from voxray.training.checkpoint import claim_folder, find_state, read_run, refuse_another
 
 FOLDER = "data"
@@ -129,8 +130,8 @@ def _refuse_other_sides(folder: Place, held: Run, wanted: Run) -> None:
     first = f"{moved[0]} {_does(before.get(moved[0]))} there and {_does(now.get(moved[0]))} now"
     raise ConfigError(
         f"{folder.uri}: holds a run whose fold {held.fold} is another: {counted(moved)} changed sides "
-        f"({named(moved)}; {first}), though the data are the same; give another folder, or the folds that it was "
-        f"begun with."
+        f"({first_few(moved, 5)}; {first}), though the data are the same; give another folder, or the folds that it "
+        f"was begun with."
     )
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float64, Int64
 
 from voxray.core.errors import ConfigError
 from voxray.core.recipe import DetectionLoss, Recipe, SegmentationLoss
+from voxray.core.text import first_few
 from voxray.sampling import Schedule, num_rounds
 from voxray.sampling.targets import (
     LEAST_IOU,
@@ -245,8 +246,7 @@ def _absent_classes(
 
 
 def _classes(names: Sequence[str], number: int) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"{len(names)} of {number} classes ({', '.join(names[:5])}{more}) {'has' if len(names) == 1 else 'have'}"
+    return f"{len(names)} of {number} classes ({first_few(names, 5)}) {'has' if len(names) == 1 else 'have'}"
 
 
 def _blind_validation(sides: SplitSummaries, in_val: Counter[int], what: str) -> list[PreflightFinding]:
