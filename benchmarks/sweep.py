@@ -35,6 +35,7 @@ from voxray.core.config import Setting
 from voxray.core.progress import PlainProgress, Progress
 from voxray.dataset import read_dataset
 from voxray.distributed.cluster import connect
+from voxray.distributed.training import TrainOptions
 from voxray.inference.candidates.replay import Replay
 from voxray.metrics.bootstrap import band, draw_weights, ones
 from voxray.metrics.coco import IOUS
@@ -115,7 +116,8 @@ def make_detector(folder: Path, epochs: int, progress: Progress) -> str:
     recipe = read_recipe(LESSON.recipe, overrides=(*LESSON.overrides, *length))
     with connect():
         ingest(read_dataset(phantoms / LESSON.dataset), recipe, str(store), progress=progress)
-        train(str(store), recipe, str(run), fold=0, workers=2, seed=SEED, name="demo_lung_nodule", progress=progress)
+        options = TrainOptions(workers=2, seed=SEED, name="demo_lung_nodule")
+        train(str(store), recipe, str(run), options, progress=progress)
     return str(run)
 
 

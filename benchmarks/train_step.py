@@ -18,9 +18,11 @@ from table import Row, options, show
 
 from voxray.commands.ingest import ingest
 from voxray.commands.train import train
+from voxray.core.progress import SilentProgress
 from voxray.core.recipe import Recipe
 from voxray.dataset import read_dataset
 from voxray.distributed.cluster import connect
+from voxray.distributed.training import TrainOptions
 from voxray.phantoms import write_toy
 from voxray.recipes import read_recipe
 
@@ -100,7 +102,7 @@ def _compare(name: str, folder: Path, epochs: int, steps: int, cases: int) -> Ro
 
 def _waiting(store: str, recipe: Recipe, run: Path, workers: int) -> float:
     """Per cent of the steps' time, over all epochs but the first; nothing is validated."""
-    train(store, recipe, run, fold=None, workers=workers)
+    train(store, recipe, run, TrainOptions(fold=None, workers=workers), progress=SilentProgress())
     history = json.loads((run / "history.json").read_text())[1:]
     seconds = np.array([row["step_s"] for row in history])
     return float(100 * (seconds * [row["wait_share"] for row in history]).sum() / seconds.sum())

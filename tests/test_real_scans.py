@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from support.tiny_training import train_silently
 from voxray.commands.check import check
 from voxray.commands.evaluate import EvaluateOptions, evaluate
 from voxray.commands.ingest import ingest
 from voxray.commands.predict import predict
-from voxray.commands.train import train
 from voxray.core.evaluation import Evaluation
 from voxray.core.progress import SilentProgress
 from voxray.core.recipe import Recipe
@@ -85,7 +85,7 @@ def walk(dataset_file: Path, recipe: Recipe, folder: Path, *, fold: int | None) 
     assert check(dataset, progress=SilentProgress()).problems == ()
     ingested = ingest(dataset, recipe, folder / "store")
     assert not ingested.failed
-    trained = train(folder / "store", recipe, folder / "run", fold=fold, workers=0, seed=1)
+    trained = train_silently(folder / "store", recipe, folder / "run", fold=fold, workers=0, seed=1)
     assert np.isfinite(trained.loss)
     report = evaluate(folder / "run", EvaluateOptions(which="all"), dataset=dataset_file, progress=SilentProgress())
     assert not report.failed

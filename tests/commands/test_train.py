@@ -18,8 +18,8 @@ from support.tiny_training import (
     last_weights,
     made_store,
     segmentation_recipe,
+    train_silently,
 )
-from voxray.commands.train import train
 from voxray.core.errors import ConfigError, DataError
 from voxray.core.progress import Advance
 from voxray.core.recipe import Recipe
@@ -77,7 +77,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 def test_a_training_leaves_a_model_that_predicts_and_numbers(store: Store, tmp_path: Path) -> None:
     listener = Listener()
-    report = train(store.uri, segmentation_recipe(), tmp_path / "run", workers=0, progress=listener)
+    report = train_silently(store.uri, segmentation_recipe(), tmp_path / "run", workers=0, progress=listener)
     assert (report.epochs, report.resumed_after, report.name) == (3, 0, "run")
     assert report.metric == "dice"
     assert report.best_value is not None
@@ -96,7 +96,7 @@ def test_a_training_leaves_a_model_that_predicts_and_numbers(store: Store, tmp_p
 
 def test_detection_trains_too(tmp_path: Path) -> None:
     recipe = detection_recipe()
-    report = train(made_store(tmp_path / "store", recipe).uri, recipe, tmp_path / "run", workers=0)
+    report = train_silently(made_store(tmp_path / "store", recipe).uri, recipe, tmp_path / "run", workers=0)
     assert report.metric == "mAP"
     assert {"mAP", "mAR", "AP@0.10"} <= set(report.metrics)
     assert read_state(tmp_path / "run").finished
@@ -120,13 +120,13 @@ def test_a_stopped_training_goes_on_and_ends_bit_identical(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = segmentation_recipe("optim.ema_decay=0.9")
-    train(store.uri, recipe, tmp_path / "straight", workers=0)
+    train_silently(store.uri, recipe, tmp_path / "straight", workers=0)
     with monkeypatch.context() as patch:
         _stop_after(2, patch)
         with pytest.raises(KeyboardInterrupt):
-            train(store.uri, recipe, tmp_path / "halted", workers=0)
+            train_silently(store.uri, recipe, tmp_path / "halted", workers=0)
     assert read_state(tmp_path / "halted").epochs_done == 2
-    report = train(store.uri, recipe, tmp_path / "halted", workers=0)
+    report = train_silently(store.uri, recipe, tmp_path / "halted", workers=0)
     assert (report.resumed_after, report.epochs) == (2, 3)
     assert "went on after 2" in str(report)
     assert last_weights(tmp_path / "halted") == last_weights(tmp_path / "straight")
@@ -136,30 +136,32 @@ def test_a_stopped_training_goes_on_and_ends_bit_identical(
 
 def test_a_finished_training_says_so(store: Store, tmp_path: Path) -> None:
     recipe = segmentation_recipe("optim.epochs=1")
-    train(store.uri, recipe, tmp_path / "run", workers=0)
+    train_silently(store.uri, recipe, tmp_path / "run", workers=0)
     before = last_weights(tmp_path / "run")
-    again = train(store.uri, recipe, tmp_path / "run", workers=0)
+    again = train_silently(store.uri, recipe, tmp_path / "run", workers=0)
     assert "finished before" in str(again)
     assert last_weights(tmp_path / "run") == before
 
 
 def test_another_recipe_in_the_same_folder_is_refused(store: Store, tmp_path: Path) -> None:
-    train(store.uri, segmentation_recipe("optim.epochs=1"), tmp_path / "run", workers=0)
+    train_silently(store.uri, segmentation_recipe("optim.epochs=1"), tmp_path / "run", workers=0)
     with pytest.raises(ConfigError, match=r"recipe\.optim\.rate = 0\.01, but 0\.02"):
-        train(store.uri, segmentation_recipe("optim.epochs=1", "optim.rate=0.02"), tmp_path / "run", workers=0)
+        train_silently(
+            store.uri, segmentation_recipe("optim.epochs=1", "optim.rate=0.02"), tmp_path / "run", workers=0
+        )
     with pytest.raises(ConfigError, match="seed = 0, but 5"):
-        train(store.uri, segmentation_recipe("optim.epochs=1"), tmp_path / "run", workers=0, seed=5)
+        train_silently(store.uri, segmentation_recipe("optim.epochs=1"), tmp_path / "run", workers=0, seed=5)
 
 
 def test_a_store_for_another_recipe_is_refused_before_anything_is_written(store: Store, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="made for another recipe"):
-        train(store.uri, segmentation_recipe("patch.size_vox=[24,24,24]"), tmp_path / "run", workers=0)
+        train_silently(store.uri, segmentation_recipe("patch.size_vox=[24,24,24]"), tmp_path / "run", workers=0)
     assert not (tmp_path / "run").exists()
 
 
 def test_without_a_fold_every_case_trains_and_the_last_checkpoint_is_the_best(store: Store, tmp_path: Path) -> None:
     recipe = segmentation_recipe("optim.epochs=2")
-    report = train(store.uri, recipe, tmp_path / "run", workers=0, fold=None, name="all")
+    report = train_silently(store.uri, recipe, tmp_path / "run", workers=0, fold=None, name="all")
     assert (report.best_epoch, report.best_value, report.metrics) == (2, None, {})
     assert len(read_run(tmp_path / "run").train_cases) == 6
     assert read_run(tmp_path / "run").name == "all"
@@ -170,14 +172,14 @@ def test_a_damaged_checkpoint_is_named(store: Store, tmp_path: Path, monkeypatch
     with monkeypatch.context() as patch:
         _stop_after(1, patch)
         with pytest.raises(KeyboardInterrupt):
-            train(store.uri, recipe, tmp_path / "run", workers=0)
+            train_silently(store.uri, recipe, tmp_path / "run", workers=0)
     path = tmp_path / "run" / "checkpoints" / "epoch_0001" / "trainer.pt"
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DataError, match=r"run\.damaged.*trainer\.pt"):
-        train(store.uri, recipe, tmp_path / "run", workers=0)
+        train_silently(store.uri, recipe, tmp_path / "run", workers=0)
     path.unlink()
     with pytest.raises(DataError, match=r"run\.no_trainer"):
-        train(store.uri, recipe, tmp_path / "run", workers=0)
+        train_silently(store.uri, recipe, tmp_path / "run", workers=0)
 
 
 def test_folds_are_those_of_the_whole_dataset(tmp_path: Path) -> None:
@@ -214,7 +216,7 @@ def test_luna16_folders_and_patients_are_folds_of_a_store_too(tmp_path: Path) ->
 
 def test_a_job_travels(store: Store, tmp_path: Path) -> None:
     recipe = segmentation_recipe("optim.epochs=1")
-    train(store.uri, recipe, tmp_path / "run", workers=0)
+    train_silently(store.uri, recipe, tmp_path / "run", workers=0)
     job = TrainJob(read_run(tmp_path / "run"), store.uri, str(tmp_path / "run"))
     assert TrainJob.from_dict(json.loads(json.dumps(job.to_dict()))) == job
     schedule = schedule_of(recipe, job.run, 2)
@@ -223,7 +225,7 @@ def test_a_job_travels(store: Store, tmp_path: Path) -> None:
 
 def test_resuming_restores_the_counters(store: Store, tmp_path: Path) -> None:
     recipe: Recipe = segmentation_recipe("optim.epochs=2")
-    train(store.uri, recipe, tmp_path / "run", workers=0)
+    train_silently(store.uri, recipe, tmp_path / "run", workers=0)
     training = TrainingState(recipe.network.build(recipe, 1), recipe.optim)
     resume(training, str(tmp_path / "run"))
     assert (training.epochs_done, training.num_steps, len(training.history)) == (2, 6, 2)
@@ -236,14 +238,14 @@ def test_changed_data_are_refused_or_accepted_and_recorded(tmp_path: Path, monke
     with monkeypatch.context() as patch:
         _stop_after(1, patch)
         with pytest.raises(KeyboardInterrupt):
-            train(store.uri, recipe, tmp_path / "run", workers=0)
+            train_silently(store.uri, recipe, tmp_path / "run", workers=0)
     made_store(tmp_path / "store", recipe, num_cases=7)
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     with pytest.raises(ConfigError, match=r"1 of its 3 epochs on other data .* 1 case added \(case_6\)"):
-        train(store.uri, recipe, tmp_path / "run", workers=0)
+        train_silently(store.uri, recipe, tmp_path / "run", workers=0)
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     listener = Listener()
-    train(store.uri, recipe, tmp_path / "run", workers=0, accept_changed_data=True, progress=listener)
+    train_silently(store.uri, recipe, tmp_path / "run", workers=0, accept_changed_data=True, progress=listener)
     assert any("changed data: 1 case added (case_6)" in line for line in listener.lines)
     run, _, _ = load_model(tmp_path / "run", "last")
     assert [(version.after_epoch, version.changes) for version in run.data] == [(0, ""), (1, "1 case added (case_6)")]
@@ -251,12 +253,12 @@ def test_changed_data_are_refused_or_accepted_and_recorded(tmp_path: Path, monke
     tags = MlflowClient(remembered["uri"]).get_run(remembered["run_id"]).data.tags
     assert tags["data"] == run.data[-1].digest
     assert tags["data_changes"] == "after epoch 1: 1 case added (case_6)"
-    train(store.uri, recipe, tmp_path / "run", workers=0)
+    train_silently(store.uri, recipe, tmp_path / "run", workers=0)
 
 
 def test_a_worker_does_not_go_on_with_a_store_that_was_remade(store: Store, tmp_path: Path) -> None:
     recipe = segmentation_recipe("optim.epochs=1")
-    train(store.uri, recipe, tmp_path / "run", workers=0)
+    train_silently(store.uri, recipe, tmp_path / "run", workers=0)
     other = made_store(tmp_path / "other", recipe, num_cases=5)
     with pytest.raises(DataError, match=r"store\.changed"):
         train_here(TrainJob(read_run(tmp_path / "run"), other.uri, str(tmp_path / "run")))
@@ -266,12 +268,14 @@ def test_a_setting_under_which_nothing_is_learnt_is_refused_before_anything_is_w
     recipe = detection_recipe("anchors={base_shapes_vox=[[0.1,0.1,0.1]], level_scales=[1,2,4]}")
     store = made_store(tmp_path / "store", recipe)
     with pytest.raises(ConfigError, match=r"store: nothing can be learnt: 0 of 4 objects .* no anchor"):
-        train(store.uri, recipe, tmp_path / "run", workers=0)
+        train_silently(store.uri, recipe, tmp_path / "run", workers=0)
     empty = made_store(tmp_path / "empty", detection_recipe(), empty=True)
     with pytest.raises(ConfigError, match="none of the 4 training cases holds an object"):
-        train(empty.uri, detection_recipe("patch.foreground=0"), tmp_path / "run", workers=0)
+        train_silently(empty.uri, detection_recipe("patch.foreground=0"), tmp_path / "run", workers=0)
     with pytest.raises(ConfigError, match=r"tiny: nothing can be learnt: loss\.dice_weight"):
-        train(tmp_path / "x.toml", segmentation_recipe("loss.dice_weight=0", "loss.ce_weight=0"), tmp_path / "run")
+        train_silently(
+            tmp_path / "x.toml", segmentation_recipe("loss.dice_weight=0", "loss.ce_weight=0"), tmp_path / "run"
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -288,4 +292,4 @@ def test_a_fold_whose_cases_were_set_aside_is_refused(tmp_path: Path) -> None:
 
 def test_a_dataset_file_is_ingested_first_beside_the_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
-        train(tmp_path / "missing.toml", segmentation_recipe(), tmp_path / "run", workers=0)
+        train_silently(tmp_path / "missing.toml", segmentation_recipe(), tmp_path / "run", workers=0)

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from support.tiny_training import last_weights, made_store, segmentation_recipe
-from voxray.commands.train import train
+from support.tiny_training import last_weights, made_store, segmentation_recipe, train_silently
 from voxray.core.errors import DataError, ResourceError
 from voxray.store import Store
 from voxray.training.checkpoint import find_state, read_state
@@ -47,7 +46,7 @@ def _ray(one_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 @pytest.mark.usefixtures("_ray")
 def test_a_killed_worker_is_started_again_and_nothing_is_lost(store: Store, tmp_path: Path) -> None:
     recipe = segmentation_recipe("optim.epochs=4", "optim.ema_decay=0.9")
-    straight = train(store.uri, recipe, tmp_path / "straight", workers=2)
+    straight = train_silently(store.uri, recipe, tmp_path / "straight", workers=2)
     killed: list[int] = []
 
     def kill() -> None:
@@ -57,7 +56,7 @@ def test_a_killed_worker_is_started_again_and_nothing_is_lost(store: Store, tmp_
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    report = train(store.uri, recipe, tmp_path / "killed", workers=2)
+    report = train_silently(store.uri, recipe, tmp_path / "killed", workers=2)
     killer.join()
     assert len(killed) == 1
     assert report.epochs == straight.epochs == 4
@@ -69,8 +68,8 @@ def test_a_killed_worker_is_started_again_and_nothing_is_lost(store: Store, tmp_
 @pytest.mark.usefixtures("_ray")
 def test_the_stream_trains_as_reading_in_this_process_does(store: Store, tmp_path: Path) -> None:
     recipe = segmentation_recipe("optim.epochs=2")
-    train(store.uri, recipe, tmp_path / "ray", workers=1)
-    train(store.uri, recipe, tmp_path / "here", workers=0)
+    train_silently(store.uri, recipe, tmp_path / "ray", workers=1)
+    train_silently(store.uri, recipe, tmp_path / "here", workers=0)
     rows = [json.loads((tmp_path / name / "history.json").read_text()) for name in ("ray", "here")]
     for ray_row, row in zip(*rows, strict=True):
         assert ray_row["loss/total"] == pytest.approx(row["loss/total"], rel=1e-4)
@@ -83,16 +82,16 @@ def test_a_damaged_store_ends_the_training_with_its_sentence(tmp_path: Path) -> 
     for path in (tmp_path / "store" / "cases").iterdir():
         path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(DataError, match=r"\[store\.damaged\]"):
-        train(store.uri, segmentation_recipe(), tmp_path / "run", workers=1)
+        train_silently(store.uri, segmentation_recipe(), tmp_path / "run", workers=1)
     assert find_state(tmp_path / "run") is None
 
 
 @pytest.mark.usefixtures("_ray")
 def test_too_many_workers_for_the_cluster_are_refused_before_they_start(store: Store, tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match=r"Training with 40 workers .* needs .* logical CPUs, the cluster has 4"):
-        train(store.uri, segmentation_recipe(), tmp_path / "run", workers=40)
+        train_silently(store.uri, segmentation_recipe(), tmp_path / "run", workers=40)
     with pytest.raises(ResourceError, match="1 workers need 1 GPUs, the cluster has 0"):
-        train(store.uri, segmentation_recipe(), tmp_path / "run", workers=1, gpus=1)
+        train_silently(store.uri, segmentation_recipe(), tmp_path / "run", workers=1, gpus=1)
 
 
 def test_ctrl_c_and_sigterm_keep_the_last_checkpoint_and_the_same_command_goes_on(

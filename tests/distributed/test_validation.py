@@ -15,7 +15,7 @@ from torch import nn
 from support.tiny_training import ball_case, detection_recipe, made_store, segmentation_recipe
 from voxray.core.recipe import Recipe
 from voxray.core.run import Run
-from voxray.distributed.training import new_run
+from voxray.distributed.training import TrainOptions, new_run
 from voxray.distributed.validation import PackedLabels, ValidatedCase, Validator
 from voxray.inference.predictor import Predictor
 from voxray.store import Store
@@ -26,7 +26,7 @@ from voxray.training.collective import Collective
 def _set_up(folder: Path, recipe: Recipe) -> tuple[Store, Run, nn.Module]:
     store = made_store(folder / "store", recipe)
     torch.manual_seed(0)
-    return store, new_run(store, recipe, name="r", options={}), recipe.network.build(recipe, 1).eval()
+    return store, new_run(store, recipe, name="r", options=TrainOptions()), recipe.network.build(recipe, 1).eval()
 
 
 @pytest.mark.parametrize("make", [segmentation_recipe, detection_recipe])

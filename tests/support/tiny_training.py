@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 
 from support.tiny_task import tiny_recipe
+from voxray.commands.train import train
 from voxray.core.case import Case
+from voxray.core.progress import Progress, SilentProgress
 from voxray.core.recipe import Recipe
 from voxray.core.storage import Place
 from voxray.core.volume import Grid, Volume
+from voxray.distributed.training import TrainOptions, TrainReport
 from voxray.store import Store, write_case, write_manifest
 from voxray.training.checkpoint import read_state
 
@@ -90,6 +93,13 @@ def made_store(folder: Path, recipe: Recipe, *, num_cases: int = 6, empty: bool 
     return Store.open(folder)
 
 
+def train_silently(
+    source: str | Path, recipe: Recipe, run: str | Path, *, progress: Progress | None = None, **options: Any
+) -> TrainReport:
+    """A training with these fields of `TrainOptions`."""
+    return train(source, recipe, run, TrainOptions(**options), progress=progress or SilentProgress())
+
+
 def last_weights(run: Path) -> bytes:
     """The last checkpoint's weights."""
     return (run / "checkpoints" / read_state(run).last / "weights.safetensors").read_bytes()
@@ -97,10 +107,8 @@ def last_weights(run: Path) -> bytes:
 
 def main(store: str, run: str, workers: str, *overrides: str) -> None:
     """A training in a process of its own; exit code 130 after Ctrl-C."""
-    from voxray.commands.train import train
-
     try:
-        print(train(store, segmentation_recipe(*overrides), run, workers=int(workers)))
+        print(train_silently(store, segmentation_recipe(*overrides), run, workers=int(workers)))
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from support.tiny_training import made_store, segmentation_recipe
+from support.tiny_training import made_store, segmentation_recipe, train_silently
 from voxray.commands.sweep import sweep
-from voxray.commands.train import train
 from voxray.core.errors import ConfigError
 from voxray.core.progress import SilentProgress
 from voxray.dataset.folds import KFold
@@ -37,7 +36,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     recipe = segmentation_recipe("optim.epochs=2", "optim.validate_every=1")
     folds = {"kind": "holdout", "val_share": 0.5}
     store = made_store(tmp_path / "run-store", recipe, num_cases=8, folds=folds)
-    train(store.uri, recipe, tmp_path / "run", workers=0, folds=KFold(num_folds=2, seed=3))
+    train_silently(store.uri, recipe, tmp_path / "run", workers=0, folds=KFold(num_folds=2, seed=3))
     assert set(read_run(tmp_path / "run").val_cases) != set(split_store(store, 0)[1])
     return tmp_path / "run"
 

@@ -13,7 +13,7 @@ from voxray.core.case import Case
 from voxray.core.errors import ConfigError
 from voxray.core.run import Run
 from voxray.core.storage import Place
-from voxray.distributed.training import new_run
+from voxray.distributed.training import TrainOptions, new_run
 from voxray.store import Contents, Store, write_case, write_manifest
 from voxray.training.checkpoint import Checkpoint, read_run, write_checkpoint
 from voxray.training.data import Planned, changed_since, claim_run, plan_run
@@ -36,7 +36,7 @@ def balls(count: int = 6) -> list[Case]:
 
 def wanted(store: Store) -> Run:
     """What the same command asks for."""
-    return new_run(store, RECIPE, name="run", options={})
+    return new_run(store, RECIPE, name="run", options=TrainOptions())
 
 
 @pytest.fixture

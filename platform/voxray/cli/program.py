@@ -202,6 +202,7 @@ def train(  # noqa: PLR0913
         raise ConfigError(f"--fold {fold}: must be a number from 0, or none.")
     from voxray.commands.train import train as run_train
     from voxray.dataset import read_dataset, split
+    from voxray.distributed.training import TrainOptions
     from voxray.loading import list_cases
     from voxray.recipes import read_recipe
 
@@ -211,16 +212,8 @@ def train(  # noqa: PLR0913
         # Said now, not after the hours that preprocessing may take.
         dataset = read_dataset(data).for_task(recipe.task)
         split(list_cases(dataset), dataset.folds, chosen)
-    report = run_train(
-        data,
-        recipe,
-        out,
-        fold=chosen,
-        workers=workers,
-        seed=seed,
-        accept_changed_data=accept_changed_data,
-        progress=_progress(),
-    )
+    options = TrainOptions(fold=chosen, workers=workers, seed=seed, accept_changed_data=accept_changed_data)
+    report = run_train(data, recipe, out, options, progress=_progress())
     _say(str(report))
 
 

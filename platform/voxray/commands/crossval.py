@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from voxray.commands.ingest import ingest
@@ -220,15 +220,10 @@ def _train(trainings: Sequence[TrainingTask], options: CrossvalOptions, progress
             stack.enter_context(connect())
             at_once = min(options.at_once or trainings_at_once(len(trainings), options.workers), len(trainings))
         if at_once > 1:
-            shared = [_sharing(one, at_once) for one in trainings]
+            shared = [replace(one, options=replace(one.options, share=at_once)) for one in trainings]
             train_side_by_side(shared, at_once=at_once, progress=progress)
             return at_once
         for one in trainings:
             progress.say(f"{one.name}: {one.location}")
-            train(one.store, one.recipe, one.location, **TrainOptions(**{**one.options, "progress": progress}))
+            train(one.store, one.recipe, one.location, one.options, progress=progress)
     return 1
-
-
-def _sharing(one: TrainingTask, share: int) -> TrainingTask:
-    options = TrainOptions(**{**one.options, "share": share})
-    return TrainingTask(one.name, one.store, one.recipe, one.location, options)

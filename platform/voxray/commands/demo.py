@@ -31,6 +31,7 @@ from voxray.core.storage import Place
 from voxray.core.written import require_empty
 from voxray.dataset import read_dataset
 from voxray.distributed.cluster import connect
+from voxray.distributed.training import TrainOptions
 from voxray.loading import list_cases, load_case
 from voxray.phantoms import write_toy
 from voxray.phantoms.write import MARK
@@ -210,9 +211,8 @@ def _walk(
     with _timed(seconds, "ingest"):
         ingest(dataset, recipe, str(store), progress=progress)
     with _timed(seconds, "train"):
-        train(
-            str(store), recipe, str(run), fold=0, workers=workers, seed=SEED, name=f"demo_{name}", progress=progress
-        )
+        options = TrainOptions(workers=workers, seed=SEED, name=f"demo_{name}")
+        train(str(store), recipe, str(run), options, progress=progress)
     with _timed(seconds, "evaluate"):
         trained_score = _score(run, phantoms / lesson.dataset, folder / "answers" / name, workers, progress)
     write_untrained(run, untrained)

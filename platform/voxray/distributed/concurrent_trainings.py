@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from voxray.core.errors import ResourceError, VoxrayError
-from voxray.core.progress import Advance, Progress
+from voxray.core.progress import Advance, Progress, SilentProgress
 from voxray.core.recipe import Recipe
 from voxray.distributed.mlflow_run import prepare_tracking
 from voxray.distributed.mlflow_server import tracking_uri
@@ -76,7 +76,7 @@ def train_side_by_side(trainings: Sequence[TrainingTask], *, at_once: int, progr
 def drive(one: TrainingTask) -> None:
     """Runs in a process of its own: the training, from its start or from its last checkpoint."""
     os.environ.update(one.environment)
-    train(one.store, one.recipe, one.location, **one.options)
+    train(one.store, one.recipe, one.location, one.options, progress=SilentProgress())
 
 
 class _Listener:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -27,7 +27,7 @@ from pydantic import TypeAdapter
 from voxray import __version__
 from voxray.core.config import to_json
 from voxray.core.errors import ConfigError, ResourceError
-from voxray.core.progress import Progress, SilentProgress
+from voxray.core.progress import Progress
 from voxray.core.recipe import Recipe
 from voxray.core.run import Run
 from voxray.core.storage import Place
@@ -57,27 +57,27 @@ STALLED_WORKER_S = 3600
 """How long a worker waits for the others, such as while rank 0 scores a validation."""
 
 
-class TrainOptions(TypedDict, total=False):
+@dataclass(frozen=True)
+class TrainOptions:
     """What may be said besides what to train on what and where to."""
 
-    fold: int | None
-    """The fold that validates; None trains on all cases. Default 0."""
-    workers: int
-    """Ray workers; 0 trains in this process, without Ray. Default 1."""
-    gpus: int | None
+    fold: int | None = 0
+    """The fold that validates; None trains on all cases."""
+    workers: int = 1
+    """Ray workers; 0 trains in this process, without Ray."""
+    gpus: int | None = None
     """GPUs per worker, 0 or 1; None takes them where every worker can have one."""
-    seed: int
-    name: str | None
+    seed: int = 0
+    name: str | None = None
     """The run's name; by default that of its folder."""
-    sides: tuple[tuple[str, ...], tuple[str, ...]]
+    sides: tuple[tuple[str, ...], tuple[str, ...]] | None = None
     """The cases that train and that validate, in place of those of the fold."""
-    folds: Folds | None
+    folds: Folds | None = None
     """In place of the dataset's own."""
-    share: int
-    """Trainings that share the cluster. Default 1."""
-    accept_changed_data: bool
-    """Whether a run goes on where its store is no longer what it was trained on. Default False."""
-    progress: Progress
+    share: int = 1
+    """Trainings that share the cluster."""
+    accept_changed_data: bool = False
+    """Whether a run goes on where its store is no longer what it was trained on."""
 
 
 @dataclass(frozen=True)
@@ -117,14 +117,15 @@ class TrainReport:
         return f"epoch {self.best_epoch}{value}"
 
 
-def train(source: str | Path, recipe: Recipe, output: str | Path, **options: Unpack[TrainOptions]) -> TrainReport:
+def train(
+    source: str | Path, recipe: Recipe, output: str | Path, options: TrainOptions, *, progress: Progress
+) -> TrainReport:
     """Trains `recipe` on a store into the run folder `output`.
 
     Where `output` holds the same run already, it goes on from its last checkpoint; another run there is refused, and
     so are other data than it was trained on.
     """
     begin = time.monotonic()
-    progress = options.get("progress") or SilentProgress()
     location = Place.of(output).uri
     judged(recipe_findings(recipe), recipe.name)
     require_run_folder(location)
@@ -142,13 +143,13 @@ def train(source: str | Path, recipe: Recipe, output: str | Path, **options: Unp
 
 def plan(store: Store, recipe: Recipe, location: str, options: TrainOptions) -> Planned:
     """The training as it will be, before anything is written; a ConfigError where it must not be."""
-    name = options.get("name") or location.rpartition("/")[2]
+    name = options.name or location.rpartition("/")[2]
     wanted = new_run(store, recipe, name=name, options=options)
-    planned = plan_run(location, wanted, store, accept=options.get("accept_changed_data", False))
+    planned = plan_run(location, wanted, store, accept=options.accept_changed_data)
     state = find_state(location)
     if state is not None and state.finished:
         return planned
-    warnings = foresee(store, recipe, planned.run, workers=options.get("workers", 1))
+    warnings = foresee(store, recipe, planned.run, workers=options.workers)
     return replace(planned, remarks=(*planned.remarks, *warnings))
 
 
@@ -163,10 +164,8 @@ def foresee(store: Store, recipe: Recipe, run: Run, *, workers: int = 1) -> tupl
 def new_run(store: Store, recipe: Recipe, *, name: str, options: TrainOptions) -> Run:
     """The run that this training is, before anything is known of an earlier one."""
     store.require(recipe)
-    fold = options.get("fold", 0)
     dataset = store.manifest.dataset
-    given = options.get("sides")
-    train_cases, val_cases = given or split_store(store, fold, options.get("folds"))
+    train_cases, val_cases = options.sides or split_store(store, options.fold, options.folds)
     return Run(
         name=name,
         dataset=dataset["name"],
@@ -174,10 +173,10 @@ def new_run(store: Store, recipe: Recipe, *, name: str, options: TrainOptions) -
         licence=dataset["licence"],
         classes=store.manifest.classes,
         recipe=json.loads(to_json(recipe)),
-        fold=fold,
+        fold=options.fold,
         train_cases=train_cases,
         val_cases=val_cases,
-        seed=options.get("seed", 0),
+        seed=options.seed,
         commit=git_commit(),
         voxray_version=__version__,
     )
@@ -251,9 +250,8 @@ def report_of(location: str, run: Run, before: RunState | None, *, seconds: floa
 
 
 def _train(job: TrainJob, recipe: Recipe, *, options: TrainOptions, progress: Progress) -> None:
-    workers = options.get("workers", 1)
     clear_failure(job.location)
-    num_steps = schedule_of(recipe, job.run, max(workers, 1)).steps_per_epoch
+    num_steps = schedule_of(recipe, job.run, max(options.workers, 1)).steps_per_epoch
     state = find_state(job.location)
     steps_done = (state.epochs_done if state else 0) * num_steps
     with (
@@ -262,10 +260,10 @@ def _train(job: TrainJob, recipe: Recipe, *, options: TrainOptions, progress: Pr
     ):
         follower = Follower(job.location, tracking, progress, num_steps=num_steps, steps_done=steps_done)
         with following(follower, advance):
-            if workers == 0:
+            if options.workers == 0:
                 train_here(job)
             else:
-                train_on_cluster(job, workers=workers, gpus=options.get("gpus"), share=options.get("share", 1))
+                train_on_cluster(job, workers=options.workers, gpus=options.gpus, share=options.share)
 
 
 @contextmanager

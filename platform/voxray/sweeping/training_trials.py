@@ -19,7 +19,7 @@ from typing import Any
 
 from voxray.core.config import Setting
 from voxray.core.errors import ConfigError
-from voxray.core.progress import Progress
+from voxray.core.progress import Progress, SilentProgress
 from voxray.core.run import Run
 from voxray.core.storage import Place
 from voxray.distributed.cluster import connect
@@ -114,7 +114,7 @@ def train_one(config: dict[str, Any], job: TrialJob) -> None:
     # The run's own cases, not those of the store's fold: a cross-validation may have had other folds.
     sides = job.about.train_cases, job.val_cases
     options = TrainOptions(fold=job.about.fold, seed=job.about.seed, sides=sides, share=job.share)
-    train(job.store, job.space.recipe_of(config), location, **options)
+    train(job.store, job.space.recipe_of(config), location, options, progress=SilentProgress())
 
 
 def _search(job: TrialJob, options: SweepOptions, progress: Progress) -> None:

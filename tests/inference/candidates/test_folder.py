@@ -9,9 +9,8 @@ import pytest
 
 from support.bright_runs import TURNS, register, write_run
 from support.bright_scans import sphere_scan
-from support.tiny_training import detection_recipe, made_store, segmentation_recipe
+from support.tiny_training import detection_recipe, made_store, segmentation_recipe, train_silently
 from voxray.commands.predict import AnswerOptions, PredictReport, predict
-from voxray.commands.train import train
 from voxray.core.errors import ConfigError
 from voxray.core.progress import SilentProgress
 from voxray.core.recipe import DetectionMerge, SegmentationMerge
@@ -71,7 +70,7 @@ def test_another_merge_needs_no_new_candidates_but_another_window_does(tmp_path:
 def test_validation_keeps_what_the_best_and_the_last_network_said(tmp_path: Path) -> None:
     recipe = detection_recipe("optim.validate_every=1", "optim.epochs=3")
     store = made_store(tmp_path / "store", recipe)
-    report = train(store.uri, recipe, tmp_path / "run", workers=0)
+    report = train_silently(store.uri, recipe, tmp_path / "run", workers=0)
     state = read_state(tmp_path / "run")
     kept_folders = sorted(path.name for path in (tmp_path / "run" / "candidates").iterdir())
     assert kept_folders == sorted({state.best, "epoch_0003"})
@@ -93,7 +92,7 @@ def test_validation_keeps_what_the_best_and_the_last_network_said(tmp_path: Path
 def test_validation_keeps_probabilities_of_few_classes(tmp_path: Path) -> None:
     recipe = segmentation_recipe("optim.epochs=1")
     store = made_store(tmp_path / "store", recipe)
-    train(store.uri, recipe, tmp_path / "run", workers=0)
+    train_silently(store.uri, recipe, tmp_path / "run", workers=0)
     engine = open_engine(tmp_path / "run")
     folder = Place.of(tmp_path / "run" / "candidates" / "epoch_0001")
     assert folder.names(".") == sorted(f"{case_id}.parquet" for case_id in engine.run.val_cases)
