@@ -1,5 +1,5 @@
 """The command line: `main` is the program, `app` its verbs."""
 
-from voxray.cli.program import app, main
+from voxray.cli.app import app, main
 
 __all__ = ["app", "main"]

@@ -1,4 +1,7 @@
-"""The verbs of the service; `cli` registers them. Heavy imports wait inside them."""
+"""The verbs of the service.
+
+Heavy imports wait inside the verbs, so that help is quick.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +73,6 @@ def serve(  # noqa: PLR0913
 ) -> None:
     """Serve models over HTTP: the API, a page for people, MONAI Label, KServe and DICOMweb."""
     from voxray.core.config import parse, read_mapping
-    from voxray.core.progress import open_progress
     from voxray.serving.app import run
     from voxray.serving.config import ServeConfig, models_from
 
@@ -86,7 +88,7 @@ def serve(  # noqa: PLR0913
     groups = {"limits": _given(accept_values=accept_values or None), "dicomweb": access}
     data |= {name: {**data.get(name, {}), **given} for name, given in groups.items() if given}
     made = parse(ServeConfig, data, where="serve" if config is None else str(config))
-    run(made.model_copy(update={"folder": str(made.root)}), port=port, progress=open_progress())
+    run(made.model_copy(update={"folder": str(made.root)}), port=port, progress=terminal.progress())
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from voxray.core.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from voxray.core.progress import Progress
+
 BROKEN_PIPE = 141
 """What a shell says of a program that SIGPIPE ended."""
 
@@ -142,6 +144,13 @@ def show(made: Table) -> None:
     from rich.console import Console
 
     Console().print(made)
+
+
+def progress() -> Progress:
+    """How far a verb has come, told on standard error."""
+    from voxray.core.progress import open_progress
+
+    return open_progress()
 
 
 def date(seconds: float) -> str:

@@ -10,9 +10,10 @@ from voxray.commands.ingest import ingest
 from voxray.core.progress import Progress
 from voxray.core.recipe import Recipe
 from voxray.core.storage import Place
-from voxray.dataset import read_dataset
+from voxray.dataset import read_dataset, split
 from voxray.distributed import training
 from voxray.distributed.training import TrainOptions, TrainReport
+from voxray.loading import list_cases
 from voxray.loading.inputs import keep_out_of_store
 from voxray.training.checkpoint import require_run_folder
 from voxray.training.preflight import judged, recipe_findings
@@ -29,10 +30,14 @@ def train(
     if Path(str(source)).suffix not in (".toml", ".json"):
         return training.train(source, recipe, output, options, progress=progress)
     begin, location = time.monotonic(), Place.of(output).uri
-    judged(recipe_findings(recipe), recipe.name)  # before the hours that preprocessing may take
+    # What can be refused is refused before the hours that preprocessing may take.
+    judged(recipe_findings(recipe), recipe.name)
+    dataset = read_dataset(source)
+    seen = dataset.for_task(recipe.task)
+    split(list_cases(seen), options.folds or seen.folds, options.fold)
     require_run_folder(location)
     keep_out_of_store(location, source)
     store = f"{location}-store"
-    ingest(read_dataset(source), recipe, store, progress=progress)
+    ingest(dataset, recipe, store, progress=progress)
     report = training.train(store, recipe, output, options, progress=progress)
     return replace(report, seconds=time.monotonic() - begin)

@@ -1,6 +1,6 @@
-"""The verbs to begin with: a dataset to try, the whole road on it, and what this machine has; `cli` registers them.
+"""The verbs to begin with: a dataset to try, everything on generated scans, what this machine has.
 
-Heavy imports wait inside them.
+Heavy imports wait inside the verbs, so that help is quick.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ def toy(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Generate a small dataset of phantoms to try everything on."""
-    from voxray.core.progress import open_progress
     from voxray.phantoms import write_toy
 
-    with open_progress().track("toy", total=cases, unit="scans") as advance:
+    with terminal.progress().track("toy", total=cases, unit="scans") as advance:
         path = write_toy(folder, kind=kind, num_cases=cases, seed=seed, size=size, progress=advance)
     typer.echo(str(path))
 
@@ -40,9 +39,8 @@ def demo(
     """Walk the whole road on generated scans, for all three recipes, and show what was learnt."""
     from voxray.commands.demo import demo as run_demo
     from voxray.commands.demo import headline
-    from voxray.core.progress import open_progress
 
-    report = run_demo(folder, num_cases=cases, workers=workers, progress=open_progress())
+    report = run_demo(folder, num_cases=cases, workers=workers, progress=terminal.progress())
     rows = [
         (outcome.recipe, name, f"{untrained:.3f}", f"{trained:.3f}")
         for outcome in report.outcomes

@@ -1,4 +1,7 @@
-"""The verbs that look at many settings or runs at once; `cli` registers them. Heavy imports wait inside them."""
+"""The verbs that train, tune and cross-validate.
+
+Heavy imports wait inside the verbs, so that help is quick.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,36 @@ from voxray.cli import terminal
 from voxray.cli.options import (
     AcceptChangedDataOption,
     DeviceOption,
-    OverwriteOption,
     RecipeArgument,
     RootOption,
     SetOption,
     WorkersOption,
 )
+from voxray.core.errors import ConfigError
+
+
+def train(  # noqa: PLR0913
+    data: Annotated[str, typer.Argument(metavar="DATASET|STORE", help="A dataset's file, or a store of one.")],
+    recipe_name: RecipeArgument,
+    out: Annotated[str, typer.Option("--out", "-o", metavar="RUN", help="The run's folder, or an s3:// address.")],
+    fold: Annotated[str, typer.Option(help="The fold that validates, or none: all cases train.")] = "0",
+    set_: SetOption = None,
+    workers: Annotated[int, typer.Option(min=0, help="Ray workers; 0 trains in this process.")] = 1,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    accept_changed_data: AcceptChangedDataOption = False,
+) -> None:
+    """Train a recipe on a dataset or a store; the same command again resumes."""
+    from voxray.commands.train import train as run_train
+    from voxray.distributed.training import TrainOptions
+    from voxray.recipes import read_recipe
+
+    if fold != "none" and not fold.isdecimal():
+        raise ConfigError(f"--fold {fold}: must be a number from 0, or none.")
+    chosen = None if fold == "none" else int(fold)
+    recipe = read_recipe(recipe_name, set_ or ())
+    options = TrainOptions(fold=chosen, workers=workers, seed=seed, accept_changed_data=accept_changed_data)
+    report = run_train(data, recipe, out, options, progress=terminal.progress())
+    typer.echo(str(report))
 
 
 def sweep(  # noqa: PLR0913
@@ -47,7 +74,6 @@ def sweep(  # noqa: PLR0913
 ) -> None:
     """Find the settings that score best, on kept candidates or by training, and their worth on unseen cases."""
     from voxray.commands.sweep import sweep as run_sweep
-    from voxray.core.progress import open_progress
     from voxray.scoring.summary import parse_ious
     from voxray.sweeping.report import SweepOptions
 
@@ -65,7 +91,7 @@ def sweep(  # noqa: PLR0913
         classes=terminal.names(keep_classes),
         ious=parse_ious(ious),
     )
-    report = run_sweep(runs, space, out, options, progress=open_progress())
+    report = run_sweep(runs, space, out, options, progress=terminal.progress())
     named = (("tuned on these cases", report.seen), ("unseen cases", report.unseen))
     rows = [(name, str(one.cases), f"{one.own:.4f}", f"{one.tuned:.4f}") for name, one in named if one is not None]
     terminal.show(terminal.table((report.aim, "cases", "recipe's own setting", "tuned setting"), rows))
@@ -79,38 +105,6 @@ def sweep(  # noqa: PLR0913
     for case, why in report.failed.items():
         terminal.complain(f"case {case} had no part in it: {why}")
     if report.failed:
-        raise typer.Exit(1)
-
-
-def report(
-    runs: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="Evaluated runs, or folders with an evaluation.json.")
-    ],
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Default: report.html in the first.")
-    ] = None,
-    dataset: Annotated[Path | None, typer.Option(help="The dataset's file; default: the one that trained.")] = None,
-    root: RootOption = None,
-    scans: Annotated[bool, typer.Option("--scans/--no-scans", help="Read scans, for pictures and sizes.")] = True,
-    overwrite: OverwriteOption = False,
-    workers: WorkersOption = 1,
-) -> None:
-    """Make one HTML file of evaluated runs: curves, intervals, pictures, cases, recipe; several side by side."""
-    from voxray.commands.report import ReportOptions
-    from voxray.commands.report import report as run_report
-    from voxray.core.progress import open_progress
-
-    options = ReportOptions(dataset=dataset, root=root, scans=scans, workers=workers, overwrite=overwrite)
-    made = run_report(runs, out, options, progress=open_progress())
-    for remark in made.remarks:
-        if remark not in made.lacking:
-            typer.echo(remark)
-    if made.tracked:
-        typer.echo(f"in MLflow too: {', '.join(made.tracked)}")
-    for text in made.lacking:
-        terminal.complain(text)
-    typer.echo(f"{made.path}: {len(made.lacking)} scans or pictures missing" if made.lacking else str(made.path))
-    if made.lacking:
         raise typer.Exit(1)
 
 
@@ -131,7 +125,6 @@ def crossval(  # noqa: PLR0913
     """Train every fold of a dataset and score all held-out answers together; the same command goes on."""
     from voxray.commands.crossval import CrossvalOptions
     from voxray.commands.crossval import crossval as run_crossval
-    from voxray.core.progress import open_progress
     from voxray.recipes import read_recipe
 
     chosen = terminal.numbers("--only", only) if only else None
@@ -143,27 +136,9 @@ def crossval(  # noqa: PLR0913
         seed=seed,
         accept_changed_data=accept_changed_data,
     )
-    report = run_crossval(data, read_recipe(recipe_name, set_ or ()), out, options, progress=open_progress())
+    report = run_crossval(data, read_recipe(recipe_name, set_ or ()), out, options, progress=terminal.progress())
     terminal.show(terminal.table(("", "cases", report.metric), report.rows()))
     if report.unfinished:
         typer.echo(f"not finished: {', '.join(f'fold {fold}' for fold in report.unfinished)}")
     typer.echo(report.output)
     terminal.end({**report.evaluation.failed, **report.evaluation.not_judged})
-
-
-def consolidate(
-    sources: Annotated[list[str], typer.Argument(metavar="RUN...", help="A cross-validation's folder, or runs.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="MODEL", help="The package's folder.")],
-    setting: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="What a sweep left (sweep.json): its choice becomes the merge."),
-    ] = None,
-) -> None:
-    """Make one package of several runs, which answer together; predict, evaluate and export take it."""
-    from voxray.commands.consolidate import consolidate as run_consolidate
-    from voxray.core.progress import open_progress
-
-    report = run_consolidate(sources, out, setting=setting, progress=open_progress())
-    for name, why in report.left_out.items():
-        typer.echo(f"left out: {name}: {why}")
-    typer.echo(f"{len(report.members)} networks: {report.output}")
