@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Float64
 from table import Row, options, show
 
-from voxray.commands.demo import LESSONS, SEED
+from voxray.commands.demo import SEED, TRAININGS
 from voxray.commands.ingest import ingest
 from voxray.commands.sweep import bounds_of, sweep
 from voxray.commands.train import train
@@ -49,7 +49,7 @@ from voxray.sweeping.study import SAMPLERS
 from voxray.training.checkpoint import Checkpoint, find_state, load_model, read_state, write_checkpoint
 
 SPACE = Path(__file__).resolve().parents[1] / "search_spaces" / "detection.toml"
-LESSON = next(lesson for lesson in LESSONS if lesson.recipe == "lung_nodule")
+TRAINING = next(one for one in TRAININGS if one.recipe == "lung_nodule")
 TRAIN_CASES = 24
 AIMS = {"mAP@.50:.95": tuple(round(0.5 + 0.05 * step, 2) for step in range(10)), "mAP@.10:.50": IOUS}
 UNSEEN_SEED = 2011
@@ -82,7 +82,7 @@ def measured(folder: Path, sizes: Sizes, progress: Progress) -> list[Row]:
     """The table's rows."""
     detector = make_detector(folder, sizes.epochs, progress)
     run = on_unseen(detector, folder, sizes.scans, progress)
-    space = read_space(SPACE, read_recipe(LESSON.recipe, overrides=LESSON.overrides))
+    space = read_space(SPACE, read_recipe(TRAINING.recipe, overrides=TRAINING.overrides))
     kept, failed = record_cases(CaseRequest(run), {}, progress=progress)
     assert not failed, failed
     rows = []
@@ -111,11 +111,11 @@ def make_detector(folder: Path, epochs: int, progress: Progress) -> str:
     if state is not None and state.finished:
         return str(run)
     with progress.track("phantoms", total=TRAIN_CASES, unit="cases") as advance:
-        write_toy(phantoms, kind=LESSON.kind, num_cases=TRAIN_CASES, seed=SEED, progress=advance)
+        write_toy(phantoms, kind=TRAINING.kind, num_cases=TRAIN_CASES, seed=SEED, progress=advance)
     length = (f"optim.epochs={epochs}", f"optim.validate_every={epochs}")
-    recipe = read_recipe(LESSON.recipe, overrides=(*LESSON.overrides, *length))
+    recipe = read_recipe(TRAINING.recipe, overrides=(*TRAINING.overrides, *length))
     with connect():
-        ingest(read_dataset(phantoms / LESSON.dataset), recipe, str(store), progress=progress)
+        ingest(read_dataset(phantoms / TRAINING.dataset), recipe, str(store), progress=progress)
         options = TrainOptions(workers=2, seed=SEED, name="demo_lung_nodule")
         train(str(store), recipe, str(run), options, progress=progress)
     return str(run)
@@ -125,10 +125,10 @@ def on_unseen(detector: str, folder: Path, num_scans: int, progress: Progress) -
     """The same network as a run whose validation cases are the new phantoms."""
     phantoms, run = folder / f"unseen_{num_scans}", f"{detector}_on_{num_scans}_unseen"
     with progress.track("unseen phantoms", total=num_scans, unit="cases") as advance:
-        write_toy(phantoms, kind=LESSON.kind, num_cases=num_scans, seed=UNSEEN_SEED, progress=advance)
+        write_toy(phantoms, kind=TRAINING.kind, num_cases=num_scans, seed=UNSEEN_SEED, progress=advance)
     about, _, network = load_model(detector)
     cases = tuple(source.stem.removesuffix(".nii") for source in sorted((phantoms / "images").iterdir()))
-    update = {"val_cases": cases, "train_cases": (), "dataset_file": str(phantoms / LESSON.dataset)}
+    update = {"val_cases": cases, "train_cases": (), "dataset_file": str(phantoms / TRAINING.dataset)}
     epochs = read_state(detector).epochs_done
     of_unseen = about.model_copy(update=update)
     write_checkpoint(run, Checkpoint(of_unseen, network.state_dict(), epochs_done=epochs, finished=True))

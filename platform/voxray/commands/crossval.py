@@ -33,6 +33,7 @@ from voxray.distributed.training import TrainOptions, folds_of, plan, stored_sou
 from voxray.loading import list_cases
 from voxray.loading.inputs import ELSEWHERE, dataset_inputs, keep_out_of_store, require_no_scan_of
 from voxray.store import Store
+from voxray.tasks import build_task
 from voxray.training.crossval_folder import (
     STORE,
     CrossvalFile,
@@ -43,8 +44,6 @@ from voxray.training.crossval_folder import (
 )
 from voxray.training.data import Planned, claim_run
 from voxray.training.preflight import judged, recipe_findings
-
-METRICS = {"detection": "mAP", "segmentation": "dice"}
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def crossval(
         pooled = score_out_of_fold(location, record, data, finished, store=store, pool=pool, progress=progress)
     return CrossvalReport(
         output=location,
-        metric=METRICS[recipe.task],
+        metric=build_task(recipe, data.classes).primary_metric,
         folds=dict(pooled.folds),
         unfinished=tuple(fold for fold in range(record.num_folds) if fold not in finished),
         evaluation=pooled.evaluation,

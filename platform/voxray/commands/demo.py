@@ -1,4 +1,4 @@
-"""The whole road on generated scans: phantoms -> check -> ingest -> train -> evaluate, for all three recipes.
+"""Every step on generated scans: phantoms -> check -> ingest -> train -> evaluate, for all three recipes.
 
 The recipes are the published ones with smaller networks and patches on a coarser grid, so that two CPU cores finish
 in minutes; every other step is what a user runs. An untrained network is scored beside each trained one, so that
@@ -50,7 +50,7 @@ _CALM = tuple(f"augment.{kind}_p=0" for kind in ("rotate", "zoom", "noise", "blu
 
 
 @dataclass(frozen=True)
-class Lesson:
+class DemoTraining:
     """One of the three trainings: a recipe made small, and the phantoms that it learns from."""
 
     recipe: str
@@ -62,8 +62,8 @@ class Lesson:
     """The metrics of the table."""
 
 
-LESSONS = (
-    Lesson(
+TRAININGS = (
+    DemoTraining(
         recipe="lung_nodule",
         kind="thorax",
         dataset="dataset.toml",
@@ -97,7 +97,7 @@ LESSONS = (
         ),
         headline=("mAP", "mAR", "AP@0.10", "AR@0.10"),
     ),
-    Lesson(
+    DemoTraining(
         recipe="spleen",
         kind="abdomen",
         dataset="dataset_spleen.toml",
@@ -118,7 +118,7 @@ LESSONS = (
         ),
         headline=("dice",),
     ),
-    Lesson(
+    DemoTraining(
         recipe="whole_body",
         kind="abdomen",
         dataset="dataset.toml",
@@ -146,8 +146,8 @@ LESSONS = (
 
 
 @dataclass(frozen=True)
-class LessonReport:
-    """What one lesson came to."""
+class DemoResult:
+    """What one training came to."""
 
     recipe: str
     dataset: str
@@ -163,10 +163,10 @@ class LessonReport:
 
 @dataclass(frozen=True)
 class DemoReport:
-    """All lessons, and where everything lies."""
+    """What all trainings came to, and where everything lies."""
 
     folder: str
-    outcomes: tuple[LessonReport, ...]
+    outcomes: tuple[DemoResult, ...]
     seconds: float
     voxray_version: str = __version__
 
@@ -179,30 +179,30 @@ def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
 
 
 def demo(folder: Path, *, num_cases: int = 24, workers: int = 2, progress: Progress) -> DemoReport:
-    """Walks the road for each lesson under `folder`; what an earlier walk finished there is not done again."""
+    """Runs every step for each training under `folder`; what an earlier call finished there is not done again."""
     begin = time.monotonic()
     if not any((folder / "phantoms").glob(f"*/{MARK}")):
         require_empty(Place.of(folder), "demo")
     with connect(), peak_memory(every_s=5.0) as peak:
         outcomes = [
-            _walk(lesson, folder, num_cases=num_cases, workers=workers, peak=peak, progress=progress)
-            for lesson in LESSONS
+            _run(training, folder, num_cases=num_cases, workers=workers, peak=peak, progress=progress)
+            for training in TRAININGS
         ]
     report = DemoReport(folder=str(folder), outcomes=tuple(outcomes), seconds=time.monotonic() - begin)
     write_summary(report, folder / "summary.json")
     return report
 
 
-def _walk(
-    lesson: Lesson, folder: Path, *, num_cases: int, workers: int, peak: Peak, progress: Progress
-) -> LessonReport:
+def _run(
+    training: DemoTraining, folder: Path, *, num_cases: int, workers: int, peak: Peak, progress: Progress
+) -> DemoResult:
     seconds: dict[str, float] = {}
     peak.bytes = 0
-    phantoms, name = folder / "phantoms" / lesson.kind, lesson.recipe
+    phantoms, name = folder / "phantoms" / training.kind, training.recipe
     with _timed(seconds, "phantoms"), progress.track(f"{name}: phantoms", total=num_cases, unit="cases") as advance:
-        write_toy(phantoms, kind=lesson.kind, num_cases=num_cases, seed=SEED, progress=advance)
-    dataset = read_dataset(phantoms / lesson.dataset)
-    recipe = read_recipe(name, overrides=lesson.overrides)
+        write_toy(phantoms, kind=training.kind, num_cases=num_cases, seed=SEED, progress=advance)
+    dataset = read_dataset(phantoms / training.dataset)
+    recipe = read_recipe(name, overrides=training.overrides)
     with _timed(seconds, "check"):
         problems = check(dataset, progress=progress).problems
         if problems:
@@ -214,13 +214,13 @@ def _walk(
         options = TrainOptions(workers=workers, seed=SEED, name=f"demo_{name}")
         train(str(store), recipe, str(run), options, progress=progress)
     with _timed(seconds, "evaluate"):
-        trained_score = _score(run, phantoms / lesson.dataset, folder / "answers" / name, workers, progress)
+        trained_score = _score(run, phantoms / training.dataset, folder / "answers" / name, workers, progress)
     write_untrained(run, untrained)
     untrained_score = _score(
-        untrained, phantoms / lesson.dataset, folder / "untrained_answers" / name, workers, progress
+        untrained, phantoms / training.dataset, folder / "untrained_answers" / name, workers, progress
     )
     about = read_run(str(run))
-    return LessonReport(
+    return DemoResult(
         recipe=name,
         dataset=dataset.name,
         num_train=len(about.train_cases),
@@ -230,7 +230,7 @@ def _walk(
         seconds=seconds,
         peak_memory_bytes=peak.bytes,
         run=str(run),
-        pictures=draw_answers(run, phantoms / lesson.dataset, folder / "answers" / name, folder / "pictures"),
+        pictures=draw_answers(run, phantoms / training.dataset, folder / "answers" / name, folder / "pictures"),
     )
 
 
@@ -280,10 +280,10 @@ def write_summary(report: DemoReport, path: Path) -> None:
     path.write_text(json.dumps(asdict(report), indent=2), encoding="utf-8")
 
 
-def headline(outcome: LessonReport) -> Sequence[tuple[str, float, float]]:
-    """The table's rows of a lesson: metric, trained, untrained; classes of a segmentation one by one."""
-    lesson = next(lesson for lesson in LESSONS if lesson.recipe == outcome.recipe)
-    names = [*lesson.headline]
+def headline(outcome: DemoResult) -> Sequence[tuple[str, float, float]]:
+    """The table's rows of a training: metric, trained, untrained; classes of a segmentation one by one."""
+    training = next(training for training in TRAININGS if training.recipe == outcome.recipe)
+    names = [*training.headline]
     if outcome.recipe != "lung_nodule":
         names += [name for name in outcome.trained if name.startswith("dice/")]
     return [(name, outcome.trained[name], outcome.untrained.get(name, float("nan"))) for name in names]
