@@ -35,7 +35,7 @@ from voxray.recipes import read_recipe
 from voxray.sweeping.journal import Journal
 from voxray.sweeping.search_space import read_space
 from voxray.sweeping.study import Plan, SweepStudy, TrialResult
-from voxray.sweeping.trials import Try, open_trier
+from voxray.sweeping.trials import MergeTrial, open_runner
 from voxray.tasks.candidates import Placed
 
 MONAI_COCO: Any = importlib.import_module("monai.apps.detection.metrics.coco")
@@ -144,13 +144,13 @@ def trials(replay: Replay, number: int) -> list[Row]:
     waited_s = 0.0
     with tempfile.TemporaryDirectory() as folder, connect(num_cpus=2):
         study = SweepStudy(Journal(Path(folder) / "journal"), "all", space, Plan(number), about="benchmark")
-        with open_trier({"{}": replay}, workers=2, on_ray=True) as trier:
+        with open_runner({"{}": replay}, workers=2, on_ray=True) as runner:
 
             def evaluate(settings: Sequence[Setting], bar: float | None) -> Sequence[TrialResult]:
                 nonlocal waited_s
                 called = time.perf_counter()
                 first = len(every) // 5
-                outcomes = trier([Try("{}", space.merge_of(one), every, first, bar) for one in settings])
+                outcomes = runner([MergeTrial("{}", space.merge_of(one), every, first, bar) for one in settings])
                 waited_s += time.perf_counter() - called
                 return outcomes
 

@@ -29,7 +29,7 @@ from table import Row, options, show
 
 from voxray.commands.demo import SEED, TRAININGS
 from voxray.commands.ingest import ingest
-from voxray.commands.sweep import bounds_of, sweep
+from voxray.commands.sweep import sweep
 from voxray.commands.train import train
 from voxray.core.config import Setting
 from voxray.core.progress import PlainProgress, Progress
@@ -42,6 +42,7 @@ from voxray.metrics.coco import IOUS
 from voxray.phantoms import write_toy
 from voxray.recipes import read_recipe
 from voxray.sweeping.candidate_cases import CaseRequest, record_cases
+from voxray.sweeping.merge_sweep import bounds_of
 from voxray.sweeping.parts import parts_of
 from voxray.sweeping.report import SweepOptions
 from voxray.sweeping.search_space import Space, read_space

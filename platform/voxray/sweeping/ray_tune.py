@@ -14,10 +14,10 @@ from typing import Any
 
 from voxray.core.storage import Place
 from voxray.sweeping.study import SweepStudy, quiet
-from voxray.sweeping.trials import Replays, Trials, try_one
+from voxray.sweeping.trials import MergeTrials, Replays, run_trial
 
 
-def tune_settings(study: SweepStudy, replays: Replays, trials: Trials, advance: Callable[[int], None]) -> None:
+def tune_settings(study: SweepStudy, replays: Replays, trials: MergeTrials, advance: Callable[[int], None]) -> None:
     """Makes the trials that are missing of the study's plan; nothing is given up early."""
     missing = study.plan.trials - len(study.finished())
     if missing <= 0:
@@ -39,7 +39,7 @@ def tune_settings(study: SweepStudy, replays: Replays, trials: Trials, advance: 
 
         def step(self) -> dict[str, Any]:
             """The score of the setting."""
-            return {"score": try_one(self._replays, trials.of(self._setting)).score, "done": True}
+            return {"score": run_trial(self._replays, trials.of(self._setting)).score, "done": True}
 
         def save_checkpoint(self, checkpoint_dir: str) -> None:
             """Nothing: a trial is over before it could be interrupted."""

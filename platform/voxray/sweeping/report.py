@@ -7,8 +7,8 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,20 @@ class SweepReport:
     def overrides(self) -> list[str]:
         """The setting as ``--set`` takes it."""
         return as_overrides(self.setting)
+
+
+@contextmanager
+def ended_with(tracking: Tracking) -> Iterator[None]:
+    """Ends the sweep's MLflow run as the block ends: finished, failed or stopped."""
+    status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracking.end(status)
 
 
 def leave(report: SweepReport, study: SweepStudy, folder: Path, tracking: Tracking) -> None:

@@ -32,7 +32,16 @@ from voxray.runtimes.device import choose_device
 from voxray.store import Store
 from voxray.sweeping.journal import Journal
 from voxray.sweeping.parts import parts_of
-from voxray.sweeping.report import JOURNAL, Figure, SweepOptions, SweepReport, digest, importance_of, leave
+from voxray.sweeping.report import (
+    JOURNAL,
+    Figure,
+    SweepOptions,
+    SweepReport,
+    digest,
+    ended_with,
+    importance_of,
+    leave,
+)
 from voxray.sweeping.search_space import Space
 from voxray.sweeping.study import Plan, SweepStudy, distribution, key, quiet
 from voxray.tasks import build_task
@@ -83,23 +92,18 @@ def sweep_trainings(
     name = f"sweep {about.name} {space.name}"
     tracking = open_sweep(about, folder, uri=uri, name=name, params=params, say=progress.say)
     job = TrialJob(about, space, store.uri, str(folder / TRIALS), tune_on, options.workers, uri, tracking.run_id)
-    status = "FAILED"
     try:
-        plan = Plan(_trials(space, options), seed=options.seed)
-        # Before any trial goes on: those that were begun are of the same cases, or the study is refused.
-        study = SweepStudy(Journal(folder / JOURNAL), "all cases", space, plan, about=_about(job, store))
-        with connect():
-            _search(job, options, progress)
-        best = _take_down(study, job)
-        report = _report(runs[0], job, study, best=best, unseen=unseen)
-        report = replace(report, output=str(folder), seconds=time.monotonic() - begin)
-        leave(report, study, folder, tracking)
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
+        with ended_with(tracking):
+            plan = Plan(_trials(space, options), seed=options.seed)
+            # Before any trial goes on: those that were begun are of the same cases, or the study is refused.
+            study = SweepStudy(Journal(folder / JOURNAL), "all cases", space, plan, about=_about(job, store))
+            with connect():
+                _search(job, options, progress)
+            best = _take_down(study, job)
+            report = _report(runs[0], job, study, best=best, unseen=unseen)
+            report = replace(report, output=str(folder), seconds=time.monotonic() - begin)
+            leave(report, study, folder, tracking)
     finally:
-        tracking.end(status)
         for trial in _folders(job):
             end_unfinished(trial, uri, say=progress.say)
     return report

@@ -22,19 +22,19 @@ Replays = Mapping[str, Replay]
 
 
 @dataclass(frozen=True)
-class Try:
+class MergeTrial:
     """A merge to try on some cases; below the bar after the `first` few of them it is given up."""
 
     variant: str
-    how: Merge
+    merge: Merge
     cases: tuple[int, ...]
     first: int = 0
     bar: float | None = None
 
 
 @dataclass(frozen=True)
-class Trials:
-    """Makes tries of settings: all that a worker needs to know of a sweep, which is nothing of the network."""
+class MergeTrials:
+    """Makes trials of settings: all that a worker needs to know of a sweep, which is nothing of the network."""
 
     own: Merge
     """The recipe's, which a setting changes."""
@@ -42,9 +42,9 @@ class Trials:
     first: int = 0
     """After how many cases a setting may be given up; 0 where that is never."""
 
-    def of(self, setting: Setting, bar: float | None = None) -> Try:
-        """A setting's try."""
-        return Try(variant_of(setting), merge_with(self.own, setting), self.cases, self.first, bar)
+    def of(self, setting: Setting, bar: float | None = None) -> MergeTrial:
+        """The trial of a setting."""
+        return MergeTrial(variant_of(setting), merge_with(self.own, setting), self.cases, self.first, bar)
 
 
 def variant_of(setting: Setting) -> str:
@@ -52,20 +52,20 @@ def variant_of(setting: Setting) -> str:
     return key({name: value for name, value in setting.items() if name.startswith("inference.")})
 
 
-class Trier(Protocol):
-    """Tries settings."""
+class TrialRunner(Protocol):
+    """Runs trials."""
 
-    def __call__(self, tries: Sequence[Try]) -> Sequence[TrialResult]:
+    def __call__(self, trials: Sequence[MergeTrial]) -> Sequence[TrialResult]:
         """What each comes to."""
         ...
 
 
-def try_one(replays: Replays, one: Try) -> TrialResult:
+def run_trial(replays: Replays, one: MergeTrial) -> TrialResult:
     """What a setting comes to."""
     replay = replays[one.variant]
     trial, first = replay.trial(), float("nan")
     for number, index in enumerate(one.cases, start=1):
-        trial.add(replay.cases[index], one.how)
+        trial.add(replay.cases[index], one.merge)
         if number == one.first:
             first = trial.score()
             if one.bar is not None and first < one.bar:
@@ -74,19 +74,19 @@ def try_one(replays: Replays, one: Try) -> TrialResult:
 
 
 @contextmanager
-def open_trier(replays: Replays, *, workers: int, on_ray: bool) -> Iterator[Trier]:
-    """Tries settings on Ray with one CPU each, or one after another here."""
+def open_runner(replays: Replays, *, workers: int, on_ray: bool) -> Iterator[TrialRunner]:
+    """Runs trials on Ray with one CPU each, or one after another here."""
     if not on_ray:
-        yield lambda tries: [try_one(replays, one) for one in tries]
+        yield lambda trials: [run_trial(replays, one) for one in trials]
         return
     with connect(num_cpus=None):
         ray: Any = importlib.import_module("ray")
         held = [ray.put(replays)]
-        task = ray.remote(num_cpus=1, max_retries=3)(_try_held)
+        task = ray.remote(num_cpus=1, max_retries=3)(_run_shared)
 
-        def every(tries: Sequence[Try]) -> Sequence[TrialResult]:
+        def every(trials: Sequence[MergeTrial]) -> Sequence[TrialResult]:
             found: dict[int, TrialResult] = {}
-            waiting = list(enumerate(tries))
+            waiting = list(enumerate(trials))
             running: dict[Any, int] = {}
             while waiting or running:
                 while waiting and len(running) < workers:
@@ -94,7 +94,7 @@ def open_trier(replays: Replays, *, workers: int, on_ray: bool) -> Iterator[Trie
                     running[task.remote(held, one)] = number
                 done, _ = ray.wait(list(running))
                 found |= {running.pop(ref): ray.get(ref) for ref in done}
-            return [found[number] for number in range(len(tries))]
+            return [found[number] for number in range(len(trials))]
 
         yield every
 
@@ -102,11 +102,11 @@ def open_trier(replays: Replays, *, workers: int, on_ray: bool) -> Iterator[Trie
 _OPENED: dict[str, Replays] = {}
 
 
-def _try_held(held: list[Any], one: Try) -> TrialResult:
+def _run_shared(held: list[Any], one: MergeTrial) -> TrialResult:
     """In a worker, which opens the replay once."""
     torch.set_num_threads(1)
     name = held[0].hex()
     if name not in _OPENED:
         _OPENED.clear()
         _OPENED[name] = importlib.import_module("ray").get(held[0])
-    return try_one(_OPENED[name], one)
+    return run_trial(_OPENED[name], one)
