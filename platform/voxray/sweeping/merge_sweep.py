@@ -42,7 +42,7 @@ from voxray.sweeping.report import (
     digest,
     ended_with,
     importance_of,
-    leave,
+    write_sweep,
 )
 from voxray.sweeping.search_space import Space
 from voxray.sweeping.study import Plan, Sampler, SweepStudy, TrialResult, key
@@ -149,7 +149,7 @@ def sweep_merges(
                 without_parts, tuned = _tune_all(context, parts, runner, progress)
                 report = _report(context, parts, without_parts, tuned)
             report = replace(report, seconds=time.monotonic() - begin, failed=cases.failed)
-            leave(report, tuned.study, folder, tracking)
+            write_sweep(report, tuned.study, folder, tracking)
     return report
 
 
@@ -291,7 +291,7 @@ def _tune(
         num_tried += len(settings)
         return results
 
-    study.run(evaluate, told=advance)
+    study.run(evaluate, on_batch=advance)
     return _Tuned(study, cases, search_s=time.monotonic() - begin - waited_s, num_tried=num_tried)
 
 

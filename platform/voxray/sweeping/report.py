@@ -1,4 +1,4 @@
-"""What a sweep is asked and what it comes to, left in its folder and in MLflow as JSON, tables and pictures."""
+"""The options and the report of a sweep, and its files: JSON, tables and pictures in its folder and in MLflow."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from voxray.loading.inputs import keep_out_of_run
 from voxray.metrics.coco import IOUS
 from voxray.results.pictures import draw_importance, draw_slices
 from voxray.sweeping.search_space import as_overrides
+from voxray.sweeping.settings import SWEEP_FILE, SWEEP_SCHEMA
 from voxray.sweeping.study import BATCH, SweepStudy
 from voxray.training.crossval_folder import CROSSVAL
 
-REPORT, BEST, JOURNAL = "sweep.json", "best.toml", "study.journal"
-SCHEMA = "voxray-sweep/1"
+BEST, JOURNAL = "best.toml", "study.journal"
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def ended_with(tracking: Tracking) -> Iterator[None]:
         tracking.end(status)
 
 
-def leave(report: SweepReport, study: SweepStudy, folder: Path, tracking: Tracking) -> None:
+def write_sweep(report: SweepReport, study: SweepStudy, folder: Path, tracking: Tracking) -> None:
     """Everything that the sweep found, in its folder and in MLflow."""
     space = study.space
     trials = [(dict(trial.params), float(trial.value)) for trial in study.finished() if trial.value is not None]
@@ -125,9 +125,9 @@ def leave(report: SweepReport, study: SweepStudy, folder: Path, tracking: Tracki
     # What lies there already, too: a sweep that is killed before the new one takes its place goes on.
     known = [sha256_of(folder / BEST)] if (folder / BEST).exists() else []
     digests = [*known, hashlib.sha256(best).hexdigest()]
-    told = {"schema": SCHEMA, **_finite(asdict(report)), "best_sha256": digests}
+    content = {"schema": SWEEP_SCHEMA, **_finite(asdict(report)), "best_sha256": digests}
     files = {
-        REPORT: json.dumps(told, indent=2).encode() + b"\n",
+        SWEEP_FILE: json.dumps(content, indent=2).encode() + b"\n",
         BEST: best,
         "trials.csv": trials_table(trials, report.metric),
         "slices.png": draw_slices(trials, metric=report.metric, best=report.setting, log=log),
@@ -149,7 +149,7 @@ def require_sweep_folder(folder: Path, runs: Sequence[str]) -> None:
     if not _is_sweep(folder):
         require_empty(Place.of(folder), "sweep")
         return
-    best, report = folder / BEST, folder / REPORT
+    best, report = folder / BEST, folder / SWEEP_FILE
     if best.exists() and report.exists():
         known = read_mapping(report).get("best_sha256")
         if known is not None and sha256_of(best) not in known:
@@ -164,7 +164,7 @@ def _is_sweep(folder: Path) -> bool:
     if any((folder / name).exists() for name in ("state.json", "run.json", MANIFEST, CROSSVAL)):
         return False
     with suppress(OSError, ValueError):
-        if mark_of(folder / REPORT).startswith("voxray-sweep/"):
+        if mark_of(folder / SWEEP_FILE).startswith("voxray-sweep/"):
             return True
         if "run_id" in json.loads((folder / REMEMBERED).read_text(encoding="utf-8")):
             return True

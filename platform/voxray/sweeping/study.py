@@ -77,8 +77,8 @@ class SweepStudy:
             self.study.sampler = _sampler(plan, already=len(self.study.trials))
             journal.flush()
 
-    def run(self, evaluate: Evaluate, *, told: Callable[[int], None] = lambda _: None) -> None:
-        """Makes the trials that are missing of the plan's; `told` is called with how many are done."""
+    def run(self, evaluate: Evaluate, *, on_batch: Callable[[int], None] = lambda _: None) -> None:
+        """Makes the trials that are missing of the plan's; `on_batch` is called with how many are done."""
         with quiet():
             while wanted := self.plan.trials - len(self.finished()):
                 trials = self._ask(min(BATCH, wanted))
@@ -88,7 +88,7 @@ class SweepStudy:
                 for trial, outcome in zip(trials, outcomes, strict=True):
                     self._tell(trial, outcome)
                 self.journal.flush()
-                told(len(trials))
+                on_batch(len(trials))
 
     def finished(self) -> list[Any]:
         """The trials with a score, and those that were given up for theirs."""

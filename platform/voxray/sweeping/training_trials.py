@@ -40,7 +40,7 @@ from voxray.sweeping.report import (
     digest,
     ended_with,
     importance_of,
-    leave,
+    write_sweep,
 )
 from voxray.sweeping.search_space import Space
 from voxray.sweeping.study import Plan, SweepStudy, distribution, key, quiet
@@ -99,10 +99,10 @@ def sweep_trainings(
             study = SweepStudy(Journal(folder / JOURNAL), "all cases", space, plan, about=_about(job, store))
             with connect():
                 _search(job, options, progress)
-            best = _take_down(study, job)
+            best = _add_trials(study, job)
             report = _report(runs[0], job, study, best=best, unseen=unseen)
             report = replace(report, output=str(folder), seconds=time.monotonic() - begin)
-            leave(report, study, folder, tracking)
+            write_sweep(report, study, folder, tracking)
     finally:
         for trial in _folders(job):
             end_unfinished(trial, uri, say=progress.say)
@@ -193,7 +193,7 @@ def _algorithm(job: TrialJob, options: SweepOptions, metric: str) -> Any:
     return search.OptunaSearch(space=space, metric=f"val/{metric}", mode="max", sampler=sampler)
 
 
-def _take_down(study: SweepStudy, job: TrialJob) -> str | None:
+def _add_trials(study: SweepStudy, job: TrialJob) -> str | None:
     """Every trial that was validated, as one of the study; the folder of the best."""
     from optuna.trial import create_trial
 
