@@ -19,7 +19,7 @@ def test_a_childs_memory_counts_while_it_lives() -> None:
         assert child.stdout is not None
         assert child.stdout.readline() == b"ready\n"
         held = tree_memory(os.getpid()) - before
-        end = time.monotonic() + 30
+        end = time.monotonic() + 300
         while peak.bytes < before + held - (20 << 20) and time.monotonic() < end:
             time.sleep(0.02)
         child.communicate()

@@ -293,7 +293,7 @@ class TestDetection:
     def test_every_form_can_be_saved(self, seen: Browser, service: Listening, nodules: str) -> None:
         with watched(seen, service.url, path=f"/#{nodules}") as look:
             look.drawn()
-            forms = httpx.get(f"{service.url}/v1/jobs/{nodules}").json()["outputs"]
+            forms = httpx.get(f"{service.url}/v1/jobs/{nodules}", timeout=120).json()["outputs"]
             links = look.page.locator(".downloads a")
             expect(links).to_have_count(len(forms))
             for number, form in enumerate(forms):
@@ -559,12 +559,12 @@ class TestEverydayUse:
             page = look.page
             for job in (nodules, organs, nodules, organs, nodules):
                 page.locator(f"#jobs [data-job='{job}'] .job").click()
-            study = httpx.get(f"{service.url}/v1/jobs/{nodules}").json()["study_id"]
+            study = httpx.get(f"{service.url}/v1/jobs/{nodules}", timeout=120).json()["study_id"]
             look.until(f"window.voxray.job?.job_id === '{nodules}' && window.voxray.shown === '{study}'")
             look.drawn()
             assert look.job == nodules
             assert look.js("window.voxray.shown") == study
-            shape = httpx.get(f"{service.url}/v1/studies/{study}").json()["shape"]
+            shape = httpx.get(f"{service.url}/v1/studies/{study}", timeout=120).json()["shape"]
             assert look.js("window.voxray.viewer.facts().shapes") == [[shape], 1]
             look.must_be_clean()
 
@@ -572,9 +572,9 @@ class TestEverydayUse:
         self, seen: Browser, service: Listening, shared_data: Path
     ) -> None:
         job = answered(service, "organs", abdomen(shared_data))
-        study = httpx.get(f"{service.url}/v1/jobs/{job}").json()["study_id"]
+        study = httpx.get(f"{service.url}/v1/jobs/{job}", timeout=120).json()["study_id"]
         with watched(seen, service.url) as look:
-            httpx.delete(f"{service.url}/v1/studies/{study}").raise_for_status()
+            httpx.delete(f"{service.url}/v1/studies/{study}", timeout=120).raise_for_status()
             look.js("(job) => { location.hash = job; }", job)
             expect(look.page.get_by_role("alert")).to_contain_text("There is no such job.")
             look.must_be_clean(but="404")
@@ -590,7 +590,7 @@ class TestEverydayUse:
             job = look.job
             page.reload()
             expect(page.locator("#answer")).to_contain_text("This job was cancelled.")
-            assert httpx.get(f"{service.url}/v1/jobs/{job}").json()["state"] == "cancelled"
+            assert httpx.get(f"{service.url}/v1/jobs/{job}", timeout=120).json()["state"] == "cancelled"
 
             row = page.locator(f"#jobs [data-job='{job}']")
             row.locator(".remove").focus()
@@ -599,7 +599,7 @@ class TestEverydayUse:
             page.keyboard.press("Tab")
             page.keyboard.press("Enter")
             expect(row).to_have_count(0)
-            assert httpx.get(f"{service.url}/v1/jobs/{job}").status_code == 404
+            assert httpx.get(f"{service.url}/v1/jobs/{job}", timeout=120).status_code == 404
             look.must_be_clean()
 
     def test_signing_in_and_out(self, seen: Browser, service: Listening) -> None:

@@ -73,7 +73,7 @@ def test_a_worker_that_wants_too_much_memory_or_is_killed_for_it() -> None:
 def test_a_worker_that_does_not_end(name: str) -> None:
     start = time.monotonic()
     assert reason(name, BOUNDS._replace(seconds=0.3)) == "too_slow"
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 300  # left alone, it goes on for an hour
 
 
 def test_a_worker_cannot_fill_the_disk_or_its_caller(tmp_path: Path) -> None:
@@ -147,15 +147,15 @@ def test_a_worker_dies_with_the_call_that_is_cancelled(tmp_path: Path) -> None:
 def test_a_worker_dies_with_the_process_that_called(tmp_path: Path) -> None:
     program = (
         "import asyncio, sys\n"
-        "from voxray.serving.intake.confined import Bounds, call\n"
-        "bounds = Bounds(1 << 28, 600.0, 1 << 20)\n"
+        "from voxray.serving.intake.confined import CallBounds, call\n"
+        "bounds = CallBounds(1 << 28, 600.0, 1 << 20)\n"
         "asyncio.run(call('serving.intake.misbehaving.hang_and_say', {'path': sys.argv[1]}, bounds))"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "pid")], env=environment) as caller:
         worker = worker_in(tmp_path / "pid")
         caller.send_signal(signal.SIGKILL)
-    assert gone(worker, within_s=20)
+    assert gone(worker, within_s=100)
 
 
 @pytest.mark.usefixtures("no_trail")
@@ -195,7 +195,7 @@ def waiting() -> list[int]:
     """After a call: the watcher that waits for the next, and its worker."""
     used, _ = made("age")
     assert _FORKER._process is not None
-    until, process, found = time.monotonic() + 20, _FORKER._process.pid, list[int]()
+    until, process, found = time.monotonic() + 100, _FORKER._process.pid, list[int]()
     while (len(found) != 2 or used in found) and time.monotonic() < until:
         time.sleep(0.02)
         watchers = children(process)
@@ -217,7 +217,7 @@ def test_a_worker_waits_for_its_call_and_is_used_once() -> None:
     time.sleep(0.5)
     used, age = made("age")
     assert (used, age > 0.4) == (waits, True)
-    assert gone(used, within_s=5)
+    assert gone(used, within_s=100)
     assert waiting()[1] != used
 
 
@@ -236,11 +236,11 @@ def test_a_worker_that_died_while_it_waited(whom: int | slice) -> None:
     killed = waiting()[whom]
     for process in [killed] if isinstance(killed, int) else killed:
         os.kill(process, signal.SIGKILL)
-        assert gone(process, within_s=5)
+        assert gone(process, within_s=100)
     assert made("echo", number=2) == 2
 
 
 def test_none_waits_where_there_is_nobody_to_call() -> None:
     waits = waiting()
     _FORKER.stop()
-    assert all(gone(process, within_s=5) for process in waits)
+    assert all(gone(process, within_s=100) for process in waits)

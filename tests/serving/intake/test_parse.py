@@ -20,6 +20,7 @@ from voxray.core.volume import Grid, Volume
 from voxray.readers import read_volume, write_nifti
 from voxray.serving.errors import problem_of
 from voxray.serving.intake.codes import STATUS, status_of
+from voxray.serving.intake.confined import _FORKER
 from voxray.serving.intake.limits import Limits
 from voxray.serving.intake.parse import parse, take_in
 from voxray.serving.intake.receive import receive
@@ -200,14 +201,13 @@ def test_several_parses_at_once_keep_apart(tmp_path: Path, nifti: Nifti) -> None
 
 def test_a_warm_parse_of_a_small_scan_is_quick(tmp_path: Path, nifti: Nifti) -> None:
     data = {"scan.nii.gz": nifti()}
-    taken(data, tmp_path / "first")
+    _FORKER.stop()
     times = []
-    for number in range(10):
+    for number in range(11):
         start = time.perf_counter()
         taken(data, tmp_path / f"study{number}")
         times.append(time.perf_counter() - start)
-    # A cold start takes over a second; the margin is for a busy machine.
-    assert min(times) < 0.3
+    assert min(times[1:]) < times[0] / 3  # the first starts cold, which takes over a second
 
 
 def test_the_real_uid_is_in_one_file_alone(tmp_path: Path) -> None:

@@ -43,9 +43,10 @@ def add(store: JobStore, number: int, **fields: Any) -> list[str]:
 def test_job_goes_its_way(store: JobStore) -> None:
     first, second = add(store, 2)
     assert [store.place(store.job(one) or {}) for one in (first, second)] == [0, 1]
+    begin = time.time()
     (claimed,) = store.claim("desk", "m", limit=1, lease_s=60)
     assert (claimed["id"], claimed["state"], claimed["attempts"], claimed["desk"]) == (first, "running", 1, "desk")
-    assert claimed["leased_until"] == pytest.approx(time.time() + 60, abs=5)
+    assert begin + 55 <= claimed["leased_until"] <= time.time() + 65
     assert claimed == store.job(first)
     assert store.report(first, "desk", stage="answering", progress=0.25)
     assert not store.report(first, "other", stage="answering", progress=0.5)
@@ -75,12 +76,12 @@ def test_oldest_jobs_are_claimed_first_and_keep_their_start(store: JobStore) -> 
 
 def test_lease_that_lapses_is_taken_back(store: JobStore) -> None:
     jobs = add(store, 3)
-    store.claim("dead", "m", limit=2, lease_s=0.2)
+    store.claim("dead", "m", limit=2, lease_s=60)
     store.claim("alive", "m", limit=1, lease_s=60)
-    assert store.renew("dead", jobs, lease_s=0.2) == set(jobs[:2])
+    assert store.renew("dead", jobs, lease_s=60) == set(jobs[:2])
     assert store.renew("alive", jobs, lease_s=60) == {jobs[2]}
     assert store.requeue_lapsed() == 0
-    time.sleep(0.4)
+    assert store.renew("dead", jobs, lease_s=-1) == set(jobs[:2])
     assert store.requeue_lapsed() == 2
     assert store.renew("dead", jobs, lease_s=60) == set()
     assert not store.finish(jobs[0], "dead", timing={})
