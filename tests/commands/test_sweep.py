@@ -20,8 +20,9 @@ from voxray.core.errors import ConfigError
 from voxray.core.progress import SilentProgress
 from voxray.core.recipe import DetectionMerge, SegmentationMerge
 from voxray.core.storage import Place
+from voxray.tasks.merging import merge_candidates
 from voxray.core.volume import Volume
-from voxray.inference.candidates.file import RecordedCase, merge_candidates, read_recorded, write_recorded
+from voxray.inference.candidates.file import RecordedCase, read_recorded, write_recorded
 from voxray.metrics import coco
 from voxray.readers import read_label_map, read_volume, write_nifti
 from voxray.results.answers import weights_digest

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from voxray.inference.fast_windows import GROWTH, planned
 
 from voxray.core.volume import Shape
-from voxray.inference.fast_windows import GROWTH, planned
 from voxray.recipes import read_recipe
 from voxray.windows import windows_over
 

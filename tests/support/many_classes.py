@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from voxray.tasks.recorder import Recorder
 
 from support.small_networks import small_recipe
 from voxray.core.recipe import SegmentationMerge
 from voxray.core.run import Run
 from voxray.core.volume import Grid, Volume
-from voxray.inference.candidates.recorder import Recorder
 from voxray.inference.predictor import Predictor
 from voxray.runtimes import TrainedNetwork, network_of
 

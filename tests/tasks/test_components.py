@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jaxtyping import UInt8
 from scipy import ndimage
+from voxray.tasks.components import CORNERS, FACES, Components, tidy
 
 from voxray.tasks import components as module
-from voxray.tasks.components import CORNERS, FACES, Components, tidy
 
 Labels = UInt8[np.ndarray, "x y z"]
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from voxray.tasks.thresholds import labels_above, selected, thresholds_of
 
 from voxray.core.errors import ConfigError
 from voxray.core.recipe import SegmentationMerge
-from voxray.tasks.thresholds import labels_above, selected, thresholds_of
 
 CLASSES = ("spleen", "liver", "kidney")
 

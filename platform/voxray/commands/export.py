@@ -16,7 +16,6 @@ from voxray.core.config import to_json
 from voxray.core.errors import ConfigError
 from voxray.core.progress import Progress
 from voxray.core.recipe import Recipe, parse_recipe
-from voxray.core.volume import Shape
 from voxray.exporting.card import model_card
 from voxray.exporting.monai_bundle import PACKAGE, write_detection_bundle, write_segmentation_bundle
 from voxray.exporting.parity import Parity, compare, require, worst
@@ -292,11 +291,8 @@ def _checker(
     return OnnxRuntime(graph, precision=precision), "onnxruntime on cpu, from the same graph"
 
 
-class _As:
+class _As(Runtime):
     """A runtime that stands in for one of another precision."""
-
-    window_vox: Shape | None = None
-    max_batch: int | None = None
 
     def __init__(self, runtime: Runtime, precision: Precision) -> None:
         self._runtime, self.name, self.device = runtime, runtime.name, runtime.device

@@ -27,7 +27,6 @@ from voxray.core.volume import Grid, Volume
 from voxray.inference.candidates.file import RecordedTruth
 from voxray.inference.candidates.folder import CandidateFolder, RecordSource
 from voxray.inference.predictor import Predictor
-from voxray.inference.restore import FEW_CLASSES
 from voxray.results.answers import weights_digest
 from voxray.results.pictures import draw_detections, draw_labels
 from voxray.store import Store
@@ -115,7 +114,7 @@ class Validator:
     def _note(self, model: nn.Module) -> Note | None:
         """What takes notes of this validation; None where none are wanted, or the classes too many."""
         folder, recipe, classes = self.folder(), self._recipe, self._run.classes
-        if folder is None or (recipe.task == "segmentation" and len(classes) > FEW_CLASSES):
+        if folder is None or not self._task.is_recordable:
             return None
         mark = stamp(self._run, recipe, sha256=weights_digest(model))
         return Note(CandidateFolder.of(folder, recipe, classes), mark)

@@ -21,13 +21,11 @@ from voxray.core.case import VolumeStats
 from voxray.core.recipe import Recipe
 from voxray.core.volume import Shape
 from voxray.preprocess import normalise
+from voxray.runtimes.protocol import Forward, as_runtime
 from voxray.tasks import Task
 from voxray.windows import windows_over
 
 Autocast = Literal["off", "bf16", "fp16"]
-Forward = Callable[[Tensor], Any]
-"""Images (b 1 x y z) in float32 to an output of `outputs.py`: a torch module in eval mode, or a runtime's engine."""
-
 Watch = Callable[[float], None]
 """Told the share of the windows that are answered, in (0, 1]; what it raises ends the work."""
 
@@ -51,11 +49,11 @@ def slide(
 
     The intensity statistics are the whole image's, not the window's. The networks run under autocast where `amp`
     says so; decoding is always in float32, as half precision moves boxes by up to a quarter voxel. Several networks,
-    and the recipe's mirrors, give one answer together; where the task has the network's `head`, it is asked for
-    features alone. Where a network has several `streams`, as many batches are under way at once.
+    and the recipe's mirrors, give one answer together. Where a network has several `streams`, as many batches are
+    under way at once. Where the task has the network's `head`, the network is asked for what comes before it.
     """
-    members: Sequence[Any] = networks if isinstance(networks, Sequence) else [networks]
-    config, head = recipe.inference, getattr(task, "head", None)
+    networks = networks if isinstance(networks, Sequence) else [networks]
+    members, config = [as_runtime(network, device) for network in networks], recipe.inference
     places = windows_over(image.shape, recipe)
     stats = VolumeStats.of(image)
     mirrors: list[tuple[int, ...]] = [(), *config.mirrors]
@@ -68,7 +66,7 @@ def slide(
         for number, (network, axes) in enumerate(itertools.product(members, mirrors), start=1):
             seen = images.flip([axis + 2 for axis in axes]) if axes else images
             with torch.autocast(device.type, dtype=_DTYPES.get(amp), enabled=amp != "off"):
-                output = network(seen) if head is None else network.features(seen)
+                output = network(seen) if task.head is None else network.features(seen)
             found = task.decode(in_float32(output))
             if axes:
                 found = [task.mirror(one, axes, places.window) for one in found]
@@ -78,7 +76,7 @@ def slide(
 
     starts = places.places
     batches = [starts[first : first + config.batch_size] for first in range(0, len(starts), config.batch_size)]
-    streams = min(int(getattr(network, "streams", 1)) for network in members)
+    streams = min(network.streams for network in members)
     results = in_turn(answers, batches, workers=streams)
     for number, batch in enumerate(batches, start=1):
         found = next(results)

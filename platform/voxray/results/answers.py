@@ -30,7 +30,6 @@ from voxray.core.run import Run
 from voxray.core.storage import whole
 from voxray.core.volume import Grid
 from voxray.inference.candidates.folder import RecordSource
-from voxray.inference.fast_windows import half_on
 from voxray.inference.package import Package, is_package, package_networks, read_package
 from voxray.inference.predictor import Prediction, Predictor
 from voxray.models import MODELS
@@ -46,6 +45,7 @@ from voxray.runtimes import (
     open_runtime,
     prefer_runtime,
 )
+from voxray.runtimes.device import half_on
 from voxray.runtimes.openvino.engine import require_calibrated
 from voxray.training.checkpoint import load_model
 

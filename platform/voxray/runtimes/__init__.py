@@ -4,7 +4,7 @@ A new runtime is one module with a class that keeps to `Runtime`, and one line i
 """
 
 from voxray.runtimes.network import TrainedNetwork, network_of
-from voxray.runtimes.protocol import DTYPES, PRECISIONS, Precision, Runtime
+from voxray.runtimes.protocol import DTYPES, PRECISIONS, Precision, Runtime, as_runtime
 from voxray.runtimes.registry import (
     RUNTIMES,
     Backend,
@@ -26,6 +26,7 @@ __all__ = [
     "Runtime",
     "TorchRuntime",
     "TrainedNetwork",
+    "as_runtime",
     "backend",
     "choose_runtime",
     "network_of",

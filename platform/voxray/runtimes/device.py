@@ -1,6 +1,8 @@
-"""Which device answers."""
+"""Which device answers, and in which half precision it is fast."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 
@@ -18,3 +20,11 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ResourceError(f"device {name!r}: this machine has {torch.cuda.device_count()} CUDA devices; use cpu.")
     return device
+
+
+def half_on(device: torch.device) -> Literal["off", "bf16"]:
+    """The half precision that the device computes fast in and that needs no care; ``off`` where there is none."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "off"
+    able = torch.cpu.get_capabilities()
+    return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "off"

@@ -11,18 +11,15 @@ from torch import Tensor
 
 from voxray.core.errors import ConfigError, DataError, ResourceError, VoxrayError
 from voxray.core.outputs import Output
-from voxray.core.volume import Shape
 from voxray.runtimes.network import TrainedNetwork
-from voxray.runtimes.protocol import Precision, no_int8
+from voxray.runtimes.protocol import Precision, Runtime, no_int8
 from voxray.runtimes.tensors import INPUT, assemble
 
 
-class OnnxRuntime:
+class OnnxRuntime(Runtime):
     """A session of onnxruntime; how many threads it takes is left to it."""
 
     name = "onnxruntime"
-    window_vox: Shape | None = None
-    max_batch: int | None = None
 
     def __init__(self, onnx: bytes, *, precision: Precision = "fp32") -> None:
         import onnxruntime

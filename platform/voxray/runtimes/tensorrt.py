@@ -16,10 +16,9 @@ from torch import Tensor
 
 from voxray.core.errors import ConfigError, DataError, ResourceError, VoxrayError
 from voxray.core.outputs import Output
-from voxray.core.volume import Shape
 from voxray.runtimes.engine_cache import cache_folder, write_whole
 from voxray.runtimes.network import TrainedNetwork
-from voxray.runtimes.protocol import Precision, no_int8
+from voxray.runtimes.protocol import Precision, Runtime, no_int8
 from voxray.runtimes.tensorrt_build import (
     EngineKey,
     Flavour,
@@ -32,7 +31,7 @@ from voxray.runtimes.tensorrt_build import (
 from voxray.runtimes.tensors import INPUT, assemble
 
 
-class TensorRtRuntime:
+class TensorRtRuntime(Runtime):
     """An engine ready on a GPU; patches must have its window, and come in its batches or fewer."""
 
     name = "tensorrt"
@@ -43,8 +42,8 @@ class TensorRtRuntime:
         """`cache` is the file in which TensorRT-RTX keeps the kernels that it compiles when it first runs."""
         self.device, self.precision = device, key.precision
         x, y, z = key.window_vox
-        self.window_vox: Shape | None = (x, y, z)
-        self.max_batch: int | None = key.batches[2]
+        self.window_vox = (x, y, z)
+        self.max_batch = key.batches[2]
         self._least, self._key, self._cache_file = key.batches[0], key, cache
         with torch.cuda.device(device):
             self._log = listen(flavour.api)

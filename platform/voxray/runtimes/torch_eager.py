@@ -11,17 +11,13 @@ from torch import Tensor, nn
 
 from voxray.core.errors import ConfigError, ResourceError, VoxrayError
 from voxray.core.outputs import DetectionOutput, Head, Output, SegmentationFeatures, SegmentationOutput
-from voxray.core.volume import Shape
 from voxray.runtimes.network import TrainedNetwork
-from voxray.runtimes.protocol import DTYPES, Precision, no_int8
+from voxray.runtimes.protocol import DTYPES, Precision, Runtime, no_int8
 from voxray.runtimes.torch_head import without_head
 
 
-class TorchRuntime:
+class TorchRuntime(Runtime):
     """The module in eval mode, under autocast where the precision is half."""
-
-    window_vox: Shape | None = None
-    max_batch: int | None = None
 
     def __init__(
         self,

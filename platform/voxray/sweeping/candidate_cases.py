@@ -32,12 +32,12 @@ from voxray.inference.candidates.file import (
     with_truth,
     write_recorded,
 )
-from voxray.inference.candidates.folder import FOLDER, CandidateFolder, said_by
-from voxray.inference.restore import boxes_on
+from voxray.inference.candidates.folder import FOLDER, CandidateFolder, recorded_case, said_by
 from voxray.loading import CaseContent, case_content, list_cases, load_case
 from voxray.results.answers import Engine, open_engine
 from voxray.store.signature import signature_of
 from voxray.sweeping.search_space import as_overrides
+from voxray.tasks.restore import boxes_on
 from voxray.training.checkpoint import read_state
 
 _AT_ONCE = 4
@@ -184,7 +184,7 @@ class CaseRecorder:
         self._predictor.predict(case.image, recorder=recorder)
         content = origin.content.scan
         source = self._engine.record_source(case.case_id, case.image.grid, patient=case.patient_id, content=content)
-        return self._candidates.recorded(recorder, source)
+        return recorded_case(recorder, source)
 
     def _known(self, case: Case, folder: Place) -> RecordedCase:
         return read_recorded(folder, file_name(case.case_id))

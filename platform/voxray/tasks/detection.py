@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -14,7 +16,7 @@ from voxray.boxes.coding import decode
 from voxray.core.batch import Batch
 from voxray.core.case import Case
 from voxray.core.detections import Detections
-from voxray.core.errors import DataError
+from voxray.core.errors import ConfigError
 from voxray.core.outputs import DetectionOutput
 from voxray.core.recipe import DetectionLoss, DetectionMerge, Recipe
 from voxray.core.volume import Grid, Shape
@@ -22,29 +24,35 @@ from voxray.losses import Reduce
 from voxray.losses.detection import assign_batch, detection_loss, draw
 from voxray.metrics import coco
 from voxray.tasks.candidates import Candidates, Placed, clipped, has_volume, place
-from voxray.tasks.merging import merge_placed
+from voxray.tasks.finite import require_finite
+from voxray.tasks.merging import merge_candidates, merge_placed
 from voxray.tasks.mirror import swapped_sides
+from voxray.tasks.recorder import Recorder
+from voxray.tasks.restore import detections_on
 from voxray.windows import windows_over
 
 
+@dataclass(frozen=True, eq=False)
 class DetectionTask:
     """Anchor-based detection of a recipe's classes; holds no weights and no state."""
 
-    primary_metric = "mAP"
+    recipe: Recipe
+    classes: Sequence[str]
+    primary_metric: ClassVar[str] = "mAP"
+    is_recordable: ClassVar[bool] = True
+    head: ClassVar[None] = None
 
-    def __init__(self, recipe: Recipe, classes: Sequence[str]) -> None:
-        assert recipe.anchors is not None
-        assert isinstance(recipe.loss, DetectionLoss)
-        self.classes = tuple(classes)
-        self.recipe = recipe
-        self._anchors, self._loss, self._inference = recipe.anchors, recipe.loss, recipe.inference
-        self._strides = recipe.network.level_strides_vox
+    def __post_init__(self) -> None:
+        assert self.recipe.anchors is not None
+        assert isinstance(self.recipe.loss, DetectionLoss)
 
     def loss(self, output: DetectionOutput, batch: Batch, reduce: Reduce) -> dict[str, Tensor]:
         """``class`` and ``box``, globally normalised; the sampling draws from torch's CPU generator."""
-        assignment = assign_batch(batch, self._levels(output), self._loss)
-        draws = draw(assignment, self._loss)
-        return detection_loss(output, batch, assignment, draws, loss=self._loss, reduce=reduce)
+        loss = self.recipe.loss
+        assert isinstance(loss, DetectionLoss)
+        assignment = assign_batch(batch, self._levels(output), loss)
+        draws = draw(assignment, loss)
+        return detection_loss(output, batch, assignment, draws, loss=loss, reduce=reduce)
 
     def decode(self, output: DetectionOutput) -> list[Candidates]:
         """Each window's candidates: per level the best-scored above the recipe's floor, clipped to the window."""
@@ -75,9 +83,23 @@ class DetectionTask:
             num_views=number,
         )
 
-    def merge(self, windows: Iterable[tuple[Shape, Candidates]], grid: Grid, how: DetectionMerge) -> Detections:
-        """The scan's findings in edge voxels of `grid`, highest score first."""
-        return merge_placed(self.place(windows, grid, how), how)
+    def merge(
+        self,
+        windows: Iterable[tuple[Shape, Candidates]],
+        grid: Grid,
+        how: DetectionMerge,
+        *,
+        scan_grid: Grid | None = None,
+        recorder: Recorder | None = None,
+    ) -> Detections:
+        """The scan's findings in edge voxels of `grid`, or of the scan's own, highest score first."""
+        if recorder is None:
+            found = merge_placed(self.place(windows, grid, how), how)
+        else:
+            placed = self.place(windows, grid)
+            recorder.candidates(placed, grid)
+            found = merge_candidates(placed, grid, how)
+        return found if scan_grid is None else detections_on(found, grid, scan_grid)
 
     def place(
         self, windows: Iterable[tuple[Shape, Candidates]], grid: Grid, how: DetectionMerge | None = None
@@ -85,13 +107,23 @@ class DetectionTask:
         """The scan's candidates on `grid`, all of them or those that `how` allows."""
         return place(windows, grid, windows_over(grid.shape, self.recipe).window, how=how)
 
+    @staticmethod
+    def recorded_labels(classes: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...]:
+        """None: the candidates of all classes are recorded."""
+        del classes
+        if wanted:
+            raise ConfigError("--keep-classes: is for segmentation; a detection keeps the candidates of all classes.")
+        return ()
+
     def score(self, found: Sequence[Detections], truth: Sequence[Case]) -> dict[str, float]:
         """COCO's mAP and mAR over IoU 0.10 to 0.50, and AP and AR at single thresholds, also for each class."""
         boxes, classes = [case.boxes for case in truth], [case.classes for case in truth]
         return coco.evaluate(found, boxes, classes, self.classes)
 
     def _levels(self, output: DetectionOutput) -> tuple[AnchorLevel, ...]:
-        return anchor_levels(self._anchors, [m.shape[2:] for m in output.class_logits], self._strides)
+        assert self.recipe.anchors is not None
+        shapes = [m.shape[2:] for m in output.class_logits]
+        return anchor_levels(self.recipe.anchors, shapes, self.recipe.network.level_strides_vox)
 
     def _candidates(
         self,
@@ -101,7 +133,7 @@ class DetectionTask:
         window: Sequence[int],
     ) -> Candidates:
         """The candidates of one window, from its maps."""
-        config = self._inference
+        config = self.recipe.inference
         parts = [
             _level_candidates(*maps, floor=config.candidate_floor, most=config.candidates_per_level)
             for maps in zip(levels, logits, deltas, strict=True)
@@ -122,25 +154,16 @@ def _level_candidates(
     most: int,
 ) -> Candidates:
     """The best `most` pairs of anchor and class with a score above the floor; only their boxes are decoded."""
-    flat = _finite(logits.flatten().float())
+    flat = logits.flatten().float()
+    require_finite(flat)
     above = (flat > _logit(floor)).nonzero().squeeze(1)
     best, chosen = flat[above].topk(min(most, len(above)))
     channel, places = above[chosen] // level.num_places, above[chosen] % level.num_places
     num_classes = len(logits) // level.num_shapes
     shapes = channel // num_classes
-    rows = _finite(deltas.reshape(level.num_shapes, 6, -1)[shapes, :, places].float())
+    rows = deltas.reshape(level.num_shapes, 6, -1)[shapes, :, places].float()
+    require_finite(rows)
     return Candidates(decode(rows, level.boxes_at(places, shapes)), best.sigmoid(), channel % num_classes)
-
-
-def _finite(values: Tensor) -> Tensor:
-    """The values, or a DataError: a broken network must not look like a scan without findings."""
-    if torch.isfinite(values.sum()):
-        return values
-    raise DataError(
-        "model.not_finite",
-        "The network's answer is not finite.",
-        remedy="Predict in float32 or bf16; if that does not help, the weights are broken: use an earlier epoch.",
-    )
 
 
 def _logit(share: float) -> float:

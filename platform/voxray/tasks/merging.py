@@ -16,7 +16,8 @@ from voxray.boxes.cluster import Clustering, Evidence, Groups, fuse_groups, grou
 from voxray.boxes.nms import nms
 from voxray.core.detections import Detections
 from voxray.core.recipe import DetectionMerge
-from voxray.tasks.candidates import Placed
+from voxray.core.volume import Grid
+from voxray.tasks.candidates import Placed, allowed
 
 
 class BoxRows(NamedTuple):
@@ -94,6 +95,11 @@ def merge_placed(found: Placed, how: DetectionMerge, *, joining: Joining = MEASU
     if not pooled:
         rows = _over_views(rows, found.num_views, how)
     return _answer(rows, how)
+
+
+def merge_candidates(placed: Placed, grid: Grid, how: DetectionMerge) -> Detections:
+    """The merge of candidates that nothing was yet left out of, in edge voxels of their grid."""
+    return merge_placed(placed.take(allowed(placed.boxes, placed.scores, grid.spacing_mm, how)), how)
 
 
 def best_rows(scores: Float[Tensor, " n"], views: Int64[Tensor, " n"], most: int | None) -> Int64[Tensor, " k"]:

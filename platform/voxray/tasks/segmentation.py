@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -18,10 +21,12 @@ from voxray.core.volume import Grid, Shape, Volume
 from voxray.losses import Reduce
 from voxray.losses.segmentation import segmentation_loss
 from voxray.metrics.dice import confusion, dice
-from voxray.tasks.components import tidy
+from voxray.tasks.finite import require_finite
+from voxray.tasks.labels import labels_above, labels_of, selected, thresholds_of, tidy
 from voxray.tasks.mirror import swapped_sides
-from voxray.tasks.stitch import WindowValues, blocks, corner, labels_of, refuse_not_finite, slabs
-from voxray.tasks.thresholds import labels_above, selected, thresholds_of
+from voxray.tasks.recorder import Recorder
+from voxray.tasks.restore import FEW_CLASSES, axis_map, labels_on, shares_on
+from voxray.tasks.stitch import WindowValues, blocks, corner, slabs
 from voxray.windows import Lattice, windows_over
 
 MAX_CLASSES = 255
@@ -33,27 +38,30 @@ KeepShares = Callable[[Shape, Float[Tensor, "c x y z"]], None]
 _TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
+@dataclass(frozen=True, eq=False)
 class SegmentationTask:
     """The segmentation `Task`: logits are blended and argmax'd; softmax would change nothing but the memory."""
 
-    primary_metric = "dice"
+    recipe: Recipe
+    classes: Sequence[str]
+    head: Head | None = None
+    """What windows have still to go through, where they are a head's features and no logits."""
+    primary_metric: ClassVar[str] = "dice"
 
-    def __init__(self, recipe: Recipe, classes: Sequence[str]) -> None:
-        if len(classes) > MAX_CLASSES:
-            raise ConfigError(f"a label map holds at most {MAX_CLASSES} classes, got {len(classes)}; train fewer.")
-        assert isinstance(recipe.loss, SegmentationLoss), recipe.loss.kind
-        self.recipe, self.classes, self._loss = recipe, tuple(classes), recipe.loss
-        self.head: Head | None = None
-        """What windows have still to go through, where they are a head's features and no logits."""
-        swapped = [0, *(index + 1 for index in swapped_sides(self.classes))]
-        self._sides = None if swapped == sorted(swapped) else swapped
-        if isinstance(recipe.merge, SegmentationMerge):
-            self._require_classes(recipe.merge)
+    def __post_init__(self) -> None:
+        if len(self.classes) > MAX_CLASSES:
+            raise ConfigError(
+                f"a label map holds at most {MAX_CLASSES} classes, got {len(self.classes)}; train fewer."
+            )
+        assert isinstance(self.recipe.loss, SegmentationLoss), self.recipe.loss.kind
+        if isinstance(self.recipe.merge, SegmentationMerge):
+            self._require_classes(self.recipe.merge)
 
     def loss(self, output: SegmentationOutput, batch: Batch, reduce: Reduce) -> dict[str, Tensor]:
         """The ``dice`` and ``ce`` parts, already weighted."""
         assert batch.labels is not None, "segmentation trains on label maps"
-        return segmentation_loss(output.logits, batch.labels, self._loss, reduce)
+        assert isinstance(self.recipe.loss, SegmentationLoss)
+        return segmentation_loss(output.logits, batch.labels, self.recipe.loss, reduce)
 
     def decode(self, output: SegmentationOutput | SegmentationFeatures) -> list[Tensor]:
         """Each window's logits (classes x y z), or features, as they are."""
@@ -69,14 +77,34 @@ class SegmentationTask:
         """The mean of `number` views' logits, from that of all but one of them and the last; in place."""
         return so_far.lerp_(other, 1 / number)
 
-    def merge(self, windows: Iterable[WindowValues], grid: Grid, how: SegmentationMerge) -> Volume:
-        """The label map on `grid`, from the windows of the recipe's lattice in its order."""
-        return self.finish(self.blend(windows, grid, how), how)
+    def merge(
+        self,
+        windows: Iterable[WindowValues],
+        grid: Grid,
+        how: SegmentationMerge,
+        *,
+        scan_grid: Grid | None = None,
+        recorder: Recorder | None = None,
+    ) -> Volume:
+        """The label map on `grid`, or on the scan's own, from the windows of the recipe's lattice in its order.
+
+        Components are judged on the grid of the answer.
+        """
+        if recorder is not None:
+            recorder.begin(grid)
+        if scan_grid is not None and self._interpolates(grid, scan_grid):
+            axis, slabs = int(np.argmax(grid.shape)), self.shares(windows, grid)
+            slabs = slabs if recorder is None else recorder.slabs(slabs, axis)
+            labels = shares_on(slabs, grid, scan_grid, axis=axis, named=partial(self.labels_from, how=how))
+        else:
+            labels = self.blend(windows, grid, how, keep=None if recorder is None else recorder.block)
+            labels = labels if scan_grid is None else labels_on(labels, scan_grid)
+        return self.finish(labels, how)
 
     def blend(
         self, windows: Iterable[WindowValues], grid: Grid, how: SegmentationMerge, *, keep: KeepShares | None = None
     ) -> Volume:
-        """`merge` without its last step, `finish`, which may wait for another grid; `keep` sees all shares."""
+        """The label map on `grid` before `finish`, which may wait for another grid; `keep` sees all shares."""
         places, labels = windows_over(grid.shape, self.recipe), np.zeros(grid.shape, np.uint8)
         thresholds = thresholds_of(how, self.classes)
         if thresholds is None and keep is None:
@@ -131,6 +159,36 @@ class SegmentationTask:
         selected(how.largest_only, self.classes, field="merge.largest_only")
         selected(how.fill_holes, self.classes, field="merge.fill_holes")
 
+    @staticmethod
+    def recorded_labels(classes: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...]:
+        """The labels of the wanted classes, or of all where there are few."""
+        if wanted:
+            return tuple(selected(tuple(wanted), classes, field="--keep-classes"))
+        if len(classes) > FEW_CLASSES:
+            raise ConfigError(
+                f"--keep-candidates: {len(classes)} classes are too many to keep the probabilities of; name up to "
+                f"{FEW_CLASSES}, as --keep-classes {classes[0]},{classes[1]}."
+            )
+        return tuple(range(1, len(classes) + 1))
+
+    @property
+    def is_recordable(self) -> bool:
+        """Whether the probabilities of all classes may be recorded."""
+        return len(self.classes) <= FEW_CLASSES
+
+    def _interpolates(self, grid: Grid, scan_grid: Grid) -> bool:
+        """Whether classes' shares, not labels, go back to the scan's grid."""
+        restore = self.recipe.inference.restore
+        if restore == "labels" or np.allclose(np.abs(axis_map(scan_grid, grid).scale), 1.0):
+            return False
+        return restore == "shares" or len(self.classes) <= FEW_CLASSES
+
+    @cached_property
+    def _sides(self) -> list[int] | None:
+        """Where each label is found in a window that was mirrored on x; None where that changes nothing."""
+        swapped = [0, *(index + 1 for index in swapped_sides(self.classes))]
+        return None if swapped == sorted(swapped) else swapped
+
     @property
     def _is_two(self) -> bool:
         """Whether the difference of two classes' logits is all that matters."""
@@ -149,7 +207,7 @@ class SegmentationTask:
     def _shares(self, sums: Float[Tensor, "c x y z"], *, two: bool = False) -> Float[Tensor, "k x y z"]:
         """The shares of weighted sums whose last channel is the sum of weights; in place."""
         mean = (sums[:-1] if self.head is None else self.head.sums(sums)).div_(sums[-1:])
-        refuse_not_finite(mean)
+        require_finite(mean)
         return torch.tanh(mean.mul_(0.5), out=mean) if two else torch.softmax(mean, 0, out=mean)
 
     def score(self, found: Sequence[Volume], truth: Sequence[Case]) -> dict[str, float]:

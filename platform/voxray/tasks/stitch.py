@@ -1,9 +1,9 @@
-"""Windows of logits to labels, block by block: only what later windows can still touch is kept.
+"""Windows of logits to weighted sums, block by block: only what later windows can still touch is kept.
 
 With 105 classes the logits of a 287 x 287 x 397 scan take 12.8 GiB in float32, and a softmax as much again. Windows
 come in the order of a lattice, along its longest axis first; so with each window one box is done, up to where the
 next windows begin, and what lies beyond it is carried on to them: from window to window, from row to row, from layer
-to layer. Labels are the argmax of the weighted sums: dividing by the weights or a softmax would not move it.
+to layer.
 """
 
 from __future__ import annotations
@@ -13,19 +13,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
-from voxray.core.errors import DataError
-from voxray.core.outputs import Head, channels_last
+from voxray.core.outputs import channels_last
 from voxray.core.volume import Shape
 from voxray.windows import Lattice, blend_weights
 
 WindowValues = tuple[Shape, Float[Tensor, "c x y z"]]
 """First voxel and logits, or a head's features, overwritten. A window may reach beyond the end of the grid."""
 Blend = Literal["constant", "gaussian"]
-
-_VOXELS_AT_ONCE = 1 << 15
 
 
 def blocks(
@@ -126,44 +123,6 @@ class _Carry:
             first = place[axis] if axis in self._spanned else 0
             view = view.narrow(axis + 1, first, length if axis == self._axis else part.shape[axis + 1])
         return view
-
-
-def labels_of(sums: Float[Tensor, "c x y z"], head: Head | None = None) -> UInt8[Tensor, "x y z"]:
-    """The first class of the largest sum; a sum that is not finite is a DataError, never a label.
-
-    With a `head` they are the sums of its features and of the weights, and go through it a few planes at a time.
-    """
-    labels = torch.empty(sums.shape[1:], dtype=torch.uint8, device=sums.device)
-    on_cpu = sums.device.type == "cpu"
-    at_once = _VOXELS_AT_ONCE * (torch.get_num_threads() if on_cpu else 64 if head is None else 8)
-    planes = max(1, at_once // max(1, labels[0].numel()))
-    for some, named in zip(torch.split(sums, planes, dim=1), torch.split(labels, planes), strict=True):
-        all_sums = some if head is None else head.sums(some)
-        best, found = _largest(all_sums) if on_cpu else all_sums.max(0)
-        refuse_not_finite(best)
-        named.copy_(found)
-    return labels
-
-
-def refuse_not_finite(values: Tensor) -> None:
-    """A broken network must not look like an empty scan."""
-    if not torch.isfinite(values.sum()):
-        raise DataError(
-            "model.not_finite",
-            "The network's answer is not finite.",
-            remedy="Predict in float32 or bf16; if that does not help, the weights are broken: use an earlier epoch.",
-        )
-
-
-def _largest(sums: Float[Tensor, "c x y z"]) -> tuple[Float[Tensor, "x y z"], Shaped[Tensor, "x y z"]]:
-    """The largest value and its class. Class by class, where they lie apart: a third of torch's own time over all."""
-    if channels_last(sums):
-        return sums.movedim(0, -1).max(-1)
-    best, label = sums[0].clone(), torch.zeros(sums.shape[1:], dtype=torch.uint8)
-    for number, values in enumerate(sums[1:], start=1):
-        label.masked_fill_(values > best, number)
-        torch.maximum(best, values, out=best)
-    return best, label
 
 
 def _with_ones(part: Float[Tensor, "c x y z"], weights: Float[Tensor, "1 x y z"] | None) -> Tensor:

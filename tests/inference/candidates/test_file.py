@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from voxray.tasks.recorder import Recorder
 
 from support.bright_scans import BrightConfig, bright_recipe, bright_run, sphere_scan
 from voxray.core.answer_json import stamp
@@ -28,7 +29,6 @@ from voxray.inference.candidates.file import (
     with_truth,
     write_recorded,
 )
-from voxray.inference.candidates.recorder import Recorder
 from voxray.inference.predictor import Prediction, Predictor
 
 TURN = np.eye(3)[[1, 2, 0]]

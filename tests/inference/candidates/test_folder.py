@@ -15,12 +15,12 @@ from voxray.core.errors import ConfigError
 from voxray.core.progress import SilentProgress
 from voxray.core.recipe import DetectionMerge, SegmentationMerge
 from voxray.core.storage import Place
-from voxray.inference.candidates.file import merge_candidates, read_recorded
-from voxray.inference.candidates.folder import CandidateFolder, labels_to_keep
+from voxray.inference.candidates.file import read_recorded
+from voxray.inference.candidates.folder import CandidateFolder
 from voxray.readers import read_label_map, write_nifti
 from voxray.results.answers import open_engine
 from voxray.store import Store
-from voxray.tasks import build_task
+from voxray.tasks import build_task, recorded_labels
 from voxray.training.checkpoint import read_state
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's use of SQLAlchemy

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from voxray.tasks.recorder import Recorder
 
 from support.many_classes import MANY, Whole, answered, many_classes, many_classes_onnx, some_patches
 from support.small_networks import exported_onnx, furthest
 from voxray.core.recipe import SegmentationMerge
-from voxray.inference.candidates.recorder import Recorder
 from voxray.runtimes.openvino.engine import OpenVinoRuntime, save_ir
 from voxray.runtimes.openvino.int8 import save_int8
 
@@ -52,7 +52,7 @@ def test_thresholds_and_kept_shares_are_those_of_blended_logits() -> None:
     )
     assert 0 < (found == 8).sum() < (answered(engine) == 8).sum(), "the class with a threshold"
     assert (found == expected).mean() > 0.999
-    kept, others = (recorder._shares for recorder in recorders)
+    kept, others = (recorder.shares for recorder in recorders)
     assert kept is not None
     assert others is not None
     assert np.abs(kept.astype(int) - others.astype(int)).max() <= 1

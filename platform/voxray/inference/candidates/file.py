@@ -30,14 +30,12 @@ from voxray.core.errors import DataError
 from voxray.core.recipe import DetectionMerge, SegmentationMerge
 from voxray.core.storage import Place
 from voxray.core.volume import Grid, Shape, Volume
-from voxray.inference.restore import bytes_on, detections_on
-from voxray.tasks.candidates import Placed, allowed
-from voxray.tasks.components import tidy
-from voxray.tasks.merging import merge_placed
-from voxray.tasks.thresholds import labels_above, selected, thresholds_of
+from voxray.tasks.candidates import Placed
+from voxray.tasks.labels import labels_above, selected, thresholds_of, tidy
+from voxray.tasks.merging import merge_candidates
+from voxray.tasks.recorder import WHOLE
+from voxray.tasks.restore import bytes_on, detections_on
 
-WHOLE = 255
-"""A probability of 1, as it is recorded."""
 FLOOR = 0.01
 """Probabilities of the recorded classes that are nowhere higher are cut away."""
 REST, TRUTH = "rest", "truth"
@@ -164,11 +162,6 @@ class RecordedCase:
             to[axis], of[axis] = slice(low - first, high - first), slice(low - start[axis], high - start[axis])
             slab[(slice(None), *to)] = torch.from_numpy(self.shares[(slice(None), *of)]).float()
         return slab
-
-
-def merge_candidates(placed: Placed, grid: Grid, how: DetectionMerge) -> Detections:
-    """The merge of candidates that were recorded whole, in edge voxels of their grid."""
-    return merge_placed(placed.take(allowed(placed.boxes, placed.scores, grid.spacing_mm, how)), how)
 
 
 def labels_of_shares(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import UInt8
 
 from voxray.core.answer_json import ModelStamp
-from voxray.core.errors import ConfigError, DataError
+from voxray.core.errors import DataError
 from voxray.core.recipe import Recipe
 from voxray.core.storage import Location, Place
-from voxray.core.volume import Grid
+from voxray.core.volume import Grid, Shape
 from voxray.inference.candidates.file import (
+    FLOOR,
     RecordedCase,
     RecordedHeader,
     RecordedTruth,
@@ -19,9 +23,8 @@ from voxray.inference.candidates.file import (
     with_truth,
     write_recorded,
 )
-from voxray.inference.candidates.recorder import Recorder
-from voxray.inference.restore import FEW_CLASSES
-from voxray.tasks.thresholds import selected
+from voxray.tasks import recorded_labels
+from voxray.tasks.recorder import WHOLE, Recorder
 from voxray.training.checkpoint import EPOCH, read_state
 
 FOLDER = "candidates"
@@ -39,30 +42,16 @@ class CandidateFolder:
     @staticmethod
     def of(folder: Place, recipe: Recipe, classes: Sequence[str], wanted: Sequence[str] = ()) -> CandidateFolder:
         """For a network that answers `classes`; a ConfigError where these are too many and none are `wanted`."""
-        labels = labels_to_keep(recipe, classes, wanted)
-        names = tuple(classes[label - 1] for label in labels) if recipe.task == "segmentation" else tuple(classes)
-        return CandidateFolder(folder, names, labels)
+        labels = recorded_labels(recipe.task, classes, wanted)
+        return CandidateFolder(folder, tuple(classes[label - 1] for label in labels) or tuple(classes), labels)
 
     def recorder(self) -> Recorder:
         """What takes notes of one scan."""
         return Recorder(self.labels)
 
-    def recorded(self, recorder: Recorder, source: RecordSource) -> RecordedCase:
-        """The notes of one scan."""
-        recorded = recorder.recorded(
-            source.recipe,
-            source.stamp,
-            case=source.case,
-            classes=source.classes,
-            scan_grid=source.scan_grid,
-            patient=source.patient,
-        )
-        origin = {"scan_sha256": source.scan_sha256, "shard": source.shard}
-        return replace(recorded, head=recorded.head.model_copy(update=origin))
-
     def write(self, recorder: Recorder, source: RecordSource, truth: RecordedTruth | None = None) -> None:
         """Writes the notes of one scan."""
-        recorded = self.recorded(recorder, source)
+        recorded = recorded_case(recorder, source)
         write_recorded(self.folder, recorded if truth is None else with_truth(recorded, truth))
 
     def find(self, case: str, stamp: ModelStamp) -> RecordedHeader | None:
@@ -92,25 +81,42 @@ class RecordSource:
     shard: str = ""
 
 
+def recorded_case(recorder: Recorder, source: RecordSource) -> RecordedCase:
+    """What was recorded of a scan, as it is written to a file; a patient who is not known is the case."""
+    assert recorder.grid is not None, "nothing was answered"
+    head = RecordedHeader(
+        case=source.case,
+        patient=source.patient or source.case,
+        scan_sha256=source.scan_sha256,
+        shard=source.shard,
+        classes=source.classes,
+        model=source.stamp,
+        grid=recorder.grid.to_dict(),
+        scan_grid=source.scan_grid.to_dict(),
+    )
+    update: dict[str, object]
+    if recorder.placed is not None:
+        mirrors = ((), *source.recipe.inference.mirrors)
+        update = {
+            "window_vox": recorder.placed.window,
+            "starts_vox": tuple(map(tuple, recorder.placed.starts.tolist())),
+            "num_models": -(-recorder.placed.num_views // len(mirrors)),
+            "mirrors": mirrors,
+        }
+        return RecordedCase(head.model_copy(update=update), placed=recorder.placed)
+    assert recorder.shares is not None
+    start, shares = _cropped(recorder.shares)
+    update = {
+        "classes": tuple(source.classes[label - 1] for label in recorder.labels),
+        "start_vox": start,
+        "shape_vox": shares.shape[1:],
+    }
+    return RecordedCase(head.model_copy(update=update), shares=shares)
+
+
 def said_by(stamp: ModelStamp) -> dict[str, object]:
     """What of a stamp the candidates depend on."""
     return stamp.model_dump(exclude={"merge": True, "inference": {"restore"}, "engine": True})
-
-
-def labels_to_keep(recipe: Recipe, classes: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...]:
-    """The labels of the wanted classes, or of all where there are few; none for a detection."""
-    if recipe.task == "detection":
-        if wanted:
-            raise ConfigError("--keep-classes: is for segmentation; a detection keeps the candidates of all classes.")
-        return ()
-    if wanted:
-        return tuple(selected(tuple(wanted), classes, field="--keep-classes"))
-    if len(classes) > FEW_CLASSES:
-        raise ConfigError(
-            f"--keep-candidates: {len(classes)} classes are too many to keep the probabilities of; name up to "
-            f"{FEW_CLASSES}, as --keep-classes {classes[0]},{classes[1]}."
-        )
-    return tuple(range(1, len(classes) + 1))
 
 
 def candidates_folder(run: Location, epoch: int) -> Place:
@@ -124,3 +130,14 @@ def forget_candidates(run: Location, *, but: int) -> None:
     for name in place.folders(FOLDER):
         if EPOCH.fullmatch(name) and name not in wanted:
             place.remove(f"{FOLDER}/{name}")
+
+
+def _cropped(shares: UInt8[np.ndarray, "c x y z"]) -> tuple[Shape, UInt8[np.ndarray, "c x y z"]]:
+    """The first voxel and the probabilities of what holds all that is above the floor."""
+    above = shares[1:] > FLOOR * WHOLE
+    ends = []
+    for axis in range(3):
+        planes = np.flatnonzero(above.any(axis=tuple(side for side in range(4) if side != axis + 1)))
+        ends.append((int(planes[0]), int(planes[-1]) + 1) if len(planes) else (0, 0))
+    (x1, x2), (y1, y2), (z1, z2) = ends
+    return (x1, y1, z1), np.ascontiguousarray(shares[:, x1:x2, y1:y2, z1:z2])

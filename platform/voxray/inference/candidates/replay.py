@@ -22,13 +22,14 @@ from voxray.core.detections import Detections
 from voxray.core.errors import DataError
 from voxray.core.recipe import DetectionMerge, Merge, SegmentationMerge
 from voxray.core.volume import Grid
-from voxray.inference.candidates.file import FLOOR, WHOLE, RecordedCase, labels_of_shares
+from voxray.inference.candidates.file import FLOOR, RecordedCase, labels_of_shares
 from voxray.metrics import coco
 from voxray.metrics.bootstrap import Weights, ones
 from voxray.metrics.dice import confusion, dice
 from voxray.metrics.pool import pool_of
 from voxray.tasks.candidates import Placed, allowed, has_volume
 from voxray.tasks.merging import MEASURED, BoxRows, merge_placed
+from voxray.tasks.recorder import WHOLE
 
 MOST_PAIRS = 1 << 20
 """Of overlapping candidates that are listed for a case; more are measured in every trial."""

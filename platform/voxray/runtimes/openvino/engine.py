@@ -26,7 +26,7 @@ from voxray.core.volume import Shape
 from voxray.runtimes.network import EngineFormat, TrainedNetwork
 from voxray.runtimes.openvino.graph import OURS, quicken
 from voxray.runtimes.openvino.head import without_head
-from voxray.runtimes.protocol import Precision, no_int8
+from voxray.runtimes.protocol import Precision, Runtime, no_int8
 from voxray.runtimes.tensors import assemble
 
 _HINTS: dict[Precision, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
@@ -37,12 +37,10 @@ _VOXELS_KEPT = 4 << 20
 more for a voxel."""
 
 
-class OpenVinoRuntime:
+class OpenVinoRuntime(Runtime):
     """A model that OpenVINO compiles for this CPU; how many threads it takes is left to it."""
 
     name = "openvino"
-    window_vox: Shape | None = None
-    max_batch: int | None = None
 
     def __init__(self, model: bytes | Path, *, precision: Precision = "fp32", usual_vox: Shape | None = None) -> None:
         """`model` is ONNX, or the .xml of an intermediate representation. `usual_vox`: what most windows will be."""

@@ -6,13 +6,15 @@ On a CPU, which one window keeps busy, it gains nothing, so that it is off unles
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from voxray.runtimes.protocol import Forward, Runtime, as_runtime
 
 _WAIT_S = 0.02
 """The most that a window waits for others."""
@@ -26,24 +28,22 @@ class _Asked:
     error: BaseException | None = None
 
 
-class BatchingNetwork:
+class BatchingNetwork(Runtime):
     """A network that several threads call, each with the windows of its own scan.
 
     Whoever comes first waits for the others that are at work, and answers for all: in its own thread, under its own
     autocast, so that each gets what it would have got alone.
     """
 
-    head = None
-    """The whole network is asked."""
-
-    def __init__(self, network: Callable[[Tensor], Any], most: int) -> None:
-        self._network, self._most = network, most
+    def __init__(self, network: Forward | Runtime, most: int) -> None:
+        """Its `head` stays None: the whole network is asked."""
+        self._network, self._most = as_runtime(network, torch.device("cpu")), most
+        self.name, self.precision, self.device = self._network.name, self._network.precision, self._network.device
+        self.window_vox, self.max_batch = self._network.window_vox, self._network.max_batch
+        self.streams = self._network.streams
         self._condition = threading.Condition()
         self._asked: list[_Asked] = []
         self._led, self._users = False, 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._network, name)
 
     @contextmanager
     def used(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from voxray.core.detections import Detections
 from voxray.core.volume import Grid, Volume
-from voxray.tasks.stitch import labels_of
+from voxray.tasks.labels import labels_of
 
 FEW_CLASSES = 7
 """Up to so many foreground classes, their probabilities go back to the scan's own grid, not their labels."""

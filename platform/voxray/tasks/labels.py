@@ -1,18 +1,27 @@
-"""Label maps tidied up, class by class: holes filled, small components or all but the largest removed.
+"""Labels from blended values: the largest, or thresholds; and label maps tidied up, class by class.
 
-Connected components are found in slabs that are joined where they touch, so that beside the label map only a slab of
-one class is in memory, however large the scan.
+Tidying fills holes and removes small components, or all but the largest. Connected components are found in slabs that
+are joined where they touch, so that beside the label map only a slab of one class is in memory, however large the
+scan.
 """
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int64, UInt8
+import torch
+from jaxtyping import Bool, Float, Int64, Shaped, UInt8
 from numpy.typing import NDArray
 from scipy import ndimage, sparse
+from torch import Tensor
+
+from voxray.core.errors import ConfigError
+from voxray.core.outputs import Head, channels_last
+from voxray.core.recipe import SegmentationMerge, Selection
+from voxray.tasks.finite import require_finite
 
 SLAB_VOXELS = 1 << 24
 
@@ -22,6 +31,63 @@ FACES = ndimage.generate_binary_structure(3, 1)
 """Only voxels that share a face touch."""
 
 _Mask = Bool[np.ndarray, "x y z"]
+_VOXELS_AT_ONCE = 1 << 15
+
+
+def labels_of(sums: Float[Tensor, "c x y z"], head: Head | None = None) -> UInt8[Tensor, "x y z"]:
+    """The first class of the largest sum; a sum that is not finite is a DataError, never a label.
+
+    With a `head` they are the sums of its features and of the weights, and go through it a few planes at a time.
+    """
+    labels = torch.empty(sums.shape[1:], dtype=torch.uint8, device=sums.device)
+    on_cpu = sums.device.type == "cpu"
+    at_once = _VOXELS_AT_ONCE * (torch.get_num_threads() if on_cpu else 64 if head is None else 8)
+    planes = max(1, at_once // max(1, labels[0].numel()))
+    for some, named in zip(torch.split(sums, planes, dim=1), torch.split(labels, planes), strict=True):
+        all_sums = some if head is None else head.sums(some)
+        best, found = _largest(all_sums) if on_cpu else all_sums.max(0)
+        require_finite(best)
+        named.copy_(found)
+    return labels
+
+
+def thresholds_of(how: SegmentationMerge, classes: Sequence[str]) -> list[float | None] | None:
+    """Each class's threshold, None where it has none; None where no class has one."""
+    for name in how.thresholds:
+        _require_class(name, classes, field="merge.thresholds")
+    found = [how.thresholds.get(name, how.threshold) for name in classes]
+    return None if all(one is None for one in found) else found
+
+
+def selected(wanted: Selection, classes: Sequence[str], *, field: str) -> list[int]:
+    """The labels of the classes that a merge's field names."""
+    if isinstance(wanted, bool):
+        return list(range(1, len(classes) + 1)) if wanted else []
+    for name in wanted:
+        _require_class(name, classes, field=field)
+    return [classes.index(name) + 1 for name in wanted]
+
+
+def labels_above(
+    shares: Shaped[Tensor, "c x y z"], thresholds: Sequence[float | None], *, whole: float = 1.0
+) -> UInt8[Tensor, "x y z"]:
+    """Labels from classes' shares of `whole`, background first; ``thresholds[k]`` is that of label k + 1.
+
+    A class with a threshold is there where its share is higher, however much background has; one without where its
+    share is the largest of those without and background. Of several the one with the largest share, of equal ones the
+    first.
+    """
+    labels = torch.zeros(shares.shape[1:], dtype=torch.uint8, device=shares.device)
+    best = shares[0].clone()
+    order = sorted(range(1, len(shares)), key=lambda label: thresholds[label - 1] is not None)
+    for label in order:
+        share, threshold = shares[label], thresholds[label - 1]
+        wins = share > best
+        if threshold is not None:
+            wins = (share > threshold * whole) & (wins | (labels == 0))
+        labels.masked_fill_(wins, label)
+        best = torch.where(wins, share, best)
+    return labels
 
 
 def tidy(
@@ -135,3 +201,22 @@ def _joined(pairs: Sequence[Int64[np.ndarray, "p 2"]], total: int) -> Int64[np.n
     edges = np.concatenate(pairs)
     graph = sparse.coo_array((np.ones(len(edges), bool), (edges[:, 0], edges[:, 1])), shape=(total, total))
     return np.asarray(sparse.csgraph.connected_components(graph, directed=False)[1], np.int64)
+
+
+def _largest(sums: Float[Tensor, "c x y z"]) -> tuple[Float[Tensor, "x y z"], Shaped[Tensor, "x y z"]]:
+    """The largest value and its class. Class by class, where they lie apart: a third of torch's own time over all."""
+    if channels_last(sums):
+        return sums.movedim(0, -1).max(-1)
+    best, label = sums[0].clone(), torch.zeros(sums.shape[1:], dtype=torch.uint8)
+    for number, values in enumerate(sums[1:], start=1):
+        label.masked_fill_(values > best, number)
+        torch.maximum(best, values, out=best)
+    return best, label
+
+
+def _require_class(name: str, classes: Sequence[str], *, field: str) -> None:
+    if name in classes:
+        return
+    near = difflib.get_close_matches(name, classes, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"classes are {', '.join(classes[:10])}."
+    raise ConfigError(f"{field}: no class is named '{name}'; {hint}")
