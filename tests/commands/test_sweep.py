@@ -20,7 +20,6 @@ from voxray.core.errors import ConfigError
 from voxray.core.progress import SilentProgress
 from voxray.core.recipe import DetectionMerge, SegmentationMerge
 from voxray.core.storage import Place
-from voxray.tasks.merging import merge_candidates
 from voxray.core.volume import Volume
 from voxray.inference.candidates.file import RecordedCase, read_recorded, write_recorded
 from voxray.metrics import coco
@@ -29,6 +28,7 @@ from voxray.results.answers import weights_digest
 from voxray.sweeping.candidate_cases import CaseRequest, content_of_recorded, record_cases
 from voxray.sweeping.parts import parts_of
 from voxray.sweeping.report import SweepOptions, SweepReport
+from voxray.tasks.merging import merge_candidates
 from voxray.training.checkpoint import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's use of SQLAlchemy

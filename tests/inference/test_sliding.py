@@ -15,6 +15,7 @@ from voxray.core.outputs import DetectionOutput, SegmentationOutput
 from voxray.core.recipe import Recipe, parse_recipe
 from voxray.core.volume import Grid
 from voxray.inference.sliding import cut, in_float32, in_turn, slide
+from voxray.runtimes import Runtime
 from voxray.tasks import build_task
 
 CPU = torch.device("cpu")
@@ -136,15 +137,15 @@ def test_results_come_in_the_items_order(workers: int) -> None:
 
 @pytest.mark.parametrize("task", ["segmentation", "detection"])
 def test_streams_change_nothing(task: str) -> None:
-    class InStreams:
+    class InStreams(Runtime):
         """A runtime that takes three batches at once."""
 
-        streams = 3
+        name, precision, device, streams = "streams", "fp32", CPU, 3
 
         def __init__(self, model: nn.Module) -> None:
             self.model = model
 
-        def __call__(self, images: Tensor) -> object:
+        def __call__(self, images: Tensor) -> Any:
             return self.model(images)
 
     image = sphere_scan(np.eye(3), angles_deg=(0, 0, 0), spacing_mm=SPACING_MM)[0].hounsfield

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from voxray.tasks.recorder import Recorder
 
 from support.small_networks import small_recipe
 from voxray.core.recipe import SegmentationMerge
@@ -16,6 +15,7 @@ from voxray.core.run import Run
 from voxray.core.volume import Grid, Volume
 from voxray.inference.predictor import Predictor
 from voxray.runtimes import TrainedNetwork, network_of
+from voxray.tasks.recorder import Recorder
 
 MANY = 20
 """Foreground classes, after a layer of 8 channels."""

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from torch import Tensor
-from voxray.tasks.restore import axis_map, detections_on, labels_on, shares_on
 
 from voxray.core.detections import Detections
 from voxray.core.volume import Grid, Vector, Volume
 from voxray.preprocess import orient, resampled_grid
+from voxray.tasks.restore import axis_map, detections_on, labels_on, shares_on
 
 SIGNED_PERMUTATIONS = [
     np.eye(3)[list(order)] * np.array(signs)

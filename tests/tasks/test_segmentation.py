@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
-from voxray.tasks.labels import labels_of, tidy
 
 from voxray.core.batch import Batch
 from voxray.core.case import Case
@@ -23,6 +22,7 @@ from voxray.core.volume import Grid, Shape, Volume
 from voxray.losses import local
 from voxray.recipes import read_recipe
 from voxray.tasks import build_task
+from voxray.tasks.labels import labels_of, tidy
 from voxray.tasks.mirror import swapped_sides
 from voxray.tasks.segmentation import SegmentationTask
 from voxray.tasks.stitch import blocks

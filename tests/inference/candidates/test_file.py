@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from voxray.tasks.recorder import Recorder
 
 from support.bright_scans import BrightConfig, bright_recipe, bright_run, sphere_scan
 from voxray.core.answer_json import stamp
@@ -29,7 +28,9 @@ from voxray.inference.candidates.file import (
     with_truth,
     write_recorded,
 )
+from voxray.inference.candidates.folder import RecordSource, recorded_case
 from voxray.inference.predictor import Prediction, Predictor
+from voxray.tasks.recorder import Recorder
 
 TURN = np.eye(3)[[1, 2, 0]]
 
@@ -56,7 +57,7 @@ def kept_on_disk(
     prediction = predictor.predict(volume, recorder=keep)
     mark = stamp(predictor.run, predictor.recipe, sha256="0" * 64)
     classes = predictor.run.classes
-    recorded = keep.recorded(predictor.recipe, mark, case="a/b", classes=classes, scan_grid=volume.grid)
+    recorded = recorded_case(keep, RecordSource(predictor.recipe, mark, classes, "a/b", volume.grid))
     name = write_recorded(Place.of(folder), recorded)
     assert [path.name for path in folder.iterdir()] == [name] == [file_name("a/b")]
     return prediction, read_recorded(Place.of(folder), name)
@@ -125,7 +126,7 @@ def test_of_many_classes_those_that_are_asked_for_and_the_best_of_the_rest() -> 
     keep.block((0, 0, 0), shares)
     recipe = bright_recipe("segmentation")
     mark = stamp(bright_run(recipe), recipe, sha256="0" * 64)
-    recorded = keep.recorded(recipe, mark, case="c", classes=("a", "b", "c"), scan_grid=grid)
+    recorded = recorded_case(keep, RecordSource(recipe, mark, ("a", "b", "c"), "c", grid))
     assert recorded.head.classes == ("c", "a")
     assert recorded.shares is not None
     expected = torch.stack([torch.maximum(shares[0], shares[2]), shares[3], shares[1]])

@@ -21,6 +21,7 @@ from voxray.readers import read_label_map, write_nifti
 from voxray.results.answers import open_engine
 from voxray.store import Store
 from voxray.tasks import build_task, recorded_labels
+from voxray.tasks.merging import merge_candidates
 from voxray.training.checkpoint import read_state
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's use of SQLAlchemy
@@ -106,9 +107,9 @@ def test_of_many_classes_some_must_be_named() -> None:
     with pytest.raises(
         ConfigError, match=r"9 classes are too many .* name up to 7, as --keep-classes organ 0,organ 1"
     ):
-        labels_to_keep(recipe, names, ())
-    assert labels_to_keep(recipe, names, ("organ 3", "organ 1")) == (4, 2)
+        recorded_labels(recipe.task, names, ())
+    assert recorded_labels(recipe.task, names, ("organ 3", "organ 1")) == (4, 2)
     with pytest.raises(ConfigError, match="--keep-classes: no class is named 'organ'"):
-        labels_to_keep(recipe, names, ("organ",))
+        recorded_labels(recipe.task, names, ("organ",))
     with pytest.raises(ConfigError, match="is for segmentation"):
-        labels_to_keep(detection_recipe(), names, ("organ 3",))
+        recorded_labels("detection", names, ("organ 3",))

@@ -13,7 +13,6 @@ from support.crowds import CLASSES, crowded_case
 from voxray.core.answer_json import stamp
 from voxray.core.errors import DataError
 from voxray.core.recipe import DetectionMerge, SegmentationMerge
-from voxray.tasks.merging import merge_candidates
 from voxray.core.volume import Grid
 from voxray.inference.candidates import replay as module
 from voxray.inference.candidates.file import RecordedCase, RecordedHeader, RecordedTruth, with_truth
@@ -21,6 +20,7 @@ from voxray.inference.candidates.replay import MergeBounds, Replay, mean_dice, r
 from voxray.metrics import coco
 from voxray.metrics.bootstrap import ones
 from voxray.metrics.dice import confusion, dice
+from voxray.tasks.merging import merge_candidates
 
 HOWS: list[dict[str, Any]] = [
     {},

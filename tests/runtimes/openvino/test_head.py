@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from voxray.tasks.recorder import Recorder
 
 from support.many_classes import MANY, Whole, answered, many_classes, many_classes_onnx, some_patches
 from support.small_networks import exported_onnx, furthest
 from voxray.core.recipe import SegmentationMerge
 from voxray.runtimes.openvino.engine import OpenVinoRuntime, save_ir
 from voxray.runtimes.openvino.int8 import save_int8
+from voxray.tasks.recorder import Recorder
 
 
 def test_logits_are_those_of_the_module(tmp_path: Path) -> None:
