@@ -21,6 +21,7 @@ from scans import write_scans
 from table import Row, options, show
 
 from voxray.commands.ingest import ingest
+from voxray.core.progress import SilentProgress
 from voxray.core.recipe import Recipe
 from voxray.dataset import read_dataset
 from voxray.distributed.cluster import connect
@@ -82,7 +83,7 @@ def _voxray(file: Path, recipe: Recipe, store: Path, number: int) -> float:
     dataset = read_dataset(file)
     others = tuple(source.case_id for source in list_cases(dataset)[number:])
     begin = time.perf_counter()
-    report = ingest(dataset.model_copy(update={"exclude": others}), recipe, store)
+    report = ingest(dataset.model_copy(update={"exclude": others}), recipe, store, progress=SilentProgress())
     assert len(report.done) == number, report.failed
     return 60 * number / (time.perf_counter() - begin)
 

@@ -87,7 +87,7 @@ def _compare(name: str, folder: Path, epochs: int, steps: int, cases: int) -> Ro
     if name == "spleen":
         dataset = dataset.with_name("dataset_spleen.toml")
     store = str(folder / f"{name}_store")
-    ingest(read_dataset(dataset), recipe, store)
+    ingest(read_dataset(dataset), recipe, store, progress=SilentProgress())
     here, streamed = (_waiting(store, recipe, folder / f"{name}_{workers}", workers) for workers in (0, 1))
     return Row(
         f"{name}: {recipe.patch.size_vox[0]} x {recipe.patch.size_vox[1]} x {recipe.patch.size_vox[2]}",

@@ -83,7 +83,7 @@ def walk(dataset_file: Path, recipe: Recipe, folder: Path, *, fold: int | None) 
     """Check, ingest, train and evaluate; the score on all cases."""
     dataset = read_dataset(dataset_file)
     assert check(dataset, progress=SilentProgress()).problems == ()
-    ingested = ingest(dataset, recipe, folder / "store")
+    ingested = ingest(dataset, recipe, folder / "store", progress=SilentProgress())
     assert not ingested.failed
     trained = train_silently(folder / "store", recipe, folder / "run", fold=fold, workers=0, seed=1)
     assert np.isfinite(trained.loss)

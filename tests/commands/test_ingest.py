@@ -71,7 +71,7 @@ def made(tmp_path: Path) -> Dataset:
 def test_a_dataset_becomes_a_store_and_follows_its_changes(made: Dataset, tmp_path: Path) -> None:
     out = tmp_path / "store"
     contradict(Path(made.root) / "a_ct.nii.gz")
-    first = ingest(made, RECIPE, out)
+    first = ingest(made, RECIPE, out, progress=SilentProgress())
     assert (first.done, first.kept, first.removed) == (("a", "b"), (), ())
     assert list(first.failed) == ["c"]
     assert first.failed["c"].startswith("case c: [labels.missing] ")
@@ -84,7 +84,7 @@ def test_a_dataset_becomes_a_store_and_follows_its_changes(made: Dataset, tmp_pa
     assert store.manifest.dataset["licence"] == "CC0-1.0"
     before = (out / "cases" / "a.parquet").stat().st_mtime_ns
 
-    again = ingest(made, RECIPE, out)
+    again = ingest(made, RECIPE, out, progress=SilentProgress())
     assert (again.done, again.kept, again.removed) == ((), ("a", "b"), ())
     assert again.warnings == first.warnings == {"a": (DISAGREE,)}
     assert store.manifest.cases["a"].warnings == store.read_case("a").warnings == (DISAGREE,)
@@ -94,14 +94,14 @@ def test_a_dataset_becomes_a_store_and_follows_its_changes(made: Dataset, tmp_pa
     write_scan(folder, "b", seed=7, shift=2)
     write_scan(folder, "c", seed=2)
     (out / "manifest.json").unlink()
-    third = ingest(made, RECIPE, out)
+    third = ingest(made, RECIPE, out, progress=SilentProgress())
     assert (third.done, third.kept, third.failed) == (("b", "c"), ("a",), {})
     assert (out / "cases" / "a.parquet").stat().st_mtime_ns == before
     assert not list(Store.open(out).verify())
 
     (folder / "a_ct.nii.gz").unlink()
     (out / "cases" / "b.parquet").write_bytes(b"cut short")
-    fourth = ingest(made, RECIPE, out)
+    fourth = ingest(made, RECIPE, out, progress=SilentProgress())
     assert (fourth.done, fourth.kept, fourth.removed) == (("b",), ("c",), ("a",))
     assert {path.name for path in (out / "cases").iterdir()} == {"b.parquet", "c.parquet"}
     assert {path.name for path in out.iterdir()} == {"cases", "manifest.json", "tiles.parquet", "objects.parquet"}
@@ -115,13 +115,13 @@ def test_a_dataset_becomes_a_store_and_follows_its_changes(made: Dataset, tmp_pa
 @pytest.mark.usefixtures("one_ray")
 def test_damage_that_only_a_checksum_sees_is_made_anew(made: Dataset, tmp_path: Path) -> None:
     out = tmp_path / "store"
-    ingest(made, RECIPE, out)
+    ingest(made, RECIPE, out, progress=SilentProgress())
     path = out / "cases" / "a.parquet"
     data = bytearray(path.read_bytes())
     data[100] ^= 0xFF
     path.write_bytes(data)
-    assert ingest(made, RECIPE, out).done == ()
-    assert ingest(made, RECIPE, out, verify=True).done == ("a",)
+    assert ingest(made, RECIPE, out, progress=SilentProgress()).done == ()
+    assert ingest(made, RECIPE, out, verify=True, progress=SilentProgress()).done == ("a",)
     assert not list(Store.open(out).verify())
 
 
@@ -156,7 +156,7 @@ def test_nothing_usable_is_an_error(made: Dataset, tmp_path: Path) -> None:
     for path in Path(made.root).glob("*_labels*"):
         path.unlink()
     with pytest.raises(DataError, match=r"none of 3 cases can be used. case a: \[labels.missing\]"):
-        ingest(made, RECIPE, tmp_path / "store")
+        ingest(made, RECIPE, tmp_path / "store", progress=SilentProgress())
 
 
 def test_the_signature_changes_with_what_a_shard_is_made_from(made: Dataset) -> None:
@@ -249,7 +249,7 @@ def test_real_scans(
     monkeypatch.setenv("VOXRAY_TEST_DATA", str(shared_data))
     dataset = read_dataset(Path(__file__).resolve().parents[1] / "datasets" / f"{name}.toml")
     chosen = read_recipe(recipe)
-    report = ingest(dataset, chosen, tmp_path)
+    report = ingest(dataset, chosen, tmp_path, progress=SilentProgress())
     assert (len(report.done), report.failed) == (num_cases, {})
     store = Store.open(tmp_path)
     for source in list_cases(dataset):
@@ -276,10 +276,10 @@ def test_a_store_takes_no_folder_that_is_read_or_somebody_elses(made: Dataset, t
         (tmp_path / "other", "no store"),
     ):
         with pytest.raises(ConfigError, match=said):
-            ingest(made, RECIPE, out)
+            ingest(made, RECIPE, out, progress=SilentProgress())
     scans = made.model_copy(update={"images": made.images.model_copy(update={"glob": ("*",)})})
     with pytest.raises(ConfigError, match="would be taken for a scan"):
-        ingest(scans, RECIPE, root / "store")
+        ingest(scans, RECIPE, root / "store", progress=SilentProgress())
     assert sorted(path for path in tmp_path.rglob("*")) == before
 
 

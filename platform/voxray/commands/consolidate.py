@@ -124,8 +124,10 @@ def _require_alike(first: Loaded, other: Loaded) -> None:
         raise ConfigError(
             f"{other.location}: answers {theirs}; {first.location} answers {ours}. They must be the same."
         )
-    mine, wanted = (json.loads(one.recipe.model_dump_json()) for one in (other, first))
-    different = [name for name in wanted if mine[name] != wanted[name] and name not in ("name", "about")]
+    other_fields, first_fields = (json.loads(one.recipe.model_dump_json()) for one in (other, first))
+    different = [
+        name for name in first_fields if other_fields[name] != first_fields[name] and name not in ("name", "about")
+    ]
     if different:
         raise ConfigError(
             f"{other.location}: its recipe has another {different[0]} than that of {first.location}; networks that "

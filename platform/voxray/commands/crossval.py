@@ -135,21 +135,21 @@ def crossval(
     )
 
 
-def chosen_folds(own: Folds, wanted: int | None) -> Folds:
+def chosen_folds(own: Folds, number: int | None) -> Folds:
     """The dataset's folds, or so many random ones in their place where that loses nothing that they say."""
-    if wanted is None:
+    if number is None:
         if isinstance(own, NoFolds):
             raise ConfigError("folds.kind 'none' has no folds; give their number with --folds K, or describe folds.")
         return own
-    if wanted < 2:
-        raise ConfigError(f"--folds {wanted}: a cross-validation has 2 folds or more.")
+    if number < 2:
+        raise ConfigError(f"--folds {number}: a cross-validation has 2 folds or more.")
     if isinstance(own, KFold | NoFolds):
         fields = own.model_dump() if isinstance(own, KFold) else {}
-        return parse(KFold, {**fields, "num_folds": wanted}, where=f"--folds {wanted}: folds")
-    if num_folds(own) == wanted:
+        return parse(KFold, {**fields, "num_folds": number}, where=f"--folds {number}: folds")
+    if num_folds(own) == number:
         return own
     raise ConfigError(
-        f"--folds {wanted}: the dataset's own folds, of kind '{own.kind}', are {num_folds(own)}; leave the option "
+        f"--folds {number}: the dataset's own folds, of kind '{own.kind}', are {num_folds(own)}; leave the option "
         f"out, or describe folds of kind 'kfold' in the dataset's file."
     )
 

@@ -22,7 +22,7 @@ from typing import Any
 from voxray.core.apart import keep_apart
 from voxray.core.bulkhead import sentence_of
 from voxray.core.errors import DataError, ResourceError
-from voxray.core.progress import Progress, SilentProgress, tell_warnings
+from voxray.core.progress import Progress, tell_warnings
 from voxray.core.recipe import NetworkConfig, Recipe
 from voxray.core.storage import Place
 from voxray.dataset import CaseSource, Dataset
@@ -96,7 +96,7 @@ def ingest(
     recipe: Recipe,
     store_uri: str | Path,
     *,
-    progress: Progress | None = None,
+    progress: Progress,
     cpus_per_case: float = 1.0,
     verify: bool = False,
 ) -> IngestReport:
@@ -105,7 +105,6 @@ def ingest(
     With `verify` shards that are kept are read and their checksums compared, and damaged ones made anew.
     """
     begin = time.monotonic()
-    progress = progress or SilentProgress()
     _require_free(dataset, Place.of(store_uri))
     seen = dataset.for_task(recipe.task)
     every, failed = _sources(seen)

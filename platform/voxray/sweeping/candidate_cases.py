@@ -46,7 +46,7 @@ _AT_ONCE = 4
 
 @dataclass(frozen=True)
 class CaseRequest:
-    """Whose cases are wanted, and how they are answered where that is needed."""
+    """Whose cases are asked for, and how they are answered where that is needed."""
 
     run: str
     dataset: Path | None = None
@@ -85,7 +85,7 @@ class Todo:
 
 
 def record_cases(
-    wanted: CaseRequest, variant: Setting, *, progress: Progress
+    request: CaseRequest, variant: Setting, *, progress: Progress
 ) -> tuple[list[RecordedCase], dict[str, str]]:
     """The kept validation cases of the run, with truth, as the network answers them with the variant's settings.
 
@@ -94,13 +94,13 @@ def record_cases(
     What is kept is taken for cases whose scan and truth hold what they held then. Where the dataset is not in reach
     that cannot be known, which is said.
     """
-    with open_pool(wanted.workers, device=wanted.device) as pool:
-        engine = open_engine(wanted.run, overrides=as_overrides(variant), device=pool.device)
+    with open_pool(request.workers, device=request.device) as pool:
+        engine = open_engine(request.run, overrides=as_overrides(variant), device=pool.device)
         if not engine.run.val_cases:
             raise ConfigError(f"run {engine.run.name} validated on no cases; sweep a run of a fold.")
-        candidates = candidate_folder(wanted, engine)
-        folders = [candidates.folder] if wanted.dataset else [candidates.folder, validation_folder(wanted.run)]
-        reached = _reach(wanted, engine)
+        candidates = candidate_folder(request, engine)
+        folders = [candidates.folder] if request.dataset else [candidates.folder, validation_folder(request.run)]
+        reached = _reach(request, engine)
         origins = {} if isinstance(reached, VoxrayError) else reached.origins
         failed = {} if isinstance(reached, VoxrayError) else dict(reached.failed)
         cases = [case for case in engine.run.val_cases if case not in failed]
@@ -138,17 +138,17 @@ def _died(todo: Todo) -> tuple[str, tuple[str, ...], str]:
     return todo.origin.source.case_id, (), DIED
 
 
-def candidate_folder(wanted: CaseRequest, engine: Engine) -> CandidateFolder:
+def candidate_folder(request: CaseRequest, engine: Engine) -> CandidateFolder:
     """Where this network's candidates with these settings are kept: beside the run, by what they depend on.
 
     Scans of another dataset are other scans, though their cases have the same names.
     """
-    depends: list[object] = [said_by(engine.stamp), wanted.classes]
-    if wanted.dataset is not None:
-        depends += [str(wanted.dataset.resolve()), str(wanted.root and wanted.root.resolve())]
+    depends: list[object] = [said_by(engine.stamp), request.classes]
+    if request.dataset is not None:
+        depends += [str(request.dataset.resolve()), str(request.root and request.root.resolve())]
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True, default=str).encode())
-    folder = Place.of(wanted.run).below(FOLDER).below(digest.hexdigest()[:12])
-    return CandidateFolder.of(folder, engine.recipe, engine.run.classes, wanted.classes)
+    folder = Place.of(request.run).below(FOLDER).below(digest.hexdigest()[:12])
+    return CandidateFolder.of(folder, engine.recipe, engine.run.classes, request.classes)
 
 
 def validation_folder(run: str) -> Place:
@@ -235,14 +235,14 @@ class _Reached(NamedTuple):
     failed: dict[str, str]
 
 
-def _reach(wanted: CaseRequest, engine: Engine) -> _Reached | VoxrayError:
+def _reach(request: CaseRequest, engine: Engine) -> _Reached | VoxrayError:
     """The run's validation cases, or why they are not in reach."""
     try:
-        data, sources = _sources(wanted, engine)
+        data, sources = _sources(request, engine)
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             looked = list(pool.map(partial(_origin, data, engine.recipe), sources))
     except VoxrayError as error:
-        if wanted.dataset is not None:
+        if request.dataset is not None:
             raise
         return error
     found = dict(zip((source.case_id for source in sources), looked, strict=True))
@@ -259,13 +259,13 @@ def _origin(data: Dataset, recipe: Recipe, source: CaseSource) -> Origin | str:
     return Origin(source, content, signature_of(content.scan, content.truth, source.patient_id, recipe))
 
 
-def _sources(wanted: CaseRequest, engine: Engine) -> tuple[Dataset, list[CaseSource]]:
-    cases, file = engine.run.val_cases, wanted.dataset or engine.run.dataset_file
+def _sources(request: CaseRequest, engine: Engine) -> tuple[Dataset, list[CaseSource]]:
+    cases, file = engine.run.val_cases, request.dataset or engine.run.dataset_file
     if file is None or not Path(file).exists():
         raise ConfigError(
             f"run {engine.run.name}: its dataset file {file or ''} is not there; give one with --dataset FILE."
         )
-    data = read_dataset(file, root=wanted.root).for_task(engine.recipe.task)
+    data = read_dataset(file, root=request.root).for_task(engine.recipe.task)
     if data.classes != engine.run.classes:
         raise ConfigError(
             f"{file}: classes are {', '.join(data.classes)}; run {engine.run.name} answers "

@@ -12,7 +12,7 @@ from voxray.core.errors import ConfigError
 def parts_of(runs: Sequence[int], patients: Sequence[str], seed: int) -> list[tuple[int, ...]]:
     """The indices of each run's cases; of one run those of two halves of its patients, drawn by the seed."""
     if len(set(runs)) > 1:
-        return [tuple(index for index, run in enumerate(runs) if run == wanted) for wanted in sorted(set(runs))]
+        return [tuple(index for index, run in enumerate(runs) if run == number) for number in sorted(set(runs))]
     names = sorted(set(patients))
     if len(names) < 2:
         raise ConfigError(

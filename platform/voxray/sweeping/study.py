@@ -80,8 +80,8 @@ class SweepStudy:
     def run(self, evaluate: Evaluate, *, on_batch: Callable[[int], None] = lambda _: None) -> None:
         """Makes the trials that are missing of the plan's; `on_batch` is called with how many are done."""
         with quiet():
-            while wanted := self.plan.trials - len(self.finished()):
-                trials = self._ask(min(BATCH, wanted))
+            while missing := self.plan.trials - len(self.finished()):
+                trials = self._ask(min(BATCH, missing))
                 if not trials:
                     return
                 outcomes = evaluate([trial.params for trial in trials], self._bar())
@@ -227,13 +227,13 @@ def _sampler(plan: Plan, *, already: int) -> Any:
 
 def _require_same(study: Any, space: Space, about: str) -> None:
     """A ConfigError where the study is of another space, or of other answers."""
-    wanted = {"space": space.digest, "about": about}
-    known = {name: study.user_attrs.get(name) for name in wanted}
+    asked = {"space": space.digest, "about": about}
+    known = {name: study.user_attrs.get(name) for name in asked}
     if known["space"] is None:
-        for name, value in wanted.items():
+        for name, value in asked.items():
             study.set_user_attr(name, value)
         study.set_user_attr("fields", list(space.fields))
-    elif known != wanted:
+    elif known != asked:
         others = "another network, other cases, scans or truth, or other IoUs"
         what = "another space" if known["space"] != space.digest else others
         raise ConfigError(
