@@ -12,7 +12,7 @@ import SimpleITK
 from numpy.typing import NDArray
 
 from support.odd_scans import DISAGREE, contradict
-from voxray.commands.check import CaseResult, CaseWarning, CheckReport, DatasetProblem, answers, check, check_case
+from voxray.commands.check import CaseResult, CaseWarning, CheckReport, DatasetProblem, check, check_case, check_cases
 from voxray.core.errors import ConfigError
 from voxray.core.progress import SilentProgress
 from voxray.core.recipe import GridConfig
@@ -188,7 +188,7 @@ def test_a_worker_that_dies_is_one_problem(tmp_path: Path) -> None:
             raise ZeroDivisionError("nobody foresaw this")
         return check_case(dataset, source)
 
-    found = list(answers(die, dataset, list_cases(dataset)))
+    found = [result for _, result in check_cases(die, dataset, list_cases(dataset))]
     assert [checked.case_id for checked, _ in found if checked] == ["c"]
     problems = sorted(problem for _, wrong in found for problem in wrong)
     assert [problem[:2] for problem in problems] == [("a", "check.worker_died"), ("b", "check.unforeseen")]

@@ -121,21 +121,26 @@ def test_damage_that_only_a_checksum_sees_is_made_anew(made: Dataset, tmp_path: 
     data[100] ^= 0xFF
     path.write_bytes(data)
     assert ingest(made, RECIPE, out, progress=SilentProgress()).done == ()
-    assert ingest(made, RECIPE, out, verify=True, progress=SilentProgress()).done == ("a",)
+    (problem,) = Store.open(out).verify()
+    assert "Delete what is left of it and run `voxray ingest` again" in problem.remedy
+    path.unlink()
+    assert ingest(made, RECIPE, out, progress=SilentProgress()).done == ("a",)
     assert not list(Store.open(out).verify())
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_ray")
-def test_a_case_whose_worker_dies_leaves_no_answer_and_stops_no_other(made: Dataset, tmp_path: Path) -> None:
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
+def test_a_case_whose_worker_dies_is_set_aside_and_stops_no_other(made: Dataset, tmp_path: Path) -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     place = Deadly(ingest_module._writable(tmp_path / "store").uri)
     job = ingest_module._Job(place, made, ingest_module._without_network(RECIPE))
     sources = list_cases(made)[:2]
-    found = dict(ingest_module._on_ray(job, sources, 1.0))
-    assert list(found) == ["a"]
-    assert "its worker died 3 times" in ingest_module._died(sources[1]).message
+    found = dict(ingest_module._on_ray(job, sources))
+    assert isinstance(found.pop("a"), StoredCase)
+    (died,) = found.values()
+    assert isinstance(died, FailedCase)
+    assert (died.code, died.message.count("its worker died 3 times")) == ("ingest.worker_died", 1)
 
 
 class Deadly(Place):
@@ -195,7 +200,7 @@ def test_a_stopped_ingest_keeps_its_shards(made: Dataset, tmp_path: Path) -> Non
     stored = ingest_module._ingest_case(sources[0], job)
 
     def kept() -> dict[str, StoredCase]:
-        return dict(ingest_module._kept(place, made, sources, RECIPE, verify=False, progress=SilentProgress()))
+        return dict(ingest_module._kept(place, made, sources, RECIPE, progress=SilentProgress()))
 
     assert kept() == {"a": stored}
     write_scan(Path(made.root), "a", seed=0, shift=1)
@@ -207,7 +212,7 @@ def test_a_first_ingest_reads_no_file_of_the_dataset_before_its_tasks(made: Data
     for path in Path(made.root).glob("*.nii.gz"):
         path.unlink()
     sources = [CaseSource(case_id, case_id, f"{made.root}/{case_id}_ct.nii.gz") for case_id in "ab"]
-    assert not dict(ingest_module._kept(place, made, sources, RECIPE, verify=False, progress=SilentProgress()))
+    assert not dict(ingest_module._kept(place, made, sources, RECIPE, progress=SilentProgress()))
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -6,14 +6,16 @@ import operator
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from voxray.core.errors import ConfigError, ResourceError
-from voxray.distributed.parallel import cpu_share, open_pool, pool_map
+from voxray.core.errors import ConfigError, DataError, ResourceError
+from voxray.distributed.parallel import Shared, TaskOptions, cpu_share, open_pool, pool_map, task_map
 
 
 def doubling() -> partial[int]:
@@ -131,3 +133,73 @@ def test_what_kills_every_worker_costs_itself_alone(monkeypatch: pytest.MonkeyPa
         assert sorted(pool_map(make, range(6), pool, lost=lambda item: -item)) == [-3, 0, 10, 20, 40, 50]
         with pytest.raises(RuntimeError, match=r"FrozenError: a library \d"):
             list(pool_map(fail, range(2), pool, lost=lambda item: -item))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("one_ray")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+def test_a_task_whose_process_dies_is_tried_again_and_then_lost(tmp_path: Path) -> None:
+    def work(item: int) -> int:
+        with (tmp_path / str(item)).open("a") as file:
+            file.write("x")
+        if item == 3 or (item == 2 and (tmp_path / "2").read_text() == "x"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item * 10
+
+    found = dict(task_map(work, range(5), TaskOptions(retries=1), lost=lambda item, _: -item))
+    assert found == {0: 0, 1: 10, 2: 20, 3: -3, 4: 40}
+    assert [len((tmp_path / str(item)).read_text()) for item in range(5)] == [1, 1, 2, 2, 1]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("one_ray")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+def test_what_a_task_raises_arrives_as_itself_and_cancels_the_others(tmp_path: Path) -> None:
+    begun, stopped = tmp_path / "begun", tmp_path / "stopped"
+
+    def work(item: int) -> int:
+        if item == 0:
+            try:
+                begun.touch()
+                while True:  # Ray's interruption is one of Python, and ends no long sleep
+                    time.sleep(0.05)
+            except KeyboardInterrupt:
+                stopped.touch()
+                raise
+        while not begun.exists():
+            time.sleep(0.01)
+        raise DataError("a.b", "it is broken.", remedy="Mend it.")
+
+    ticks: list[None] = []
+    options = TaskOptions(retries=3, at_once=2, grace_s=60)
+    results = task_map(work, range(2), options, tick=lambda: ticks.append(None))
+    with closing(results), pytest.raises(DataError, match=r"^\[a\.b\] it is broken\. Mend it\.$") as error:
+        list(results)
+    assert type(error.value) is DataError
+    assert stopped.exists()
+    assert ticks
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("one_ray")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+def test_shared_work_is_unpacked_once_in_a_process() -> None:
+    class Counted:
+        unpacked = 0
+
+        def __init__(self) -> None:
+            self.step = 10
+
+        def __setstate__(self, state: dict[str, int]) -> None:
+            self.__dict__ = state
+            Counted.unpacked += 1
+
+        def __call__(self, item: int) -> tuple[int, int]:
+            time.sleep(0.01 * item / self.step)
+            return os.getpid(), Counted.unpacked
+
+    shared = Shared[Callable[[int], tuple[int, int]]](Counted())
+    found = [result for _ in range(2) for _, result in task_map(shared, range(8), TaskOptions(retries=0, at_once=2))]
+    assert len(found) == 16
+    assert {unpacked for _, unpacked in found} == {1}
+    assert len({process for process, _ in found}) < 16

@@ -7,11 +7,11 @@ whole: rows without an image, ids that occur twice, folds that share a patient.
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,7 +24,8 @@ from voxray.core.progress import Progress
 from voxray.core.recipe import GridConfig, Recipe
 from voxray.core.volume import Shape, Vector
 from voxray.dataset import CaseSource, Dataset, num_folds, split
-from voxray.distributed.cluster import cluster_total, connect
+from voxray.distributed.cluster import connect
+from voxray.distributed.parallel import TaskOptions, task_map
 from voxray.loading import examine, survey
 from voxray.preprocess import prepare_case, require_volume
 
@@ -123,8 +124,12 @@ def check(dataset: Dataset, *, recipe: Recipe | None = None, progress: Progress)
     found = survey(dataset)
     notes: list[DatasetProblem | CaseWarning] = [_problem(error) for error in found.problems]
     cases: list[CheckedCase] = []
-    with connect(), progress.track("check", total=len(found.cases), unit="cases") as advance:
-        for checked, noted in answers(work, dataset, found.cases):
+    with (
+        connect(),
+        progress.track("check", total=len(found.cases), unit="cases") as advance,
+        closing(check_cases(work, dataset, found.cases)) as results,
+    ):
+        for _, (checked, noted) in results:
             cases += [] if checked is None else [checked]
             notes += noted
             advance(1)
@@ -184,33 +189,15 @@ CaseResult = tuple[CheckedCase | None, list[DatasetProblem | CaseWarning]]
 _Work = Callable[[Dataset, CaseSource], CaseResult]
 
 
-def answers(work: _Work, dataset: Dataset, sources: Sequence[CaseSource]) -> Iterator[CaseResult]:
-    """Each case's answer as it is ready; a few cases more than there are CPUs wait in Ray's queue."""
-    import ray
-
-    task = ray.remote(num_cpus=1, max_retries=0)(_safely)
-    shared = ray.put((work, dataset))
-    waiting = deque((source, 1) for source in sources)
-    running: dict[Any, tuple[CaseSource, int]] = {}
-    room = 2 * max(1, int(cluster_total("CPU")))
-    while waiting or running:
-        while waiting and len(running) < room:
-            source, attempt = waiting.popleft()
-            running[task.remote(shared, source)] = source, attempt
-        (ready,), _ = ray.wait(list(running), num_returns=1)
-        source, attempt = running.pop(ready)
-        try:
-            yield ray.get(ready)
-        except ray.exceptions.RayError as error:
-            if attempt < ATTEMPTS:
-                waiting.append((source, attempt + 1))
-            else:
-                yield None, [_lost(source.case_id, error)]
+def check_cases(
+    work: _Work, dataset: Dataset, sources: Sequence[CaseSource]
+) -> Generator[tuple[CaseSource, CaseResult]]:
+    """Each case's result as it is ready, from Ray tasks."""
+    return task_map(partial(_safely, work, dataset), sources, TaskOptions(retries=ATTEMPTS - 1), lost=_lost)
 
 
-def _safely(shared: tuple[_Work, Dataset], source: CaseSource) -> CaseResult:
+def _safely(work: _Work, dataset: Dataset, source: CaseSource) -> CaseResult:
     """The work's answer, where what nobody foresaw is one more problem of this case alone."""
-    work, dataset = shared
     try:
         return work(dataset, source)
     except Exception as error:
@@ -218,11 +205,10 @@ def _safely(shared: tuple[_Work, Dataset], source: CaseSource) -> CaseResult:
         return None, [DatasetProblem(source.case_id, "check.unforeseen", f"{sentence_of(error)}.", remedy)]
 
 
-def _lost(case_id: str, error: Exception) -> DatasetProblem:
+def _lost(source: CaseSource, error: Exception) -> CaseResult:
     text = f"the worker that read it died {ATTEMPTS} times ({type(error).__name__})."
-    return DatasetProblem(
-        case_id, "check.worker_died", text, "Give the machine more memory, or look at the file alone."
-    )
+    remedy = "Give the machine more memory, or look at the file alone."
+    return None, [DatasetProblem(source.case_id, "check.worker_died", text, remedy)]
 
 
 def _sum_up(case: Case, num_classes: int, begin: float) -> CheckedCase:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 import shutil
-import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from voxray.core.errors import ResourceError
+from voxray.distributed.cluster import connect, require_listener
 
 PACKAGES = (
     "voxray",
@@ -101,30 +102,15 @@ def _cluster() -> Iterator[MachineFinding]:
         yield MachineFinding("ray cluster", "none configured (RAY_ADDRESS is not set); work runs on this machine")
         return
     remedy = "start it with `ray start --head`, or unset RAY_ADDRESS"
-    if not _answers(address):
+    try:
+        require_listener(address, timeout_s=CONNECT_S)
+    except OSError:
         yield MachineFinding("ray cluster", f"{address}: nobody listens there", remedy)
         return
-    import ray
-
     try:
-        if not ray.is_initialized():
-            ray.init(logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        yield MachineFinding("ray cluster", f"{address}: refuses ({str(error).splitlines()[0]})", remedy)
-        return
-    total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    nodes = len(ray.nodes())  # type: ignore[no-untyped-call]
-    cpus, gpus = total.get("CPU", 0), total.get("GPU", 0)
-    yield MachineFinding("ray cluster", f"{address}: {nodes} nodes, {cpus:g} CPUs, {gpus:g} GPUs")
-
-
-def _answers(address: str) -> bool:
-    """Whether anyone listens at ``host:port``; Ray itself would try for minutes. Other forms are left to Ray."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():
-        return True
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
-    except OSError:
-        return False
-    return True
+        with connect() as cluster:
+            size = f"{cluster.num_nodes} nodes, {cluster.num_cpus:g} CPUs, {cluster.num_gpus:g} GPUs"
+    except ResourceError as error:
+        yield MachineFinding("ray cluster", f"{address}: refuses ({str(error.__cause__).splitlines()[0]})", remedy)
+    else:
+        yield MachineFinding("ray cluster", f"{address}: {size}")

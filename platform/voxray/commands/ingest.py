@@ -10,14 +10,13 @@ the store counts as unfinished.
 from __future__ import annotations
 
 import os
-import pickle
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from voxray.core.apart import keep_apart
 from voxray.core.bulkhead import sentence_of
@@ -27,6 +26,7 @@ from voxray.core.recipe import NetworkConfig, Recipe
 from voxray.core.storage import Place
 from voxray.dataset import CaseSource, Dataset
 from voxray.distributed.cluster import connect, require_cpus
+from voxray.distributed.parallel import TaskOptions, task_map
 from voxray.loading import case_content, load_case, survey
 from voxray.loading.inputs import ELSEWHERE, dataset_inputs, require_no_scan_of
 from voxray.preprocess import prepare_case
@@ -97,20 +97,15 @@ def ingest(
     store_uri: str | Path,
     *,
     progress: Progress,
-    cpus_per_case: float = 1.0,
-    verify: bool = False,
 ) -> IngestReport:
-    """Makes or completes the dataset's store for the recipe; a full disk or no usable case is a VoxrayError.
-
-    With `verify` shards that are kept are read and their checksums compared, and damaged ones made anew.
-    """
+    """Makes or completes the dataset's store for the recipe; a full disk or no usable case is a VoxrayError."""
     begin = time.monotonic()
     _require_free(dataset, Place.of(store_uri))
     seen = dataset.for_task(recipe.task)
     every, failed = _sources(seen)
     sources = [source for source in every if source.case_id not in failed]
     place = _writable(store_uri)
-    stored = dict(_kept(place, seen, sources, recipe, verify=verify, progress=progress))
+    stored = dict(_kept(place, seen, sources, recipe, progress=progress))
     kept = tuple(sorted(stored))
     for case_id in kept:
         tell_warnings(progress, f"case {case_id}", stored[case_id].summary.warnings)
@@ -118,7 +113,7 @@ def ingest(
     todo = [source for source in sources if source.case_id not in stored]
     job = _Job(place, seen, _without_network(recipe))
     with progress.track("ingest", total=len(todo), unit="cases") as advance:
-        for case_id, result in _on_ray(job, todo, cpus_per_case) if todo else ():
+        for case_id, result in _on_ray(job, todo) if todo else ():
             if isinstance(result, FailedCase):
                 failed[case_id] = result
                 progress.say(f"set aside: {result.message}")
@@ -126,7 +121,6 @@ def ingest(
                 stored[case_id] = result
                 tell_warnings(progress, f"case {case_id}", result.summary.warnings)
             advance(1)
-    failed |= {source.case_id: _died(source) for source in todo if source.case_id not in {**stored, **failed}}
     if not stored:
         raise _nothing(failed)
     manifest = write_manifest(
@@ -222,7 +216,6 @@ def _kept(
     sources: Sequence[CaseSource],
     recipe: Recipe,
     *,
-    verify: bool,
     progress: Progress,
 ) -> Iterator[tuple[str, StoredCase]]:
     """The cases whose shards are there, whole, and made from what is there now.
@@ -239,7 +232,7 @@ def _kept(
             wanted = signature(dataset, source, recipe)
         except (DataError, OSError):
             return None  # its task says why
-        return find_stored_case(place, source.case_id, wanted, entry=known.get(source.case_id), verify=verify)
+        return find_stored_case(place, source.case_id, wanted, entry=known.get(source.case_id))
 
     with (
         progress.track("compare", total=len(there), unit="cases") as advance,
@@ -271,37 +264,16 @@ class _Job:
     recipe: Recipe
 
 
-def _on_ray(
-    job: _Job, todo: Sequence[CaseSource], cpus_per_case: float
-) -> Iterator[tuple[str, StoredCase | FailedCase]]:
+def _on_ray(job: _Job, todo: Sequence[CaseSource]) -> Iterator[tuple[str, StoredCase | FailedCase]]:
     """Each case's result as soon as it is there."""
-    with connect(num_cpus=max(cpus_per_case, os.cpu_count() or 1)):
-        import ray.data
-
-        require_cpus(cpus_per_case, "reading a case")
-        rows = [{"source": pickle.dumps(source)} for source in todo]
-        cases = ray.data.from_items(rows, override_num_blocks=len(rows))
-        with warnings.catch_warnings():
-            # Ray Data starts a task whose worker dies again without end, and 2.60 has no other way to bound that.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            dataset = cases.map(
-                _ingest_row,  # type: ignore[arg-type]
-                fn_kwargs={"job": job},
-                num_cpus=cpus_per_case,
-                max_retries=CASE_RETRIES,
-            )
-        dataset.context.execution_no_progress_timeout_s = -1  # one large case from a slow disk takes minutes
-        dataset.context.max_errored_blocks = -1
-        for row in dataset.iter_rows():
-            case_id, result = pickle.loads(row["result"])
-            if isinstance(result, FailedCase) and result.code == _DISK_FULL:
-                raise _disk_full(job.place)
-            yield case_id, result
-
-
-def _ingest_row(row: dict[str, Any], job: _Job) -> dict[str, Any]:
-    source: CaseSource = pickle.loads(row["source"])
-    return {"result": pickle.dumps((source.case_id, _ingest_case(source, job)))}
+    options = TaskOptions(retries=CASE_RETRIES, scheduling="SPREAD")
+    with connect(num_cpus=os.cpu_count() or 1):
+        require_cpus(1.0, "reading a case")
+        with closing(task_map(partial(_ingest_case, job=job), todo, options, lost=_died)) as results:
+            for source, result in results:
+                if isinstance(result, FailedCase) and result.code == _DISK_FULL:
+                    raise _disk_full(job.place)
+                yield source.case_id, result
 
 
 def _ingest_case(source: CaseSource, job: _Job) -> StoredCase | FailedCase:
@@ -333,10 +305,11 @@ def _without_network(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"network": NetworkConfig(kind=recipe.network.kind)})
 
 
-def _died(source: CaseSource) -> FailedCase:
+def _died(source: CaseSource, error: Exception) -> FailedCase:
+    del error
     text = (
         f"case {source.case_id}: [ingest.worker_died] its worker died {CASE_RETRIES + 1} times, probably for want of "
-        f"memory. Give each case more with fewer at a time, or exclude the case."
+        f"memory. Let Ray work on fewer at a time (`ray start --head --num-cpus=1`), or exclude the case."
     )
     return FailedCase(code="ingest.worker_died", message=text)
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 
 class Switch:
@@ -23,13 +26,13 @@ class Switch:
         return Switch, ()
 
 
-def ends_at(switch: Switch) -> type[Any]:
+def ends_at(switch: Switch) -> type[ExecutionCallback]:
     """A callback that ends a dataset's execution, even one that still waits for its first task."""
     from ray.data._internal.execution.execution_callback import ExecutionCallback
     from ray.data.exceptions import ExecutionTimeoutError
 
     class _Ends(ExecutionCallback):
-        def on_execution_step(self, executor: Any) -> None:
+        def on_execution_step(self, executor: object) -> None:
             del executor
             if switch:
                 raise ExecutionTimeoutError("the dataset was closed")

@@ -8,7 +8,6 @@ Ray is imported inside the functions: some of its settings are read from the env
 
 from __future__ import annotations
 
-import importlib
 import logging
 import math
 import os
@@ -17,11 +16,14 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from voxray.core.bulkhead import DEBUG
 from voxray.core.errors import ResourceError
 from voxray.distributed.worker_code import worker_environment
+
+if TYPE_CHECKING:
+    from ray.data import DataContext
 
 QUIET = {
     "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "120",
@@ -49,8 +51,8 @@ BLOCK_BYTES = 32 << 20
 START_ATTEMPTS = 3
 """How often a local Ray is started: it gives itself 30 s, too few where all cores are busy."""
 
+_CONNECT_S = 10.0
 _MAX_TEMP_PATH = 45
-_KNOCK_S = 10.0
 """Ray appends up to 60 characters for its sockets, and a socket's path has at most 107."""
 
 
@@ -59,6 +61,7 @@ class Cluster:
     """What was joined or started: whether it is this process's own, and its totals at that time."""
 
     local: bool
+    num_nodes: int
     num_cpus: float
     num_gpus: float
 
@@ -76,17 +79,17 @@ def connect(*, num_cpus: float | None = None) -> Iterator[Cluster]:
 
     if ray.is_initialized():
         configure_data()
-        yield _totals(ray, local=False)
+        yield _totals(local=False)
         return
     local = not os.environ.get("RAY_ADDRESS")
     with _guard_chosen(local):
         if local:
-            _start(ray, num_cpus)
+            _start(num_cpus)
         else:
-            _join(ray)
+            _join()
         try:
             configure_data()
-            yield _totals(ray, local=local)
+            yield _totals(local=local)
         finally:
             ray.shutdown()
 
@@ -104,15 +107,15 @@ def require_cpus(needed: float, what: str) -> None:
 
 def cluster_total(resource: str) -> float:
     """How much of a resource the cluster has, or may grow to where it scales by itself."""
+    import ray
     from ray._private.state import state
 
-    ray: Any = importlib.import_module("ray")
     now = float(ray.cluster_resources().get(resource, 0.0))
     growing = state.get_max_resources_from_cluster_config() or {}
     return max(now, float(growing.get(resource, 0.0)))
 
 
-def configure_data() -> Any:
+def configure_data() -> DataContext:
     """Sets Ray Data in this process as voxray uses it, and returns its context; a training worker calls it too.
 
     The listing actor of the newer data sources costs seconds an epoch and loses the order.
@@ -143,7 +146,9 @@ def _guard_chosen(local: bool) -> Iterator[None]:
         os.environ.pop("RAY_AUTH_MODE", None)
 
 
-def _start(ray: Any, num_cpus: float | None) -> None:
+def _start(num_cpus: float | None) -> None:
+    import ray
+
     folder = os.environ.get("RAY_TMPDIR", "")
     if len(folder) > _MAX_TEMP_PATH:
         raise ResourceError(
@@ -170,10 +175,12 @@ def _start(ray: Any, num_cpus: float | None) -> None:
                 ) from error
 
 
-def _join(ray: Any) -> None:
+def _join() -> None:
+    import ray
+
     address = os.environ["RAY_ADDRESS"]
     try:
-        _knock(address)
+        require_listener(address, timeout_s=_CONNECT_S)
         ray.init(runtime_env=worker_environment(), logging_level="ERROR", log_to_driver=DEBUG in os.environ)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         raise ResourceError(
@@ -182,11 +189,11 @@ def _join(ray: Any) -> None:
         ) from error
 
 
-def _knock(address: str) -> None:
+def require_listener(address: str, *, timeout_s: float) -> None:
     """An OSError where nothing listens at ``host:port``; Ray itself would try for two minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s).close()
 
 
 def _object_store_bytes() -> int:
@@ -195,6 +202,8 @@ def _object_store_bytes() -> int:
     return max(100 << 20, min(2 << 30, int(shared_memory * 0.8)))
 
 
-def _totals(ray: Any, *, local: bool) -> Cluster:
+def _totals(*, local: bool) -> Cluster:
+    import ray
+
     total = ray.cluster_resources()
-    return Cluster(local, float(total.get("CPU", 0.0)), float(total.get("GPU", 0.0)))
+    return Cluster(local, len(ray.nodes()), float(total.get("CPU", 0.0)), float(total.get("GPU", 0.0)))

@@ -5,21 +5,20 @@ Nobody waits for what another holds: every training takes its part of the cluste
 
 from __future__ import annotations
 
-import importlib
 import os
-from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import partial
 
-from voxray.core.errors import ResourceError, VoxrayError
+from voxray.core.errors import ResourceError
 from voxray.core.progress import Advance, Progress, SilentProgress
 from voxray.core.recipe import Recipe
 from voxray.distributed.mlflow_run import prepare_tracking
 from voxray.distributed.mlflow_server import tracking_uri
+from voxray.distributed.parallel import TaskOptions, task_map
 from voxray.distributed.placement_groups import give_back_rooms, rooms
-from voxray.distributed.run_follower import POLL_S, epoch_line
+from voxray.distributed.run_follower import epoch_line
 from voxray.distributed.training import TrainOptions, own_interrupt, train
 from voxray.training.checkpoint import find_state
 from voxray.training.run_files import HISTORY, read_news
@@ -48,26 +47,17 @@ def train_side_by_side(trainings: Sequence[TrainingTask], *, at_once: int, progr
 
     Ray must have been joined or started.
     """
-    ray: Any = importlib.import_module("ray")
-    waiting, running = deque(trainings), dict[Any, TrainingTask]()
     for uri in {tracking_uri(one.location) for one in trainings}:
         prepare_tracking(uri)
     epochs = sum(one.recipe.optim.epochs - _epochs_done(one) for one in trainings)
     listener, before = _Listener(trainings, progress), rooms()
     with progress.track("train", total=epochs, unit="epochs") as advance, own_interrupt():
+        sent, look = [_tracked(one) for one in trainings], partial(listener.look, advance)
         try:
-            while waiting or running:
-                while waiting and len(running) < at_once:
-                    one = waiting.popleft()
-                    running[_started(ray, one)] = one
-                ready, _ = ray.wait(list(running), timeout=POLL_S)
-                listener.look(advance)
-                for reference in ready:
-                    one = running.pop(reference)
-                    _ended(ray, reference)
+            with closing(task_map(drive, sent, _options(at_once), tick=look)) as finished:
+                for one, _ in finished:
                     progress.say(f"{one.name}: finished")
         except BaseException:
-            _stop(ray, list(running))
             give_back_rooms(but=before)
             raise
         listener.look(advance)
@@ -100,36 +90,22 @@ class _Listener:
                     advance(1)
 
 
-def _started(ray: Any, one: TrainingTask) -> Any:
-    """The reference of the task that drives the training, on this node: here MLflow's file is."""
-    strategies: Any = importlib.import_module("ray.util.scheduling_strategies")
-    here = strategies.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    # It only waits for the training's workers: with a CPU of its own it could keep one from them.
-    remote = ray.remote(num_cpus=0, max_retries=MAX_RETRIES, scheduling_strategy=here)(drive)
+def _tracked(one: TrainingTask) -> TrainingTask:
+    """The training with what its driver finds MLflow by."""
     environment = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
-    environment["MLFLOW_TRACKING_URI"] = tracking_uri(one.location)
-    sent = TrainingTask(one.name, one.store, one.recipe, one.location, one.options, environment)
-    return remote.remote(sent)
+    return replace(one, environment={**environment, "MLFLOW_TRACKING_URI": tracking_uri(one.location)})
 
 
-def _ended(ray: Any, reference: Any) -> None:
-    """Raises what a training failed from as itself, not as Ray wraps it."""
-    try:
-        ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, VoxrayError):
-            raise error.cause from error
-        raise
+def _options(at_once: int) -> TaskOptions:
+    """Of tasks on this node, where MLflow's file is, that only wait for a training's workers.
 
+    With a CPU of its own such a task could keep one from them.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-def _stop(ray: Any, references: Sequence[Any]) -> None:
-    """As Ctrl-C would, and by force where that does not help."""
-    for reference in references:
-        ray.cancel(reference)
-    _, left = ray.wait(references, num_returns=len(references), timeout=GRACE_S) if references else ((), ())
-    for reference in left:
-        with suppress(Exception):
-            ray.cancel(reference, force=True)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return TaskOptions(retries=MAX_RETRIES, num_cpus=0, at_once=at_once, scheduling=here, grace_s=GRACE_S)
 
 
 def _epochs_done(one: TrainingTask) -> int:

@@ -1,36 +1,44 @@
-"""The same work on many items: in this process, or on a Ray Data pool of actors that each hold what the work needs.
+"""The same work on many items, in parallel: `pool_map` where a worker must first make what the work needs, such as a
+network on a GPU, and `task_map` where any process can do it.
 
     with open_pool(workers, device="auto") as pool:
         for result in pool_map(make_work, items, pool):
 
-Items go to whichever worker is free, so one slow scan holds up nobody; an actor that dies with its node is started
-again and its item with it.
+    with connect(), closing(task_map(work, items, TaskOptions(retries=2))) as results:
+        for item, result in results:
+
+A pool is this process, or actors that Ray Data feeds: items go to whichever is free, so one slow scan holds up
+nobody, and an actor that dies with its node is started again, and its item with it.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import pyarrow as pa
-from ray import cloudpickle
 
 from voxray.core.bulkhead import log_fault, refusal_in
-from voxray.core.errors import ConfigError, ResourceError
+from voxray.core.errors import ConfigError, ResourceError, VoxrayError
 from voxray.distributed.cancellation import Switch, ends_at
 from voxray.distributed.cluster import cluster_total, connect
+from voxray.distributed.errors import find_raised
 from voxray.inference.sliding import in_turn
 from voxray.runtimes.device import choose_device
 
+if TYPE_CHECKING:
+    from ray import ObjectRef
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+_Value = TypeVar("_Value")
 
 MAX_RESTARTS = 3
 """How often an actor is started again before its loss is reported."""
@@ -39,6 +47,8 @@ DIED = (
     f"machine with more."
 )
 """What became of an item that its workers died of."""
+TICK_S = 1.0
+"""How often `task_map` calls its `tick`."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +106,105 @@ def pool_map(
         yield from in_turn(make(), items, workers=at_once)
 
 
+class Shared(Generic[_Value]):
+    """A value in Ray's object store, which a process unpacks once; one that comes to another value forgets it."""
+
+    def __init__(self, value: _Value) -> None:
+        import ray
+
+        self._reference: ObjectRef[_Value] = ray.put(value)
+
+    def open(self) -> _Value:
+        """The value, wherever this runs."""
+        import ray
+
+        name = self._reference.hex()
+        if name not in _OPENED:
+            _OPENED.clear()
+            _OPENED[name] = ray.get(self._reference)
+        value: _Value = _OPENED[name]
+        return value
+
+
+_OPENED: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """How the tasks of a `task_map` run."""
+
+    retries: int
+    """How often an item is tried again whose process died, after all others were begun."""
+    num_cpus: float = 1.0
+    at_once: int | None = None
+    """Tasks that Ray holds at once; None: twice as many as find CPUs, so that none of these waits for work."""
+    scheduling: str | NodeAffinitySchedulingStrategy = "DEFAULT"
+    grace_s: float = 0.0
+    """How long tasks that are cancelled may take to end before they are killed."""
+
+
+def task_map(
+    work: Callable[[_Item], _Result] | Shared[Callable[[_Item], _Result]],
+    items: Sequence[_Item],
+    options: TaskOptions,
+    *,
+    lost: Callable[[_Item, Exception], _Result] | None = None,
+    tick: Callable[[], None] = lambda: None,
+) -> Generator[tuple[_Item, _Result]]:
+    """Each item with its result, as it is ready, from tasks of the Ray that was joined or started.
+
+    An item that no task answers, because its process dies again and again, has the result that `lost` gives; without
+    `lost` it ends everything, as does what the work raises. However it ends, tasks under way are cancelled: close it.
+    `tick` is called every second.
+    """
+    import ray
+    from ray.exceptions import RayError, RayTaskError, TaskCancelledError
+
+    shared = work if isinstance(work, Shared) else Shared(work)
+    # Ray's own retries count a lack of memory apart, and would try at once what others leave no memory for.
+    task = ray.remote(num_cpus=options.num_cpus, max_retries=0, scheduling_strategy=options.scheduling)(_do)
+    at_once = options.at_once or 2 * max(1, int(cluster_total("CPU") / options.num_cpus))
+    waiting = deque((item, 1) for item in items)
+    running: dict[ObjectRef[_Result], tuple[_Item, int]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                item, attempt = waiting.popleft()
+                running[task.remote(shared, item)] = item, attempt
+            ready, _ = ray.wait(list(running), timeout=TICK_S)
+            tick()
+            for reference in ready:
+                item, attempt = running.pop(reference)
+                try:
+                    result = ray.get(reference)
+                except RayError as error:
+                    if attempt <= options.retries and not isinstance(error, RayTaskError | TaskCancelledError):
+                        waiting.append((item, attempt + 1))
+                        continue
+                    if lost is None:
+                        raise (find_raised(error, VoxrayError) or error) from None
+                    result = lost(item, error)
+                yield item, result
+    finally:
+        _cancel(list(running), options.grace_s)
+
+
+def _do(work: Shared[Callable[[_Item], _Result]], item: _Item) -> _Result:
+    return work.open()(item)
+
+
+def _cancel(references: Sequence[ObjectRef[Any]], grace_s: float) -> None:
+    """As Ctrl-C would, and by force where that does not help."""
+    import ray
+
+    for reference in references:
+        ray.cancel(reference)
+    _, left = ray.wait(references, num_returns=len(references), timeout=grace_s) if references else ((), ())
+    for reference in left:
+        with suppress(Exception):
+            ray.cancel(reference, force=True)
+
+
 def cpu_share(total: float, workers: int) -> float:
     """CPUs per actor, one left for everything else; whole numbers above 1, which torch uses as its threads."""
     share = max(total - 1.0, 0.5) / workers
@@ -115,7 +224,7 @@ def _on_actors(
     try:
         for table in results:
             for row in table.to_pylist():
-                result = cloudpickle.loads(row["result"])
+                result = _unpacked(row["result"])
                 if isinstance(result, _Raised):
                     raise result.error
                 del missing[row["number"]]
@@ -139,10 +248,10 @@ def _results(
     may_lose: bool,
 ) -> Iterator[pa.Table]:
     """Tables with the packed results, one item each, as they are ready."""
-    ray: Any = importlib.import_module("ray")
-    data: Any = importlib.import_module("ray.data")
+    import ray.data
+
     rows = [{"item": _packed(item), "number": number} for number, item in enumerate(items)]
-    actors = data.ActorPoolStrategy(
+    actors = ray.data.ActorPoolStrategy(
         size=min(pool.workers, len(items)),
         max_tasks_in_flight_per_actor=2 * at_once,
         max_concurrent_calls_per_actor=at_once,
@@ -151,9 +260,9 @@ def _results(
     with warnings.catch_warnings():
         # Ray Data has no other word for it yet, and would by default bring back for ever what a scan kills.
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-        dataset = data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             _Holder,
-            fn_kwargs={"made": [ray.put(make)]},
+            fn_kwargs={"make": Shared(make)},
             batch_format="pyarrow",
             batch_size=None,
             num_cpus=pool.num_cpus,
@@ -168,32 +277,39 @@ def _results(
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
 
-def _packed(value: Any) -> bytes:
-    packed: bytes = cloudpickle.dumps(value)  # type: ignore[no-untyped-call]
-    return packed
+def _packed(value: object) -> bytes:
+    from ray import cloudpickle
+
+    return cloudpickle.dumps(value)
+
+
+def _unpacked(packed: bytes) -> Any:
+    from ray import cloudpickle
+
+    return cloudpickle.loads(packed)
 
 
 class _Holder:
     """What an actor is: the work, built once.
 
-    The recipe for it comes with each item, as a reference within a list: an actor that is started again would not
-    find it among its constructor's arguments.
+    The recipe for it comes with each item: an actor that is started again would not find it among its constructor's
+    arguments.
     """
 
     def __init__(self) -> None:
         self._work: Callable[[Any], Any] | None = None
         self._making = threading.Lock()
 
-    def __call__(self, block: pa.Table, made: list[Any]) -> pa.Table:
+    def __call__(self, block: pa.Table, make: Shared[Callable[[], Callable[[Any], Any]]]) -> pa.Table:
         """The results for a block of items; what the work raises is a result, too."""
-        results = [_packed(self._result(cloudpickle.loads(item), made)) for item in block["item"].to_pylist()]
+        results = [_packed(self._result(_unpacked(item), make)) for item in block["item"].to_pylist()]
         return pa.table({"result": pa.array(results, pa.large_binary()), "number": block["number"]})
 
-    def _result(self, item: Any, made: list[Any]) -> Any:
+    def _result(self, item: Any, make: Shared[Callable[[], Callable[[Any], Any]]]) -> Any:
         try:
             with self._making:
                 if self._work is None:
-                    self._work = importlib.import_module("ray").get(made[0])()
+                    self._work = make.open()()
             return self._work(item)
         except Exception as error:
             if refusal_in(error) is None:
@@ -211,6 +327,6 @@ class _Raised:
 def _travels(error: Exception) -> bool:
     """Whether it is still an exception on the other side; some libraries' cannot be packed, or unpacked."""
     try:
-        return isinstance(cloudpickle.loads(_packed(error)), type(error))
+        return isinstance(_unpacked(_packed(error)), type(error))
     except Exception:
         return False

@@ -28,6 +28,7 @@ from voxray.core.errors import DataError, ResourceError, VoxrayError
 from voxray.core.recipe import NetworkConfig, Recipe
 from voxray.distributed.cancellation import Switch, ends_at
 from voxray.distributed.cluster import cluster_total, configure_data
+from voxray.distributed.errors import find_raised
 from voxray.sampling import Schedule
 from voxray.store import PatchSource, Round, Store, stretches
 
@@ -124,7 +125,7 @@ class _Segment:
         for left in reversed(range(self._num_batches)):
             found = self._next()
             if isinstance(found, BaseException):
-                raise _plain(found)
+                raise find_raised(found, VoxrayError) or found
             yield left, found
 
     def stop(self) -> None:
@@ -164,7 +165,7 @@ def _dataset_batches(spec: _Spec, rounds: list[Round], num_readers: int, stop: S
 
     rows = [{"round": [one.epoch, one.number, one.rank, one.first, one.last]} for one in rounds]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        _cut,  # type: ignore[arg-type]
+        _cut,
         fn_kwargs={"spec": spec},
         batch_format="pyarrow",
         batch_size=None,
@@ -233,13 +234,6 @@ def from_table(table: pa.Table) -> PatchBatch:
         made.numpy()[...] = data.reshape(shape)
         found.append(made)
     return PatchBatch(*found)  # type: ignore[arg-type]
-
-
-def _plain(error: BaseException) -> BaseException:
-    """Our own error out of what Ray wrapped around it, innermost first: Ray's wrapper is of its class, too."""
-    cause = getattr(error, "cause", None) or error.__cause__
-    inner = _plain(cause) if isinstance(cause, BaseException) else error
-    return inner if isinstance(inner, VoxrayError) else error
 
 
 def _stalled() -> ResourceError:

@@ -6,10 +6,8 @@ a cluster that has none is told so before anything starts.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from voxray.core.errors import ConfigError, ResourceError
 from voxray.distributed.cluster import cluster_total, require_cpus
@@ -57,7 +55,7 @@ def place_workers(workers: int, gpus: int | None, *, share: int = 1) -> Placemen
     if on_gpu and have < total:
         raise ResourceError(
             f"{each} need {total} GPUs, the cluster has {have:g}; use fewer workers, add nodes, or "
-            f"train on CPUs with gpus=0."
+            f"train on CPUs, with a Ray that knows of no GPU (CUDA_VISIBLE_DEVICES=, or `ray start --num-gpus=0`)."
         )
     cpus = fitting_share(_nodes(), total, on_gpu=on_gpu)
     if cpus is None:
@@ -102,6 +100,7 @@ def _spare(workers: int) -> float:
 
 
 def _nodes() -> list[tuple[float, float]]:
-    ray: Any = importlib.import_module("ray")
+    import ray
+
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [(float(found.get("CPU", 0.0)), float(found.get("GPU", 0.0))) for found in alive]

@@ -6,10 +6,8 @@ no dashboard, as in a local Ray, it never learns that it does not, and the next 
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Collection
 from contextlib import suppress
-from typing import Any
 
 from voxray.core.storage import Location, Place
 
@@ -19,8 +17,9 @@ NOTED = "placement_group"
 
 def note_room(location: Location) -> None:
     """Notes in whose room this worker is."""
-    util: Any = importlib.import_module("ray.util")
-    group = util.get_current_placement_group()
+    from ray.util import get_current_placement_group
+
+    group = get_current_placement_group()
     if group is not None:
         Place.of(location).write(NOTED, group.id.hex().encode())
 
@@ -36,10 +35,11 @@ def give_back_room(location: Location) -> None:
 
 def rooms() -> frozenset[str]:
     """The placement groups of this job, of which all trainings are that it has started, by their ids."""
-    ray: Any = importlib.import_module("ray")
-    util: Any = importlib.import_module("ray.util")
+    import ray
+    from ray.util import placement_group_table
+
     job = ray.get_runtime_context().get_job_id()
-    there = util.placement_group_table().items()
+    there = placement_group_table().items()
     return frozenset(name for name, one in there if name.endswith(job) and one["state"] != "REMOVED")
 
 
@@ -50,7 +50,8 @@ def give_back_rooms(*, but: Collection[str]) -> None:
 
 
 def _remove(name: str) -> None:
-    groups: Any = importlib.import_module("ray.util.placement_group")
-    ids: Any = importlib.import_module("ray._raylet").PlacementGroupID
+    from ray._raylet import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
     with suppress(Exception):  # it was given back, or its cluster is gone
-        groups.remove_placement_group(groups.PlacementGroup(ids.from_hex(name)))
+        remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))

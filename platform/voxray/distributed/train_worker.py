@@ -115,7 +115,12 @@ def work(
     resume(training, job.location)
     schedule = schedule_of(recipe, run, collective.world_size)
     validator = Validator(
-        store, run, recipe, case_ids=run.val_cases[: recipe.optim.validate_cases], collective=collective
+        store,
+        run,
+        recipe,
+        case_ids=run.val_cases[: recipe.optim.validate_cases],
+        collective=collective,
+        folder=lambda: candidates_folder(job.location, training.epochs_done + 1),
     )
     writer = RunWriter(
         job.location,
@@ -125,7 +130,6 @@ def work(
         rank=collective.rank,
         picture=lambda: validator.picture,
     )
-    validator.folder = lambda: candidates_folder(job.location, training.epochs_done + 1)
 
     def save(training: TrainingState, record: EpochRecord) -> None:
         writer.save(training, record)

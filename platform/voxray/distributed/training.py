@@ -6,7 +6,6 @@ numbers on. Every worker group begins at the folder's last checkpoint.
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import os
@@ -18,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import numpy as np
@@ -46,6 +45,9 @@ from voxray.training.data import Planned, claim_run, plan_run
 from voxray.training.preflight import SplitSummaries, data_findings, judged, recipe_findings
 from voxray.training.run_files import HISTORY, clear_failure, read_failure, read_news
 from voxray.training.source_commit import git_commit
+
+if TYPE_CHECKING:
+    from ray.train.callbacks import UserCallback
 
 MAX_FAILURES = 3
 """Times that lost workers are started again without an epoch being finished in between."""
@@ -312,10 +314,8 @@ def train_on_cluster(job: TrainJob, *, workers: int, gpus: int | None, share: in
 def _fit(job: TrainJob, placement: Placement) -> str | None:
     """Runs one Ray Train job; why workers were lost too often, or None where it ended well."""
     from ray.exceptions import RayActorError
-    from ray.train import WorkerGroupError
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchConfig, TorchTrainer
-
-    api: Any = importlib.import_module("ray.train")
 
     scratch = Place.of(f"{job.location}/.ray")
     path, system = scratch.arrow()
@@ -323,17 +323,17 @@ def _fit(job: TrainJob, placement: Placement) -> str | None:
         train_on_ray,
         train_loop_config={**job.to_dict(), "max_threads": placement.max_threads},
         torch_config=TorchConfig(backend="nccl" if placement.on_gpu else "gloo", timeout_s=STALLED_WORKER_S),
-        scaling_config=api.ScalingConfig(
+        scaling_config=ScalingConfig(
             num_workers=placement.workers, use_gpu=placement.on_gpu, resources_per_worker=placement.resources()
         ),
-        run_config=api.RunConfig(
+        run_config=RunConfig(
             name=uuid4().hex,
             worker_runtime_env={"env_vars": WORKER_ENV},
             storage_path=path,
             storage_filesystem=system,
-            failure_config=api.FailureConfig(max_failures=MAX_FAILURES),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
             callbacks=_callbacks(),
-            logging_config=api.LoggingConfig(log_level="ERROR"),
+            logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
     try:
@@ -356,12 +356,12 @@ def _fit(job: TrainJob, placement: Placement) -> str | None:
     return None
 
 
-def _callbacks() -> list[Any]:
+def _callbacks() -> list[UserCallback]:
     """Where this training is a trial of Ray Tune, its validations go there."""
-    callback: Any = importlib.import_module("ray.tune.integration.ray_train").TuneReportCallback
+    from ray.tune.integration.ray_train import TuneReportCallback
 
     try:
-        return [callback()]
+        return [TuneReportCallback()]
     except RuntimeError:
         return []
 

@@ -86,15 +86,22 @@ class Validator:
     """Scores a network on cases of a store; every rank of the group calls it together."""
 
     def __init__(
-        self, store: Store, run: Run, recipe: Recipe, *, case_ids: Sequence[str], collective: Collective
+        self,
+        store: Store,
+        run: Run,
+        recipe: Recipe,
+        *,
+        case_ids: Sequence[str],
+        collective: Collective,
+        folder: Callable[[], Place | None] = lambda: None,
     ) -> None:
+        """What the network says before the merge is kept in `folder`, which is asked for at every validation."""
         self._store, self._run, self._recipe, self._collective = store, run, recipe, collective
         self._case_ids = list(case_ids)[collective.rank :: collective.world_size]
         self._task = build_task(recipe, run.classes)
         self.picture: bytes | None = None
         """A PNG of the first case with truth, as this rank last saw it."""
-        self.folder: Callable[[], Place | None] = lambda: None
-        """Where what the network says before the merge is kept; asked for at every validation."""
+        self._folder = folder
 
     def __call__(self, model: nn.Module) -> Mapping[str, float]:
         """The task's metrics over all cases, on rank 0; on the others nothing."""
@@ -113,7 +120,7 @@ class Validator:
 
     def _note(self, model: nn.Module) -> Note | None:
         """What takes notes of this validation; None where none are wanted, or the classes too many."""
-        folder, recipe, classes = self.folder(), self._recipe, self._run.classes
+        folder, recipe, classes = self._folder(), self._recipe, self._run.classes
         if folder is None or not self._task.is_recordable:
             return None
         mark = stamp(self._run, recipe, sha256=weights_digest(model))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import socket
@@ -10,7 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from voxray.core.config import parse
 from voxray.core.errors import ConfigError, ResourceError
@@ -25,6 +24,9 @@ from voxray.serving.messages import ModelInfo
 from voxray.serving.paths import Places
 from voxray.serving.stopping import Stop, nothing_said
 
+if TYPE_CHECKING:
+    from ray.serve import Application
+
 NAME = "voxray"
 _LOOK_S = 5.0
 _PROMPT = ("RAY_worker_niceness", "0")
@@ -33,7 +35,7 @@ START_S = 600.0
 """How long models may take to load, convert and answer for the first time."""
 
 
-def build(args: dict[str, Any]) -> Any:
+def build(args: dict[str, Any]) -> Application:
     """The application that ``import_path: voxray.serving.app:build`` names; `args` are a `ServeConfig`."""
     config = absolute(parse(ServeConfig, args, where="args"))
     require_same_host(config, _listening_on())
@@ -72,8 +74,9 @@ def check(config: ServeConfig) -> list[ModelInfo]:
 
 def _listening_on() -> str | None:
     """The address that this cluster's Ray Serve listens on; None where it does not run yet."""
-    context: Any = importlib.import_module("ray.serve.context")
-    client = context._get_global_client(raise_if_no_controller_running=False)
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
     return None if client is None else str(client.http_config.host)
 
 
@@ -109,17 +112,18 @@ def run(config: ServeConfig, *, port: int, progress: Progress, ready: Callable[[
     stop = Stop()
     with ExitStack() as last, stop.heeded(), connect(num_cpus=None) as cluster:
         _close_token_file()
-        serve: Any = importlib.import_module("ray.serve")
+        from ray import serve
+
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         options = {"host": config.host, "port": port, "request_timeout_s": None}
         try:
             serve.start(http_options=options, logging_config={"enable_access_log": False, "log_level": "ERROR"})
             with progress.track("start", total=None, unit=""):
-                _deploy(serve, build(config.model_dump(mode="json")))
+                _deploy(build(config.model_dump(mode="json")))
             address = f"http://{config.host if ':' not in config.host else f'[{config.host}]'}:{port}/"
             (ready or progress.say)(f"serving {', '.join(config.models)} at {address}")
             stop.serves()
-            _wait(serve, stop)
+            _wait(stop)
             progress.say("stopping")
         finally:
             last.enter_context(nothing_said())
@@ -127,8 +131,10 @@ def run(config: ServeConfig, *, port: int, progress: Progress, ready: Callable[[
                 serve.shutdown()
 
 
-def _deploy(serve: Any, application: Any) -> None:
+def _deploy(application: Application) -> None:
     """Starts the application; what a replica cannot start from is said in its own sentence."""
+    from ray import serve
+
     try:
         serve.run(application, name=NAME, route_prefix="/", blocking=False)
     except RuntimeError as error:
@@ -148,8 +154,10 @@ def _close_token_file() -> None:
         path.chmod(0o600)
 
 
-def _wait(serve: Any, stop: Stop) -> None:
+def _wait(stop: Stop) -> None:
     """Until told to stop, or the service fails for good."""
+    from ray import serve
+
     failed_at: float | None = None
     while not stop.wait(_LOOK_S):
         state = serve.status().applications[NAME].status

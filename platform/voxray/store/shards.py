@@ -105,9 +105,7 @@ def read_summary(place: Place, case_id: str) -> CaseSummary:
         raise damaged(case_id, f"{name} cannot be read ({type(error).__name__})") from None
 
 
-def find_stored_case(
-    place: Place, case_id: str, signature: str, *, entry: CaseEntry | None, verify: bool = False
-) -> StoredCase | None:
+def find_stored_case(place: Place, case_id: str, signature: str, *, entry: CaseEntry | None) -> StoredCase | None:
     """The case's shard if it is there, whole and with that signature; `entry` is what the last manifest says of it.
 
     Where that says nothing, because the shard's writer was stopped, the files are read for their checksums.
@@ -120,8 +118,7 @@ def find_stored_case(
             return read_stored_case(place, case_id)
         if any(place.size(file.name) != file.bytes for file in entry.files):
             return None
-        found = read_stored_case(place, case_id) if verify else StoredCase(summary, entry.files)
-        return found if found.files == entry.files else None
+        return StoredCase(summary, entry.files)
     except DataError:
         return None
 

@@ -5,7 +5,6 @@ It takes tens of milliseconds more a trial than asking and telling does, and is 
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import tempfile
@@ -13,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from voxray.core.storage import Place
+from voxray.distributed.parallel import Shared
 from voxray.sweeping.study import SweepStudy, quiet
 from voxray.sweeping.trials import MergeTrials, Replays, run_trial
 
@@ -23,18 +23,18 @@ def tune_settings(study: SweepStudy, replays: Replays, trials: MergeTrials, adva
     if missing <= 0:
         return
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its tables would go to standard output
-    tune: Any = importlib.import_module("ray.tune")
-    search: Any = importlib.import_module("ray.tune.search.optuna")
-    ray: Any = importlib.import_module("ray")
+    from ray import tune
+    from ray.tune.search.optuna import OptunaSearch
+
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
 
-    class Trial(tune.Trainable):  # type: ignore[misc]
+    class Trial(tune.Trainable):
         """One setting after another in one actor."""
 
         def setup(self, config: dict[str, Any]) -> None:
             """Opens the replay, once."""
             if not hasattr(self, "_replays"):
-                self._replays = ray.get(held[0])
+                self._replays = held.open()
             self._setting = config
 
         def step(self) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def tune_settings(study: SweepStudy, replays: Replays, trials: MergeTrials, adva
             """Nothing: a trial is over before it could be interrupted."""
             del checkpoint_dir
 
-        def load_checkpoint(self, checkpoint: Any) -> None:
+        def load_checkpoint(self, checkpoint: object) -> None:
             """Nothing."""
             del checkpoint
 
@@ -54,10 +54,10 @@ def tune_settings(study: SweepStudy, replays: Replays, trials: MergeTrials, adva
             self._setting = new_config
             return True
 
-    held = [ray.put(replays)]
+    held = Shared(replays)
     with quiet(), tempfile.TemporaryDirectory(prefix="voxray_tune_") as scratch:
         path, system = Place.of(scratch).arrow()
-        algorithm = search.OptunaSearch(
+        algorithm = OptunaSearch(
             space=study.distributions,
             metric="score",
             mode="max",

@@ -6,7 +6,6 @@ has a say, and both the run's own network and the best trial's answer it at the 
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import math
@@ -15,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from voxray.core.config import Setting
 from voxray.core.errors import ConfigError
@@ -48,6 +47,10 @@ from voxray.tasks import build_task
 from voxray.training.checkpoint import SETTING, find_state, load_model, read_run
 from voxray.training.crossval_folder import STORE, is_crossval
 from voxray.training.data import changed_since
+
+if TYPE_CHECKING:
+    from ray.tune import Callback
+    from ray.tune.search.optuna import OptunaSearch
 
 TRIALS = "trials"
 _DRIVER_CPUS = 0.1
@@ -111,7 +114,8 @@ def sweep_trainings(
 
 def train_one(config: dict[str, Any], job: TrialJob) -> None:
     """One trial, in a process of its own: a training that tells Tune of every validation."""
-    tune: Any = importlib.import_module("ray.tune")
+    from ray import tune
+
     os.environ |= {"MLFLOW_TRACKING_URI": job.tracking, PARENT: job.parent}
     location = f"{job.folder}/{tune.get_context().get_trial_id()}"
     Place.of(location).write(SETTING, key(config).encode())
@@ -124,8 +128,9 @@ def train_one(config: dict[str, Any], job: TrialJob) -> None:
 def _search(job: TrialJob, options: SweepOptions, progress: Progress) -> None:
     """Runs the trials, or those that an interruption left."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    tune: Any = importlib.import_module("ray.tune")
-    schedulers: Any = importlib.import_module("ray.tune.schedulers")
+    from ray import tune
+    from ray.tune.schedulers import ASHAScheduler
+
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     metric, epochs = _metric(job), job.space.recipe.optim.epochs
     path, system = Place.of(Path(job.folder).parent / "tune").arrow()
@@ -135,7 +140,7 @@ def _search(job: TrialJob, options: SweepOptions, progress: Progress) -> None:
         if tune.Tuner.can_restore(**trials):
             tuner = tune.Tuner.restore(**trials, trainable=trainable, resume_unfinished=True, resume_errored=True)
         else:
-            scheduler = schedulers.ASHAScheduler(
+            scheduler = ASHAScheduler(
                 time_attr="epoch",
                 max_t=epochs + 1,  # a trial that reaches its last epoch ends by itself
                 grace_period=max(1, epochs // _RUNGS, min(job.space.recipe.optim.validate_every, epochs)),
@@ -165,12 +170,12 @@ def _search(job: TrialJob, options: SweepOptions, progress: Progress) -> None:
         raise results.errors[0]
 
 
-def _after_each(folder: str) -> Any:
+def _after_each(folder: str) -> Callback:
     """What Tune does when a trial has ended: one that it has stopped cannot tidy up behind itself."""
-    tune: Any = importlib.import_module("ray.tune")
+    from ray import tune
 
-    class GiveBack(tune.Callback):  # type: ignore[misc]
-        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+    class GiveBack(tune.Callback):
+        def on_trial_complete(self, iteration: int, trials: list[tune.Trial], trial: tune.Trial, **info: Any) -> None:
             del iteration, trials, info
             give_back_room(f"{folder}/{trial.trial_id}")
 
@@ -179,10 +184,10 @@ def _after_each(folder: str) -> Any:
     return GiveBack()
 
 
-def _algorithm(job: TrialJob, options: SweepOptions, metric: str) -> Any:
+def _algorithm(job: TrialJob, options: SweepOptions, metric: str) -> OptunaSearch:
     from optuna.samplers import RandomSampler, TPESampler
+    from ray.tune.search.optuna import OptunaSearch
 
-    search: Any = importlib.import_module("ray.tune.search.optuna")
     if options.sampler == "random":
         sampler: Any = RandomSampler(seed=options.seed)
     else:
@@ -190,7 +195,7 @@ def _algorithm(job: TrialJob, options: SweepOptions, metric: str) -> Any:
     space = {
         field: distribution(spread, whole=field in job.space.whole) for field, spread in job.space.fields.items()
     }
-    return search.OptunaSearch(space=space, metric=f"val/{metric}", mode="max", sampler=sampler)
+    return OptunaSearch(space=space, metric=f"val/{metric}", mode="max", sampler=sampler)
 
 
 def _add_trials(study: SweepStudy, job: TrialJob) -> str | None:

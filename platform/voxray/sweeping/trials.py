@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Protocol
 
 import torch
 
 from voxray.core.config import Setting
 from voxray.core.recipe import Merge
 from voxray.distributed.cluster import connect
+from voxray.distributed.parallel import Shared, TaskOptions, task_map
 from voxray.inference.candidates.replay import Replay
 from voxray.sweeping.search_space import merge_with
 from voxray.sweeping.study import TrialResult, key
+
+_RETRIES = 3
+"""How often a try is made again whose worker died."""
 
 Replays = Mapping[str, Replay]
 """Variant -> its replay; a variant is one answer of the network, all of the same cases."""
@@ -80,33 +84,16 @@ def open_runner(replays: Replays, *, workers: int, on_ray: bool) -> Iterator[Tri
         yield lambda trials: [run_trial(replays, one) for one in trials]
         return
     with connect(num_cpus=None):
-        ray: Any = importlib.import_module("ray")
-        held = [ray.put(replays)]
-        task = ray.remote(num_cpus=1, max_retries=3)(_run_shared)
+        work: Shared[Callable[[tuple[int, MergeTrial]], TrialResult]] = Shared(partial(_run_numbered, replays))
+        options = TaskOptions(retries=_RETRIES, at_once=workers)
 
         def every(trials: Sequence[MergeTrial]) -> Sequence[TrialResult]:
-            found: dict[int, TrialResult] = {}
-            waiting = list(enumerate(trials))
-            running: dict[Any, int] = {}
-            while waiting or running:
-                while waiting and len(running) < workers:
-                    number, one = waiting.pop(0)
-                    running[task.remote(held, one)] = number
-                done, _ = ray.wait(list(running))
-                found |= {running.pop(ref): ray.get(ref) for ref in done}
+            found = {number: result for (number, _), result in task_map(work, list(enumerate(trials)), options)}
             return [found[number] for number in range(len(trials))]
 
         yield every
 
 
-_OPENED: dict[str, Replays] = {}
-
-
-def _run_shared(held: list[Any], one: MergeTrial) -> TrialResult:
-    """In a worker, which opens the replay once."""
+def _run_numbered(replays: Replays, numbered: tuple[int, MergeTrial]) -> TrialResult:
     torch.set_num_threads(1)
-    name = held[0].hex()
-    if name not in _OPENED:
-        _OPENED.clear()
-        _OPENED[name] = importlib.import_module("ray").get(held[0])
-    return run_trial(_OPENED[name], one)
+    return run_trial(replays, numbered[1])

@@ -22,6 +22,7 @@ from ray.serve.handle import DeploymentHandle
 
 from voxray.core.errors import VoxrayError
 from voxray.distributed.cluster import QUIET
+from voxray.distributed.errors import find_raised, is_loss
 from voxray.results.formats import FormatName
 from voxray.serving.config import Replicas, ServeConfig, ServedModel
 from voxray.serving.errors import ProblemError
@@ -294,34 +295,14 @@ def _deaths() -> Iterator[None]:
     try:
         yield
     except RayTaskError as error:
-        cause = refusal_in(error)
+        cause = find_raised(error, VoxrayError, ProblemError)
         if cause is not None:
             raise cause from None
-        if _lost(error):
+        if is_loss(error):
             raise WorkerDiedError(type(error).__name__) from None
         raise
     except (RayError, RayServeException) as error:
         raise WorkerDiedError(type(error).__name__) from None
-
-
-def refusal_in(error: BaseException | None) -> VoxrayError | ProblemError | None:
-    """What a worker refused with, below Ray's wrappings."""
-    while error is not None:
-        if isinstance(error, VoxrayError | ProblemError) and not isinstance(error, RayError):
-            return error
-        cause = getattr(error, "cause", None)
-        error = cause if isinstance(cause, BaseException) else error.__cause__
-    return None
-
-
-def _lost(error: BaseException | None) -> bool:
-    """Whether what lies below is the loss of a process or of what it had made."""
-    while error is not None:
-        if isinstance(error, RayError) and not isinstance(error, RayTaskError):
-            return True
-        cause = getattr(error, "cause", None)
-        error = cause if isinstance(cause, BaseException) else error.__cause__
-    return False
 
 
 def application(config: ServeConfig, cards: Sequence[ModelInfo]) -> serve.Application:

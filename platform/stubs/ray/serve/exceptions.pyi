@@ -1,0 +1,1 @@
+class RayServeException(Exception): ...  # noqa: N818

@@ -1,0 +1,6 @@
+from typing import Any
+
+from ray.util.placement_group import PlacementGroup
+
+def get_current_placement_group() -> PlacementGroup | None: ...
+def placement_group_table() -> dict[str, dict[str, Any]]: ...
