@@ -10,10 +10,6 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCE = REPOSITORY / "platform" / "voxray"
-STILL_NAMED_TWICE = """
-Get Output Owner
-"""
-"""Names that still stand for several things: none is added."""
 
 
 def top_level(node: ast.AST) -> Iterator[ast.stmt]:
@@ -55,14 +51,10 @@ def defined_twice(sources: dict[str, str]) -> dict[str, list[str]]:
 
 def test_a_public_name_stands_for_one_thing() -> None:
     sources = {str(path.relative_to(REPOSITORY)): path.read_text() for path in sorted(SOURCE.rglob("*.py"))}
-    found = defined_twice(sources)
-    refused = {name: places for name, places in found.items() if name not in STILL_NAMED_TWICE.split()}
-    told = "\n".join(f"  {name}: {', '.join(places)}" for name, places in refused.items())
-    assert not refused, (
-        f"one name for different things (rename one, or begin it with _ where no other module asks):\n{told}"
+    found = "\n".join(f"  {name}: {', '.join(places)}" for name, places in defined_twice(sources).items())
+    assert not found, (
+        f"one name for different things (rename one, or begin it with _ where no other module asks):\n{found}"
     )
-    settled = sorted(set(STILL_NAMED_TWICE.split()) - set(found))
-    assert not settled, f"named once by now, so they leave STILL_NAMED_TWICE: {settled}"
 
 
 @pytest.mark.parametrize(

@@ -39,21 +39,20 @@ from voxray.serving.http.monai_answers import (
 )
 from voxray.serving.http.monai_images import FINAL, Images
 from voxray.serving.http.multipart import FormPart, is_multipart, parts_of
+from voxray.serving.http.native import GetOwner, GetService
 from voxray.serving.intake.receive import UploadPart
 from voxray.serving.jobs.service import Service
 from voxray.serving.jobs.tokens import Tokens
 from voxray.serving.jobs.waiting import answer, forget
 from voxray.serving.messages import JobRequest, Study
 
-Output = Literal["image", "json", "all", "dicom_seg"]
+_Output = Literal["image", "json", "all", "dicom_seg"]
 Removed = Literal["image", "label", "label_tag"]
-Get = Callable[[], Service]
-Owner = Callable[[Request], str]
 _NOT_OFFERED = ("/train/{rest:path}", "/batch/{rest:path}", "/scoring/{rest:path}", "/model/{rest:path}")
 _ALSO_NOT = ("/logs/{rest:path}", "/proxy/{rest:path}")
 
 
-def router(service: Get, owner: Owner) -> APIRouter:
+def router(service: GetService, owner: GetOwner) -> APIRouter:
     """All routes, which lie at the root, as the plugins want them."""
     api = APIRouter(tags=["MONAI Label"], responses=PROBLEMS)
 
@@ -71,7 +70,7 @@ def router(service: Get, owner: Owner) -> APIRouter:
     return api
 
 
-def _about(api: APIRouter, service: Get, owner: Owner, images: Callable[[], Images]) -> None:
+def _about(api: APIRouter, service: GetService, owner: GetOwner, images: Callable[[], Images]) -> None:
     @api.get("/info")
     @api.get("/info/")
     async def info(request: Request) -> dict[str, Any]:
@@ -93,7 +92,7 @@ def _about(api: APIRouter, service: Get, owner: Owner, images: Callable[[], Imag
         return {"id": study.study_id, "name": f"{study.study_id}.nii.gz", "ts": int(study.created.timestamp())}
 
 
-def _signing_in(api: APIRouter, service: Get) -> None:
+def _signing_in(api: APIRouter, service: GetService) -> None:
     """Open to all: the plugin asks whether it needs a token, and trades a password for one: that same token."""
 
     def is_wanted() -> bool:
@@ -124,7 +123,7 @@ def _signing_in(api: APIRouter, service: Get) -> None:
         return {"username": "", "email": "", "name": "", "roles": ["*"]}
 
 
-def _sessions(api: APIRouter, service: Get, owner: Owner) -> None:
+def _sessions(api: APIRouter, service: GetService, owner: GetOwner) -> None:
     @api.put("/session", openapi_extra=form(files="binary"))
     @api.put("/session/", openapi_extra=form(files="binary"))
     async def new_session(request: Request) -> dict[str, Any]:
@@ -146,7 +145,7 @@ def _sessions(api: APIRouter, service: Get, owner: Owner) -> None:
         return session_info(study)
 
 
-def _datastore(api: APIRouter, owner: Owner, images: Callable[[], Images]) -> None:
+def _datastore(api: APIRouter, owner: GetOwner, images: Callable[[], Images]) -> None:
     @api.get("/datastore")
     @api.get("/datastore/")
     async def datastore(request: Request, output: Literal["all", "stats", "train"] = "stats") -> Response:
@@ -185,7 +184,7 @@ def _datastore(api: APIRouter, owner: Owner, images: Callable[[], Images]) -> No
         return {}
 
 
-def _labels(api: APIRouter, owner: Owner, images: Callable[[], Images]) -> None:
+def _labels(api: APIRouter, owner: GetOwner, images: Callable[[], Images]) -> None:
     @api.put("/datastore/label", openapi_extra=form(label="binary", params="text"))
     async def put_label(request: Request, image: str, tag: str = "") -> dict[str, Any]:
         study, kept = await images().find(owner(request), image), False
@@ -212,7 +211,7 @@ def _labels(api: APIRouter, owner: Owner, images: Callable[[], Images]) -> None:
         return FileResponse(path, media_type="application/octet-stream", filename=f"{study.study_id}{suffix}")
 
 
-def _inference(api: APIRouter, service: Get, owner: Owner, images: Callable[[], Images]) -> None:
+def _inference(api: APIRouter, service: GetService, owner: GetOwner, images: Callable[[], Images]) -> None:
     @api.post(
         "/infer/{model}",
         response_class=Response,
@@ -220,7 +219,7 @@ def _inference(api: APIRouter, service: Get, owner: Owner, images: Callable[[], 
         responses=files("multipart/form-data", "application/json", "application/dicom", "application/octet-stream"),
     )
     async def infer(
-        request: Request, model: str, image: str = "", session_id: str = "", output: Output = "all"
+        request: Request, model: str, image: str = "", session_id: str = "", output: _Output = "all"
     ) -> Response:
         """The answer to an image, a session's, or the file that comes with the request (which is kept no longer)."""
         who, served = owner(request), service().model(model)

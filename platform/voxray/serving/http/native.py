@@ -56,8 +56,8 @@ _FLUSH_S = 1.0
 
 log = logging.getLogger("voxray.serving")
 
-Get = Callable[[], Service]
-Owner = Callable[[Request], str]
+GetService = Callable[[], Service]
+GetOwner = Callable[[Request], str]
 Id = Annotated[str, Path(pattern="^[0-9a-f]{32}$")]
 Wait = Annotated[float, Query(ge=0, le=WAIT_MOST_S, description="Seconds to wait for the job's end.")]
 Name = Annotated[str, Query(max_length=255, description="Of a raw body: its file name.")]
@@ -70,7 +70,7 @@ def owner_of(request: Request) -> str:
     return str(request.state.owner)
 
 
-def models_router(service: Get, _owner: Owner) -> APIRouter:
+def models_router(service: GetService, _owner: GetOwner) -> APIRouter:
     """What is served."""
     api = APIRouter(prefix="/v1", responses=PROBLEMS)
 
@@ -89,7 +89,7 @@ def models_router(service: Get, _owner: Owner) -> APIRouter:
     return api
 
 
-def studies_router(service: Get, owner: Owner) -> APIRouter:
+def studies_router(service: GetService, owner: GetOwner) -> APIRouter:
     """Scans in."""
     api = APIRouter(prefix="/v1", responses=PROBLEMS)
 
@@ -119,7 +119,7 @@ def studies_router(service: Get, owner: Owner) -> APIRouter:
     return api
 
 
-def jobs_router(service: Get, owner: Owner) -> APIRouter:
+def jobs_router(service: GetService, owner: GetOwner) -> APIRouter:
     """Work asked for."""
     api = APIRouter(prefix="/v1", responses=PROBLEMS)
 
@@ -147,7 +147,7 @@ def jobs_router(service: Get, owner: Owner) -> APIRouter:
     return api
 
 
-def results_router(service: Get, owner: Owner) -> APIRouter:
+def results_router(service: GetService, owner: GetOwner) -> APIRouter:
     """Work followed, ended and fetched."""
     api = APIRouter(prefix="/v1", responses=PROBLEMS)
 
@@ -169,7 +169,7 @@ def results_router(service: Get, owner: Owner) -> APIRouter:
     return api
 
 
-def answers_router(service: Get, owner: Owner) -> APIRouter:
+def answers_router(service: GetService, owner: GetOwner) -> APIRouter:
     """A scan in and its answer out, in one request."""
     api = APIRouter(prefix="/v1", responses=PROBLEMS)
 
@@ -195,7 +195,7 @@ def answers_router(service: Get, owner: Owner) -> APIRouter:
     return api
 
 
-NATIVE: tuple[Callable[[Get, Owner], APIRouter], ...] = (
+NATIVE: tuple[Callable[[GetService, GetOwner], APIRouter], ...] = (
     models_router,
     studies_router,
     jobs_router,
@@ -205,7 +205,7 @@ NATIVE: tuple[Callable[[Get, Owner], APIRouter], ...] = (
 """``/v1``."""
 
 
-def operating(service: Get, metrics: Metrics) -> APIRouter:
+def operating(service: GetService, metrics: Metrics) -> APIRouter:
     """What orchestrators and monitors ask."""
     api = APIRouter()
 
@@ -232,7 +232,7 @@ def operating(service: Get, metrics: Metrics) -> APIRouter:
     return api
 
 
-def session(service: Get) -> APIRouter:
+def session(service: GetService) -> APIRouter:
     """Browsers sign in with a token, and have a cookie that no script reads and no other site's page sends."""
     api = APIRouter(prefix="/v1", responses=PROBLEMS)
 
@@ -262,7 +262,7 @@ def session(service: Get) -> APIRouter:
 def make_app(
     service: Service,
     *,
-    routers: Sequence[Callable[[Get, Owner], APIRouter]] = (),
+    routers: Sequence[Callable[[GetService, GetOwner], APIRouter]] = (),
 ) -> FastAPI:
     """The application: the native API, the other protocols, and `AuthMiddleware` before them."""
     metrics = Metrics(service.store)

@@ -17,7 +17,7 @@ from fastapi import APIRouter, Request, Response
 from voxray.serving.errors import ProblemError
 from voxray.serving.http.auth import NOBODY, PAGE, PAGE_FILES
 from voxray.serving.http.document import files, refused
-from voxray.serving.http.native import Get, Owner
+from voxray.serving.http.native import GetOwner, GetService
 
 # niivue draws its letters and its shading from data: pictures; it needs no worker, no WebAssembly and no eval.
 CONTENT_SECURITY_POLICY = "; ".join(
@@ -65,7 +65,7 @@ class PageFile(NamedTuple):
     """Whether its name says its version, so that a browser may keep it for good."""
 
 
-def router(service: Get, owner: Owner) -> APIRouter:
+def router(service: GetService, owner: GetOwner) -> APIRouter:
     """The routes of the page, which asks the native API as any other client."""
     del service
     routes = APIRouter()

@@ -7,6 +7,6 @@ from collections.abc import Callable
 from fastapi import APIRouter
 
 from voxray.serving.http import kserve, monai_label, page
-from voxray.serving.http.native import Get, Owner
+from voxray.serving.http.native import GetOwner, GetService
 
-ROUTERS: tuple[Callable[[Get, Owner], APIRouter], ...] = (monai_label.router, kserve.router, page.router)
+ROUTERS: tuple[Callable[[GetService, GetOwner], APIRouter], ...] = (monai_label.router, kserve.router, page.router)
