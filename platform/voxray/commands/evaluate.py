@@ -7,27 +7,28 @@ case whose truth cannot be read, or does not fit its scan, has no score: it is l
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from voxray.commands.result_outputs import ResultFiles, named_inputs
 from voxray.core.addresses import local_path
 from voxray.core.answer_json import ScanStamp
-from voxray.core.bulkhead import attempt
+from voxray.core.apart import Input, keep_apart, require_folder
+from voxray.core.bulkhead import optional, sentence_of
 from voxray.core.case import Case
 from voxray.core.detections import Detections
-from voxray.core.errors import ConfigError, DataError, ResourceError
+from voxray.core.errors import ConfigError, ResourceError
 from voxray.core.evaluation import EVALUATION, Evaluation, write_evaluation
 from voxray.core.progress import Progress, tell_warnings
 from voxray.core.run import Run
 from voxray.core.storage import Place
+from voxray.core.written import SCORES, require_own
 from voxray.dataset import CaseSource, Dataset, read_dataset, split
 from voxray.distributed.mlflow_run import REMEMBERED, open_tracking
 from voxray.distributed.parallel import DIED, open_pool, pool_map
@@ -39,13 +40,13 @@ from voxray.metrics.coco import IOUS
 from voxray.metrics.segmentation import StructureTable, structure_table, table_of_unread
 from voxray.results.answer_outputs import AnswerFiles, about_of
 from voxray.results.answers import Engine, open_engine, read_answer, write_answer
-from voxray.results.class_names import COMPARISON
+from voxray.results.class_names import is_incomparable
 from voxray.results.standing import Standing, find_standings
+from voxray.scoring.luna16_official import official_names
 from voxray.scoring.summary import CaseScore, summarise
 from voxray.training.checkpoint import read_state, recipe_of
 
-Which = Literal["val", "test", "all"]
-WHICH: tuple[Which, ...] = ("val", "test", "all")
+WHICH = ("val", "test", "all")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,47 @@ class EvaluateOptions:
     """Whether the caller will write LUNA16's official files."""
     overwrite: bool = False
     """Whether files in the way that voxray did not write may be written over."""
+
+
+@dataclass(frozen=True)
+class ResultFiles:
+    """Where a score goes: a folder, a file that is named, or both."""
+
+    output: Path | None
+    json_file: Path | None = None
+    official: str | None = None
+    """The name of the answers, where LUNA16's official files are written to the folder in place of `EVALUATION`."""
+    overwrite: bool = False
+
+    @property
+    def scores(self) -> list[Path]:
+        """The files that bear voxray's mark."""
+        named = [] if self.json_file is None else [self.json_file]
+        return named if self.output is None or self.official else [*named, self.output / EVALUATION]
+
+    @property
+    def tables(self) -> list[Path]:
+        """The files that a record in the folder knows."""
+        if self.output is None or self.official is None:
+            return []
+        return [self.output / name for name in official_names(self.official)]
+
+    def require_free(self, read: Iterable[Input]) -> None:
+        """A ConfigError where anything that is read, or that somebody else wrote, would be written over."""
+        if self.output is not None:
+            require_folder(self.output, "-o")
+        if self.json_file is not None:
+            require_folder(self.json_file.parent, "--json")
+        keep_apart([*self.scores, *self.tables], read, instead="give another place with -o or --json")
+        require_own(self.scores, SCORES, overwrite=self.overwrite)
+        require_own(self.tables, overwrite=self.overwrite)
+
+
+def named_inputs(paths: Sequence[Path | None]) -> Iterator[Input]:
+    """What is compared with, a file or the folder that holds it."""
+    for path in paths:
+        if path is not None:
+            yield Input(path / EVALUATION if path.is_dir() else path, "what is compared with")
 
 
 def evaluate(
@@ -93,17 +135,17 @@ def evaluate(
     with open_pool(options.workers, device="auto") as pool:
         engine = open_engine(run, device=pool.device)
         is_own = output == default_folder(run) or (output / EVALUATION).exists()
-        asked = ask(sources, output, engine, progress=progress, is_own=is_own)
+        asked = cases_to_score(sources, output, engine, progress=progress, is_own=is_own)
         output.mkdir(parents=True, exist_ok=True)
         scores = []
         with progress.track("evaluate", total=len(sources), unit="cases") as advance:
             scorer = partial(Scorer, engine, data, output, overwrite=options.overwrite)
-            for score in pool_map(scorer, asked, pool, lost=died):
+            for score in pool_map(scorer, asked, pool, lost=lost_case):
                 scores.append(score)
                 tell_warnings(progress, f"case {score.case_id}", score.warnings)
                 advance(1)
-    told = {"run": engine.run.name, "dataset": data.name, "which": options.which}
-    report = summarise(scores, engine.run.classes, task=engine.recipe.task, ious=options.ious, **told)
+    about_score = {"run": engine.run.name, "dataset": data.name, "which": options.which}
+    report = summarise(scores, engine.run.classes, task=engine.recipe.task, ious=options.ious, **about_score)
     weights = (engine.stamp.sha256,)
     report = report.model_copy(
         update={"output": str(output), "weights_sha256": weights, "seconds": time.monotonic() - begin}
@@ -119,16 +161,16 @@ def require_truth(task: str, dataset: Dataset, sources: Sequence[CaseSource]) ->
         raise ConfigError(f"{dataset.name}: has no label map; a segmentation run is scored on label maps.")
 
 
-class Asked(NamedTuple):
+class CaseToScore(NamedTuple):
     """A case to score, and what stands in the folder of answers under its name."""
 
     source: CaseSource
     standing: Standing
 
 
-def ask(
+def cases_to_score(
     sources: Sequence[CaseSource], output: Path, engine: Engine, *, progress: Progress, is_own: bool
-) -> list[Asked]:
+) -> list[CaseToScore]:
     """The cases with what is answered of them, and a line for each that is answered anew though an answer is there.
 
     A folder that is an evaluation's own holds answers for its score alone, so other scans' are made anew; in any
@@ -145,7 +187,7 @@ def ask(
         remark = f"its answer there is of another scan, {one.others}" if one.others else one.remark
         if remark:
             progress.say(f"case {one.scan.name}: {remark}; it is answered anew")
-    return [Asked(source, standing) for source, standing in zip(sources, standings, strict=True)]
+    return [CaseToScore(source, standing) for source, standing in zip(sources, standings, strict=True)]
 
 
 class Scorer:
@@ -155,33 +197,39 @@ class Scorer:
         self._engine, self._dataset, self._output, self._overwrite = engine, dataset, output, overwrite
         self._predictor = engine.predictor()
 
-    def __call__(self, asked: Asked) -> CaseScore:
+    def __call__(self, asked: CaseToScore) -> CaseScore:
         """What the case adds to the score."""
-        held: dict[str, Any] = {}
-        # Before the files are read, so that a later change is noticed; why one cannot be read is said below.
-        attempt(lambda: held.update(stamp=asked.standing.stamp()))
-        attempt(lambda: held.update(truth=truth_content(self._dataset, asked.source)))
-        error = attempt(lambda: held.update(score=self._scored(asked, held)))
-        score = unjudged(asked.source.case_id, asked.source.patient_id, error) if error else held["score"]
-        known = "stamp" in held and "truth" in held
-        return replace(score, content=CaseContent(held["stamp"].sha256, held["truth"]) if known else None)
-
-    def _scored(self, asked: Asked, held: dict[str, Any]) -> CaseScore:
         source = asked.source
-        error = attempt(lambda: held.update(seen=examine(self._dataset, source)))
-        if not error:
-            error = attempt(lambda: held.update(case=held["seen"].usable()))
-        if error and "seen" in held and held["seen"].image is not None:
-            return unjudged(source.case_id, source.patient_id, error)
-        judged = True
-        if not error:
-            answer = partial(self._answer, asked, held["case"], held.get("stamp"))
-            error, judged = attempt_comparison(lambda: held.update(answer=answer()))
-        if not judged:
-            return unjudged(source.case_id, source.patient_id, error)
-        return self._score(source, held.get("case"), held.get("answer"), error)
+        # Before the files are read, so that a later change is noticed; why one cannot be read is said below.
+        stamp = optional(asked.standing.stamp)
+        truth = optional(partial(truth_content, self._dataset, source))
+        try:
+            score = self._scored(asked, stamp)
+        except Exception as error:
+            score = unjudged(source.case_id, source.patient_id, sentence_of(error))
+        content = None if stamp is None or truth is None else CaseContent(stamp.sha256, truth)
+        return replace(score, content=content)
 
-    def _answer(self, asked: Asked, case: Case, stamp: ScanStamp | None) -> Prediction:
+    def _scored(self, asked: CaseToScore, stamp: ScanStamp | None) -> CaseScore:
+        source, error = asked.source, ""
+        examined = case = answer = None
+        try:
+            examined = examine(self._dataset, source)
+            case = examined.usable()
+        except Exception as fault:
+            error = sentence_of(fault)
+            if examined is not None and examined.image is not None:
+                return unjudged(source.case_id, source.patient_id, error)
+        if case is not None:
+            try:
+                answer = self._answer(asked, case, stamp)
+            except Exception as fault:
+                error = sentence_of(fault)
+                if is_incomparable(fault):
+                    return unjudged(source.case_id, source.patient_id, error)
+        return self._score(source, case, answer, error)
+
+    def _answer(self, asked: CaseToScore, case: Case, stamp: ScanStamp | None) -> Prediction:
         name = asked.source.case_id
         if asked.standing.is_answered:
             return read_answer(self._output, case=name, grid=case.image.grid, engine=self._engine)
@@ -207,24 +255,9 @@ def unjudged(case_id: str, patient_id: str, error: str) -> CaseScore:
     return CaseScore(case_id, patient_id, Detections.empty(), *nothing, error=error, judged=False)
 
 
-def died(asked: Asked) -> CaseScore:
+def lost_case(asked: CaseToScore) -> CaseScore:
     """What a case adds that its workers died of."""
     return unjudged(asked.source.case_id, asked.source.patient_id, DIED)
-
-
-def attempt_comparison(action: Callable[[], Any]) -> tuple[str, bool]:
-    """Runs the action; why it failed, or an empty text, and whether that leaves something to judge."""
-    codes: list[str] = []
-
-    def watched() -> None:
-        try:
-            action()
-        except DataError as error:
-            codes.append(error.code)
-            raise
-
-    error = attempt(watched)
-    return error, not any(code.startswith(f"{COMPARISON}.") for code in codes)
 
 
 def choose_cases(run: Run, dataset: Dataset, which: str) -> list[CaseSource]:

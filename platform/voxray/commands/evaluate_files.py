@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from jaxtyping import UInt8
 
-from voxray.commands.evaluate import EvaluateOptions, attempt_comparison, evaluate, unjudged
-from voxray.commands.result_outputs import ResultFiles, given_inputs, named_inputs, truth_inputs
+from voxray.commands.evaluate import EvaluateOptions, ResultFiles, evaluate, named_inputs, unjudged
 from voxray.core.addresses import local_path
-from voxray.core.bulkhead import attempt
+from voxray.core.bulkhead import sentence_of
 from voxray.core.detections import Detections
 from voxray.core.errors import ConfigError
-from voxray.core.evaluation import EVALUATION, Evaluation, Luna16Evaluation, read_evaluation, write_evaluation
+from voxray.core.evaluation import EVALUATION, Evaluation, Luna16Evaluation, read_evaluation
 from voxray.core.progress import Progress, tell_warnings
 from voxray.core.text import first_few
 from voxray.dataset.naming import parse_values
@@ -27,7 +24,7 @@ from voxray.distributed.parallel import DIED, open_pool, pool_map
 from voxray.inference.package import is_package
 from voxray.metrics.record import compare
 from voxray.metrics.segmentation import structure_table
-from voxray.results.class_names import Naming
+from voxray.results.class_names import Naming, is_incomparable
 from voxray.scoring.answer_files import (
     MAP_FORMATS,
     Answers,
@@ -42,7 +39,7 @@ from voxray.scoring.answer_files import (
 from voxray.scoring.luna16_official import Luna16Truth, evaluate_luna16, is_luna16_folder, unwritten
 from voxray.scoring.summary import CaseScore, parse_ious, summarise
 from voxray.scoring.tables import ScoreTable, difference_table, luna16_tables, score_tables
-from voxray.scoring.truth_files import CaseTruth, TruthSet, case_truth, read_luna16_truth, read_truth
+from voxray.scoring.truth_files import CaseTruth, TruthSet, case_truth, read_luna16_truth, read_truth, truth_inputs
 from voxray.training.checkpoint import read_best_run
 
 RULES = ("iou", "luna16")
@@ -106,12 +103,12 @@ def evaluate_anything(answers: str, truth: Path | None, options: FileOptions, *,
         _refuse_against(options)
     if is_run(answers):
         if options.rules == "luna16":
-            return _told_luna16(*_run_by_luna16(answers, truth, options, progress=progress))
+            return _luna16_scored(*_run_by_luna16(answers, truth, options, progress=progress))
         other = _other(options)
         report = evaluate(
             answers, options.of_run(), dataset=truth, root=options.root, output=options.output, progress=progress
         )
-        return _told(report, options, other, is_written=True)
+        return _scored(report, options, other, is_written=True)
     if options.which not in (None, *FILE_CASES):
         raise ConfigError(f"--cases {options.which}: of answers in files must be {' or '.join(FILE_CASES)}.")
     found = read_answers(Path(answers), trust_pickle=options.trust_pickle)
@@ -121,11 +118,11 @@ def evaluate_anything(answers: str, truth: Path | None, options: FileOptions, *,
     files = ResultFiles(
         options.output, options.json_file, found.name if by_luna16 else None, overwrite=options.overwrite
     )
-    read = chain(given_inputs(found, Path(answers)), truth_inputs(truth, root=options.root))
+    read = chain(found.inputs(Path(answers)), truth_inputs(truth, root=options.root))
     files.require_free(chain(read, named_inputs([options.against])))
     if by_luna16:
         _refuse_against(options)
-        return _told_luna16(*_by_luna16(found, read_luna16_truth(truth, root=options.root), options))
+        return _luna16_scored(*_by_luna16(found, read_luna16_truth(truth, root=options.root), options))
     if found.marks is not None:
         raise ConfigError(f"--rules iou: the marks of {answers} have no size; only the rules luna16 judge them.")
     other = _other(options)
@@ -133,7 +130,7 @@ def evaluate_anything(answers: str, truth: Path | None, options: FileOptions, *,
     names_truth = found.format in ("findings", *MAP_FORMATS)
     task: Literal["detection", "segmentation"] = "segmentation" if found.is_segmentation else "detection"
     known = read_truth(truth, root=options.root, values=values if names_truth else None, task=task)
-    return _told(evaluate_files(found, known, options, progress=progress), options, other)
+    return _scored(evaluate_files(found, known, options, progress=progress), options, other)
 
 
 def is_run(answers: str) -> bool:
@@ -178,51 +175,41 @@ class FileScorer:
 
     def __call__(self, case_id: str) -> CaseScore:
         """What the case adds to the score."""
-        held: dict[str, CaseTruth] = {}
-        with_labels = self._answers.is_segmentation
-        error = attempt(lambda: held.update(truth=case_truth(self._truth, case_id, with_labels=with_labels)))
-        patient = self._truth.patients[case_id]
-        if error:
-            return unjudged(case_id, patient, error)
-        truth = held["truth"]
-        scored: dict[str, CaseScore] = {}
-        score_it = self._labels if with_labels else self._boxes
-        error = attempt(lambda: scored.update(score=score_it(case_id, truth)))
-        score = unjudged(case_id, patient, error) if error else scored["score"]
-        source = self._truth.sources.get(case_id)
-        doubts = doubts_of(self._answers, self._names[case_id], source) if case_id in self._names else ()
-        return replace(score, patient_id=patient, warnings=(*truth.warnings, *doubts, *score.warnings))
+        patient_id, name = self._truth.patients[case_id], self._names.get(case_id)
+        try:
+            truth = case_truth(self._truth, case_id, with_labels=self._answers.is_segmentation)
+        except Exception as error:
+            return unjudged(case_id, patient_id, sentence_of(error))
+        try:
+            score = self._scored(case_id, patient_id, name, truth)
+        except Exception as error:
+            score = unjudged(case_id, patient_id, sentence_of(error))
+        doubts = () if name is None else doubts_of(self._answers, name, self._truth.sources.get(case_id))
+        return replace(score, warnings=(*truth.warnings, *doubts, *score.warnings))
 
-    def _boxes(self, case_id: str, truth: CaseTruth) -> CaseScore:
-        held = {"found": Detections.empty("voxel" if truth.frame == "voxel" else "LPS")}
-        error, judged = self._compare(case_id, lambda name: held.update(found=self._detections(name, truth)))
-        if not judged:
-            return unjudged(case_id, "", error)
-        return CaseScore(case_id, "", held["found"], truth.boxes, truth.classes, None, error)
-
-    def _labels(self, case_id: str, truth: CaseTruth) -> CaseScore:
+    def _scored(self, case_id: str, patient_id: str, name: str | None, truth: CaseTruth) -> CaseScore:
+        found = Detections.empty("voxel" if truth.frame == "voxel" else "LPS")
+        labels, error = None, NO_ANSWER
+        if name is not None:
+            try:
+                if self._answers.is_segmentation:
+                    labels = labels_in(self._answers, name, self._naming, self._truth, truth)
+                else:
+                    found = detections_in(self._answers, name, self._naming, self._truth, truth)
+                error = ""
+            except Exception as fault:
+                error = sentence_of(fault)
+                if is_incomparable(fault):
+                    return unjudged(case_id, patient_id, error)
+        if not self._answers.is_segmentation:
+            return CaseScore(case_id, patient_id, found, truth.boxes, truth.classes, None, error)
         assert truth.labels is not None
         assert truth.grid is not None
-        held = {"found": np.zeros_like(truth.labels)}
-        error, judged = self._compare(case_id, lambda name: held.update(found=self._map(name, truth)))
-        if not judged:
-            return unjudged(case_id, "", error)
-        nothing = np.zeros((0, 6)), np.zeros(0, np.int64)
+        labels = np.zeros_like(truth.labels) if labels is None else labels
         num_classes = len(self._truth.classes)
-        table = structure_table(held["found"], truth.labels, truth.grid.spacing_mm, num_classes=num_classes)
-        return CaseScore(case_id, "", Detections.empty(), *nothing, table, error)
-
-    def _compare(self, case_id: str, action: Callable[[str], Any]) -> tuple[str, bool]:
-        """Runs the action on the case's answer; why it failed, and whether it is judged all the same."""
-        if case_id not in self._names:
-            return NO_ANSWER, True
-        return attempt_comparison(lambda: action(self._names[case_id]))
-
-    def _detections(self, name: str, truth: CaseTruth) -> Detections:
-        return detections_in(self._answers, name, self._naming, self._truth, truth)
-
-    def _map(self, name: str, truth: CaseTruth) -> UInt8[np.ndarray, "x y z"]:
-        return labels_in(self._answers, name, self._naming, self._truth, truth)
+        table = structure_table(labels, truth.labels, truth.grid.spacing_mm, num_classes=num_classes)
+        boxes, classes = np.zeros((0, 6)), np.zeros(0, np.int64)
+        return CaseScore(case_id, patient_id, Detections.empty(), boxes, classes, table, error)
 
 
 def _run_by_luna16(
@@ -290,7 +277,9 @@ def _by_luna16(
     )
 
 
-def _told(report: Evaluation, options: FileOptions, other: Evaluation | None, *, is_written: bool = False) -> Scored:
+def _scored(
+    report: Evaluation, options: FileOptions, other: Evaluation | None, *, is_written: bool = False
+) -> Scored:
     """The score as it is told, and written where it is not yet."""
     judged, not_judged = len(report.cases), len(report.not_judged)
     tables = score_tables(report) if report.metrics else []
@@ -303,22 +292,22 @@ def _told(report: Evaluation, options: FileOptions, other: Evaluation | None, *,
     if report.without_truth:
         ending.append(f"without truth, so without a score: {first_few(report.without_truth)}")
     if other is not None:
-        error = attempt(lambda: tables.append(difference_table(compare(other, report))))
-        paired = f"differences are {report.run} minus {other.run}, paired case by case"
-        (lost if error else ending).append(error or paired)
+        try:
+            tables.append(difference_table(compare(other, report)))
+            ending.append(f"differences are {report.run} minus {other.run}, paired case by case")
+        except Exception as error:
+            lost.append(sentence_of(error))
     if options.json_file is not None:
-        named = options.json_file
-        error = unwritten(lambda: write_evaluation(report, named), named)
-        (lost if error else ending).append(error or f"written: {named}")
+        why = unwritten(report, options.json_file)
+        (lost if why else ending).append(why or f"written: {options.json_file}")
     if report.output:
-        file = Path(report.output) / EVALUATION
-        error = "" if is_written else unwritten(lambda: write_evaluation(report, file), file)
-        (lost if error else ending).append(error or f"answers and {EVALUATION}: {report.output}")
+        why = "" if is_written else unwritten(report, Path(report.output) / EVALUATION)
+        (lost if why else ending).append(why or f"answers and {EVALUATION}: {report.output}")
     cases = f"{judged} of {judged + not_judged}" if not_judged else f"{judged}"
     head = f"{report.run} on {cases} {noun} ({report.which}) of {report.dataset}"
     return Scored(report, (head,), tuple(tables), tuple(ending), tuple(lost))
 
 
-def _told_luna16(result: Luna16Evaluation, lost: tuple[str, ...]) -> Scored:
+def _luna16_scored(result: Luna16Evaluation, lost: tuple[str, ...]) -> Scored:
     head = f"{result.answers} on {result.scans} scan{'s' * (result.scans != 1)} of {result.truth}, by LUNA16's rules"
     return Scored(result, (head,), tuple(luna16_tables(result)), result.notices, lost)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from voxray.commands.evaluate import Scorer, ask, choose_cases, died, track
+from voxray.commands.evaluate import Scorer, cases_to_score, choose_cases, lost_case, track
 from voxray.core.errors import ConfigError
 from voxray.core.evaluation import EVALUATION, Evaluation, write_evaluation
 from voxray.core.progress import Progress, tell_warnings
@@ -56,8 +56,8 @@ def score_out_of_fold(
         for fold in finished:
             engine = open_engine(fold_folder(location, fold), device=pool.device)
             found = []
-            asked = ask(chosen[fold], output, engine, progress=progress, is_own=True)
-            for score in pool_map(partial(Scorer, engine, data, output), asked, pool, lost=died):
+            asked = cases_to_score(chosen[fold], output, engine, progress=progress, is_own=True)
+            for score in pool_map(partial(Scorer, engine, data, output), asked, pool, lost=lost_case):
                 found.append(score)
                 tell_warnings(progress, f"case {score.case_id}", score.warnings)
                 advance(1)

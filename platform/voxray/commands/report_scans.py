@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
-from voxray.core.bulkhead import attempt
+from voxray.core.bulkhead import sentence_of
 from voxray.core.case import Case
 from voxray.core.detections import Detections, boxes_to_voxel
 from voxray.core.errors import ConfigError, DataError
@@ -50,10 +50,13 @@ class CaseMeasures(NamedTuple):
     """What a scan says of its case's objects or structures; `error` is why it says nothing."""
 
     case_id: str
-    sizes_mm: Float64[np.ndarray, " n"]
-    objects_hu: Float64[np.ndarray, " n"]
-    structures_hu: dict[str, float]
-    error: str
+    sizes_mm: Float64[np.ndarray, " n"] = np.zeros(0)
+    """The mean side of each object."""
+    objects_hu: Float64[np.ndarray, " n"] = np.zeros(0)
+    """The mean of the ellipsoid in each object's box."""
+    structures_hu: Mapping[str, float] = {}
+    """Class -> the mean of its true voxels."""
+    error: str = ""
     warnings: tuple[str, ...] = ()
 
 
@@ -117,22 +120,12 @@ class Examiner:
     def __call__(self, item: tuple[CaseSource, CaseFindings | None]) -> CaseMeasures:
         """The case's sizes and intensities."""
         source, case = item
-        held: dict[str, Any] = {}
-        error = attempt(lambda: held.update(self._measured(source, case)))
-        nothing = np.zeros(0)
-        return CaseMeasures(
-            source.case_id,
-            held.get("sizes", nothing),
-            held.get("hu", nothing),
-            held.get("structures", {}),
-            error,
-            held.get("warnings", ()),
-        )
-
-    def _measured(self, source: CaseSource, case: CaseFindings | None) -> dict[str, Any]:
-        found = _objects(source, case) if case is not None else _structures(self._dataset, source)
-        require_scored(self._evaluation, self._dataset, source)
-        return found
+        try:
+            measures = _objects(source, case) if case is not None else _structures(self._dataset, source)
+            require_scored(self._evaluation, self._dataset, source)
+        except Exception as error:
+            return CaseMeasures(source.case_id, error=sentence_of(error))
+        return measures
 
 
 def require_scored(evaluation: Evaluation, dataset: Dataset, source: CaseSource) -> None:
@@ -158,10 +151,10 @@ class Camera:
 
     def __call__(self, request: Request) -> tuple[list[Shown], str]:
         """The pictures, or why there are none."""
-        shown: list[Shown] = []
-        take = self._closeups if request.case is not None else self._whole
-        error = attempt(lambda: shown.extend(take(request)))
-        return shown, f"{request.source.case_id}: {error}" if error else ""
+        try:
+            return self._whole(request) if request.case is None else self._closeups(request), ""
+        except Exception as error:
+            return [], f"{request.source.case_id}: {sentence_of(error)}"
 
     def _closeups(self, request: Request) -> list[Shown]:
         assert request.case is not None
@@ -269,8 +262,7 @@ def _measure(
 
 
 def _not_measured(item: tuple[CaseSource, CaseFindings | None]) -> CaseMeasures:
-    nothing = np.zeros(0)
-    return CaseMeasures(item[0].case_id, nothing, nothing, {}, DIED)
+    return CaseMeasures(item[0].case_id, error=DIED)
 
 
 def _no_picture(request: Request) -> tuple[list[Shown], str]:
@@ -296,13 +288,12 @@ def _requests(evaluation: Evaluation, found: Reach, scans: Scans) -> list[Reques
     return [Request(sources[case_id], cases[case_id], tuple(picks)) for case_id, picks in of_case.items()]
 
 
-def _objects(source: CaseSource, case: CaseFindings) -> dict[str, Any]:
-    """``sizes``: the mean side of each object in mm; ``hu``: the mean of the ellipsoid in its box; ``warnings``."""
+def _objects(source: CaseSource, case: CaseFindings) -> CaseMeasures:
     image = read_volume(Path(source.image), accept_values=source.accept_values)
     boxes = _in_voxels(case.truth_boxes, case, image)
     sides = (boxes[:, 3:] - boxes[:, :3]) * np.asarray(image.grid.spacing_mm)
     means = np.array([_mean_hu(image, box) for box in boxes])
-    return {"sizes": sides.mean(axis=1), "hu": means, "warnings": image.warnings}
+    return CaseMeasures(source.case_id, sides.mean(axis=1), means, warnings=image.warnings)
 
 
 def _mean_hu(image: Volume, box: Float64[np.ndarray, " 6"]) -> float:
@@ -317,8 +308,7 @@ def _mean_hu(image: Volume, box: Float64[np.ndarray, " 6"]) -> float:
     return float(cube[inside].mean()) if inside.any() else float(cube.mean())
 
 
-def _structures(dataset: Dataset, source: CaseSource) -> dict[str, Any]:
-    """``structures``: class -> the mean intensity of its true voxels; ``warnings``."""
+def _structures(dataset: Dataset, source: CaseSource) -> CaseMeasures:
     case = load_case(dataset, source)
     if case.labels is None:
         raise ConfigError(f"case {case.case_id} has no label map in this dataset.")
@@ -330,7 +320,7 @@ def _structures(dataset: Dataset, source: CaseSource) -> dict[str, Any]:
         count += np.bincount(labels.ravel(), minlength=num)
         total += np.bincount(labels.ravel(), weights=voxels.ravel(), minlength=num)
     means = {name: total[k] / count[k] for k, name in enumerate(dataset.classes, start=1) if count[k]}
-    return {"structures": means, "warnings": case.warnings}
+    return CaseMeasures(source.case_id, structures_hu=means, warnings=case.warnings)
 
 
 def _in_voxels(boxes: Sequence[Sequence[float]], case: CaseFindings, image: Volume) -> Float64[np.ndarray, "n 6"]:

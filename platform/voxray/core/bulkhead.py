@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from voxray.core.errors import ResourceError, VoxrayError
 from voxray.core.missing_module import missing_module
 from voxray.core.storage_errors import is_of_storage, refusal_of_storage, trouble_of
+
+_T = TypeVar("_T")
 
 LOGGER = __name__
 """Where the traceback of a fault goes: ``--debug`` shows it, and a Ray worker writes it to its log."""
@@ -32,6 +34,15 @@ def attempt(action: Callable[[], Any]) -> str:
     except Exception as error:
         return sentence_of(error)
     return ""
+
+
+def optional(action: Callable[[], _T]) -> _T | None:
+    """The action's value, or None where it fails, for what somebody else says why."""
+    try:
+        return action()
+    except Exception as error:
+        sentence_of(error)  # a fault goes to the log
+        return None
 
 
 def sentence_of(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from voxray.core.errors import DataError
 from voxray.core.volume import Volume
 from voxray.dataset import Dataset
 from voxray.dataset.source import CaseSource
-from voxray.loading.maps import attempt, read_maps
+from voxray.loading.maps import read_maps, value_or_problem
 from voxray.readers import read_volume
 
 
@@ -44,7 +44,7 @@ def load_case(dataset: Dataset, source: CaseSource) -> Case:
 def examine(dataset: Dataset, source: CaseSource) -> Examination:
     """The case, or all that is wrong with it."""
     problems: list[DataError] = []
-    image = attempt(problems, partial(read_volume, accept_values=source.accept_values), Path(source.image))
+    image = value_or_problem(problems, partial(read_volume, accept_values=source.accept_values), Path(source.image))
     truth = read_maps(dataset, source, None if image is None else image.grid)
     problems += truth.problems
     if source.boxes is not None and image is not None:

@@ -67,7 +67,7 @@ def read_maps(dataset: Dataset, source: CaseSource, grid: Grid | None) -> CaseAn
     return truth
 
 
-def attempt(problems: list[DataError], function: Callable[..., T], *arguments: Any) -> T | None:
+def value_or_problem(problems: list[DataError], function: Callable[..., T], *arguments: Any) -> T | None:
     """The function's value, or None with its DataError among the problems."""
     try:
         return function(*arguments)
@@ -125,7 +125,9 @@ def _read_instances(
         truth.labels = _binary(volume, name, truth.problems).astype(np.uint8)
         _add_components(truth, volume.grid, config.min_object_mm3)
         return
-    class_of = attempt(truth.problems, _read_classes, source.maps.classes_file, dataset.classes, config.values)
+    class_of = value_or_problem(
+        truth.problems, _read_classes, source.maps.classes_file, dataset.classes, config.values
+    )
     if class_of is not None:
         truth.labels, truth.boxes, truth.classes, found = instance_boxes(volume.voxels, class_of, where=name)
         for problem in found:
@@ -198,10 +200,10 @@ def _read_map(file: str, grid: Grid | None, truth: CaseAnnotations, *, absent: s
             return None if grid is None else Volume(np.zeros(grid.shape, np.uint8), grid)
         truth.problems.append(DataError("labels.missing", f"{file}: no such file.", remedy=_MAPS_REMEDY))
         return None
-    volume = attempt(truth.problems, read_label_map, Path(file))
+    volume = value_or_problem(truth.problems, read_label_map, Path(file))
     truth.warnings += [] if volume is None else [f"{Path(file).name}: {text}" for text in volume.warnings]
     if volume is not None and grid is not None:
-        return attempt(truth.problems, partial(put_on, volume, grid, name=Path(file).name)) or volume
+        return value_or_problem(truth.problems, partial(put_on, volume, grid, name=Path(file).name)) or volume
     return volume
 
 

@@ -40,6 +40,11 @@ def incomparable(what: str, message: str, remedy: str, *, case: str | None = Non
     return DataError(f"{COMPARISON}.{what}", message, remedy=remedy, case_id=case)
 
 
+def is_incomparable(error: BaseException) -> bool:
+    """Whether the error says that an answer cannot be compared with its truth, so that its case is not judged."""
+    return isinstance(error, DataError) and error.code.startswith(f"{COMPARISON}.")
+
+
 def named_labels(
     volume: Volume, naming: Naming, classes: Sequence[str], grid: Grid, *, name: str, of: str = "the truth"
 ) -> UInt8[np.ndarray, "x y z"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 
 from voxray.core.alignment import SHIFT_VOX, arrangements, fit
 from voxray.core.answer_json import FindingsFile, LabelsFile, detections_of, read_file
+from voxray.core.apart import Input
 from voxray.core.config import read_mapping
 from voxray.core.detections import Detections, boxes_to_world
 from voxray.core.errors import ConfigError, DataError
@@ -23,8 +24,8 @@ from voxray.readers import label_names, read_label_map, volume_content
 from voxray.results.class_names import Naming, incomparable, named_labels, read_labels, refuse_unknown
 from voxray.results.standing import is_whole, read_any
 from voxray.scoring.foreign import PICKLE_SUFFIX, MarkTable, read_marks, read_monai, read_pickles
+from voxray.scoring.foreign.checks import problem, read_text
 from voxray.scoring.foreign.monai import is_monai, read_monai_names
-from voxray.scoring.foreign.problems import problem, read_text
 from voxray.scoring.truth_files import CaseTruth, TruthSet, map_files
 from voxray.training.crossval_folder import ANSWERS, CROSSVAL
 
@@ -51,6 +52,14 @@ class Answers:
     def names(self) -> list[str]:
         """The names of the cases, as the answers have them."""
         return [*self.files, *self.detections]
+
+    def inputs(self, path: Path) -> Iterator[Input]:
+        """The files that were read from `path`, and those that will be."""
+        yield Input(path, "the answers")
+        for file in self.files.values():
+            yield Input(file, "an answer")
+            if self.format == "labels":
+                yield Input(file.parent / read_file(LabelsFile, file).file, "an answer's label map")
 
     @property
     def is_segmentation(self) -> bool:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from voxray.annotations.tables import Spheres, read_spheres_by_case
-from voxray.core.bulkhead import attempt
+from voxray.core.bulkhead import sentence_of
 from voxray.core.errors import DataError
-from voxray.core.evaluation import Bootstrap, Line, Luna16Evaluation, write_evaluation
+from voxray.core.evaluation import Bootstrap, Evaluation, Line, Luna16Evaluation, write_evaluation
 from voxray.core.text import first_few
 from voxray.core.written import recorded
 from voxray.dataset.truth import SpheresCsv
@@ -21,7 +20,7 @@ from voxray.metrics.bootstrap import CONFIDENCE, NUM_REPLICATES, SEED, band
 from voxray.metrics.froc import RATES
 from voxray.metrics.luna16 import MAX_MARKS, Bands, Froc, JudgedMarks, Marks, Nodules, bootstrap, froc, judge
 from voxray.scoring.foreign import MarkTable, read_series
-from voxray.scoring.foreign.problems import problem, read_text
+from voxray.scoring.foreign.checks import problem, read_text
 
 TRUTH_FILES = ("annotations.csv", "annotations_excluded.csv", "seriesuids.csv")
 DRAWN_RATES = np.geomspace(0.125, 8.0, 49)
@@ -66,17 +65,26 @@ def evaluate_luna16(
     lost = []
     if output is not None:
         bands = bootstrap(outcome, rng=np.random.default_rng(SEED), num=NUM_REPLICATES)
-        official = partial(write_official, result, outcome, curve, bands, truth=truth, overwrite=overwrite)
-        lost.append(unwritten(lambda: official(output=output), output))
+        try:
+            write_official(result, outcome, curve, bands, truth=truth, output=output, overwrite=overwrite)
+        except Exception as error:
+            lost.append(_not_written(output, error))
     if json_file is not None:
-        lost.append(unwritten(lambda: write_evaluation(result, json_file), json_file))
+        lost.append(unwritten(result, json_file))
     return result, tuple(filter(None, lost))
 
 
-def unwritten(write: Callable[[], object], place: Path) -> str:
+def unwritten(evaluation: Evaluation | Luna16Evaluation, path: Path) -> str:
     """Writes a score; why it could not be written, or an empty text, as what was measured is told all the same."""
-    error = attempt(write)
-    return f"{place}: the score above could not be written there: {error}" if error else ""
+    try:
+        write_evaluation(evaluation, path)
+    except Exception as error:
+        return _not_written(path, error)
+    return ""
+
+
+def _not_written(place: Path, error: Exception) -> str:
+    return f"{place}: the score above could not be written there: {sentence_of(error)}"
 
 
 def is_luna16_folder(path: Path) -> bool:
@@ -166,8 +174,8 @@ def _notices(marks: MarkTable, truth: Luna16Truth) -> tuple[str, ...]:
     scans, marked = set(truth.case_ids), Counter(marks.case_ids)
     unknown = sorted(set(marked) - scans)
     if unknown and len(unknown) == len(marked):
-        series = f"{len(unknown)} series ({first_few(unknown)})"
-        text = f"none of the marks' {series} is one of the {len(scans)} of {truth.name}."
+        names = first_few(unknown)
+        text = f"none of the marks' {len(unknown)} series ({names}) is one of the {len(scans)} of {truth.name}."
         raise DataError("predictions.no_match", text, remedy="Give the annotations of the same scans.")
     notices = []
     if unknown:

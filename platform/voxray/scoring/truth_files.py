@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from jaxtyping import Float64, Int64, UInt8
 from voxray.annotations.maps import component_boxes, value_counts
 from voxray.annotations.placing import place_boxes
 from voxray.annotations.tables import Spheres, read_boxes_json, read_spheres_by_case
+from voxray.core.apart import Input
 from voxray.core.config import read_mapping
 from voxray.core.detections import Frame
 from voxray.core.errors import ConfigError, DataError
@@ -24,11 +26,12 @@ from voxray.dataset.naming import listed
 from voxray.dataset.paths import file_stem
 from voxray.dataset.truth import Instances, LabelMaps, MonaiJson, Msd, SpheresCsv
 from voxray.loading import list_cases, load_case
+from voxray.loading.inputs import dataset_inputs
 from voxray.loading.survey import read_excluded
 from voxray.readers import READERS, describe, read_label_map
 from voxray.results.class_names import Naming, named_labels
+from voxray.scoring.foreign.checks import read_text
 from voxray.scoring.foreign.monai import read_monai_names
-from voxray.scoring.foreign.problems import read_text
 from voxray.scoring.luna16_official import Luna16Truth, is_luna16_folder, read_truth_folder
 
 MAX_LABEL = 255
@@ -105,6 +108,15 @@ def read_truth(
     return replace(truth, **_numbers_of(dataset, sources))
 
 
+def truth_inputs(truth: Path, *, root: Path | None) -> Iterator[Input]:
+    """The files of the truth: a dataset's, those of a folder, or the one file."""
+    yield Input(truth, "the truth")
+    if truth.is_dir():
+        yield from (Input(path, "a file of the truth") for path in chain(truth.glob("*"), truth.glob("*/*")))
+    elif (data := _as_dataset(truth, root)) is not None:
+        yield from dataset_inputs(data)
+
+
 def read_luna16_truth(path: Path, *, root: Path | None = None) -> Luna16Truth:
     """The official truth: a folder of LUNA16's files, or a dataset that names annotations of that form."""
     if is_luna16_folder(path):
@@ -178,6 +190,12 @@ def _numbers_of(dataset: Dataset, sources: Mapping[str, CaseSource]) -> dict[str
 def _declared_in(file: str) -> Mapping[int, str]:
     """What a data list of MONAI's says that its labels stand for."""
     return read_monai_names(read_text(Path(file)), where=file)
+
+
+def _as_dataset(truth: Path, root: Path | None) -> Dataset | None:
+    if truth.suffix not in (".toml", ".json") or "boxes" in read_mapping(truth):
+        return None
+    return read_dataset(truth, root=root)
 
 
 def _folder(path: Path, names: Mapping[int, str] | None) -> TruthSet:

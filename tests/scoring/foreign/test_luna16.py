@@ -7,7 +7,7 @@ import pytest
 
 from voxray.core.errors import DataError
 from voxray.scoring.foreign import read_marks, read_series
-from voxray.scoring.foreign.problems import read_text
+from voxray.scoring.foreign.checks import read_text
 
 HEADER = "seriesuid,coordX,coordY,coordZ,probability"
 

@@ -26,8 +26,8 @@ from voxray.core.errors import DataError
 from voxray.core.volume import Volume
 from voxray.results.writers.codes import concept_of, shown
 from voxray.results.writers.quiet import quietly
-from voxray.results.writers.source import Slice, Source, read_source
-from voxray.results.writers.stamping import MAKER, Algorithm, Uids, colour, empty, labels_digest, present_labels, save
+from voxray.results.writers.source import Slice, Source
+from voxray.results.writers.stamping import MAKER, Algorithm, Uids, colour, empty, identify_labels, save
 
 SERIES_NUMBER = 9003
 _STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"
@@ -52,11 +52,12 @@ def write_rtstruct(
     series_uid: str | None = None,
 ) -> Path:
     """Writes the label map as a Structure Set and returns its path; label k is ``classes[k - 1]``."""
-    series = read_source(source, labels.grid, series_uid=series_uid)
-    present = present_labels(labels, classes, "rtstruct")
+    uids, present = identify_labels(
+        labels, source, "rtstruct", classes=classes, algorithm=algorithm, series_uid=series_uid
+    )
     if not present:
         raise empty("rtstruct")
-    uids = Uids(algorithm, series, labels_digest(labels, classes))
+    series = uids.source
     with quietly():
         dataset = _header(uids)
         dataset.ReferencedFrameOfReferenceSequence = [_frame_of_reference(series)]

@@ -17,14 +17,13 @@ from highdicom.content import AlgorithmIdentificationSequence
 from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
 from jaxtyping import Shaped
 from pydicom.dataset import Dataset
-from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless, SegmentationStorage
 
 from voxray.core.errors import DataError
 from voxray.core.volume import Volume
 from voxray.results.writers.codes import concept_of, shown
 from voxray.results.writers.quiet import quietly
-from voxray.results.writers.source import Source, read_source
+from voxray.results.writers.source import Source, nameless
 from voxray.results.writers.stamping import (
     MAKER,
     Algorithm,
@@ -32,8 +31,8 @@ from voxray.results.writers.stamping import (
     colour,
     empty,
     equipment,
-    labels_digest,
-    present_labels,
+    identification,
+    identify_labels,
     save,
 )
 
@@ -57,11 +56,12 @@ def write_seg(
 
     `source` names the files of the series that `labels.grid` is the grid of.
     """
-    series = read_source(source, labels.grid, series_uid=series_uid)
-    present = present_labels(labels, classes, "seg")
+    uids, present = identify_labels(
+        labels, source, "seg", classes=classes, algorithm=algorithm, series_uid=series_uid
+    )
     if not present:
         raise empty("seg")
-    uids = Uids(algorithm, series, labels_digest(labels, classes))
+    series = uids.source
     numbers, refer = segment_numbers(present, kind), seg_reference(uids, kind)
     with quietly():
         segmentation = Segmentation(
@@ -147,16 +147,12 @@ def _measures(source: Source) -> Dataset:
 
 
 def _bare(source: Source, sop_class: str, sop_instance: str) -> Dataset:
-    image = Dataset()
-    image.SOPClassUID, image.SOPInstanceUID = sop_class, sop_instance
-    image.StudyInstanceUID, image.SeriesInstanceUID = source.study_uid, source.series_uid
+    image = nameless(source, sop_class, sop_instance)
     image.FrameOfReferenceUID = source.frame_of_reference_uid
     image.PositionReferenceIndicator = source.header.get("PositionReferenceIndicator", "")
     image.Modality = "CT"
     image.Rows, image.Columns = source.rows_and_columns
-    for name in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID"):
-        setattr(image, name, "")
-    image.StudyDate = image.StudyTime = image.ReferringPhysicianName = None
+    image.ReferringPhysicianName = None
     for name in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
         if name in source.header:
             image[name] = source.header[name]
@@ -181,11 +177,7 @@ def _description(number: int, name: str, value: int, algorithm: Algorithm, uids:
         segmented_property_type=concept.type,
         algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=AlgorithmIdentificationSequence(
-            name=shown(algorithm.name),
-            family=codes.DCM.ArtificialIntelligence,
-            version=shown(algorithm.identity),
-            source=MAKER,
-            parameters={"weights_sha256": algorithm.sha256},
+            **identification(algorithm), source=MAKER, parameters={"weights_sha256": algorithm.sha256}
         ),
         tracking_uid=uids.tracking(value),
         tracking_id=shown(name),

@@ -338,6 +338,17 @@ def _where(files: Sequence[Path]) -> str:
     return str(files[0].parent if len(files) > 1 else files[0]) if files else "no file"
 
 
+def nameless(source: Source, sop_class: str, sop_instance: str) -> Dataset:
+    """A file of the series by its UIDs, with nothing of the patient: what highdicom asks for as a header."""
+    header = Dataset()
+    header.SOPClassUID, header.SOPInstanceUID = sop_class, sop_instance
+    header.StudyInstanceUID, header.SeriesInstanceUID = source.study_uid, source.series_uid
+    for name in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID"):
+        setattr(header, name, "")
+    header.StudyDate = header.StudyTime = None
+    return header
+
+
 def patient_and_study(source: Source) -> Dataset:
     """The elements that every object of the study repeats, as UTF-8; absent ones are empty if they must be there."""
     copied = Dataset()

@@ -25,7 +25,7 @@ from voxray.core.volume import Grid, Volume
 from voxray.results.writers.codes import PRIVATE_SCHEME, Concept, concept_of, shown
 from voxray.results.writers.quiet import quietly
 from voxray.results.writers.seg import SegKind, seg_reference, segment_numbers
-from voxray.results.writers.source import Source, read_source
+from voxray.results.writers.source import Source, nameless, read_source
 from voxray.results.writers.stamping import (
     MAKER,
     Algorithm,
@@ -33,8 +33,8 @@ from voxray.results.writers.stamping import (
     detections_digest,
     device_uid,
     equipment,
-    labels_digest,
-    present_labels,
+    identification,
+    identify_labels,
     save,
 )
 
@@ -89,9 +89,7 @@ def write_labels_sr(
     The SEG that it refers to is the one that `write_seg` makes of the same label map in that kind, now or later: its
     UIDs follow from the answer. A label map without any class gives a report that says so, and refers to none.
     """
-    series = read_source(source, labels.grid, series_uid=series_uid)
-    present = present_labels(labels, classes, "sr")
-    uids = Uids(algorithm, series, labels_digest(labels, classes))
+    uids, present = identify_labels(labels, source, "sr", classes=classes, algorithm=algorithm, series_uid=series_uid)
     counts = np.bincount(labels.voxels.ravel(), minlength=len(classes) + 1)
     voxel_mm3 = float(np.prod(labels.grid.spacing_mm))
     with quietly():
@@ -101,7 +99,7 @@ def write_labels_sr(
             for value, number in segment_numbers(present, kind).items()
         ]
         groups = groups or [_none_of(uids, number, name) for number, name in enumerate(classes, start=1)]
-        save(_report(uids, groups, seg if present else None), series, path)
+        save(_report(uids, groups, seg if present else None), uids.source, path)
     return path
 
 
@@ -139,16 +137,7 @@ def _report(uids: Uids, groups: Sequence[Any], seg: Dataset | None) -> sr.Compre
 def _evidence(source: Source) -> list[Dataset]:
     """The source's files, as the report lists what it rests on."""
     files = {one.sop_instance: one.sop_class for one in source.slices}
-    found = []
-    for instance, kind in files.items():
-        one = Dataset()
-        one.SOPClassUID, one.SOPInstanceUID = kind, instance
-        one.StudyInstanceUID, one.SeriesInstanceUID = source.study_uid, source.series_uid
-        for name in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID"):
-            setattr(one, name, "")
-        one.StudyDate = one.StudyTime = None
-        found.append(one)
-    return found
+    return [nameless(source, kind, instance) for instance, kind in files.items()]
 
 
 def _described(uids: Uids, number: int, name: str, identifier: str) -> dict[str, Any]:
@@ -236,11 +225,7 @@ def _sites(concept: Concept) -> list[sr.FindingSite] | None:
 
 def _algorithm(algorithm: Algorithm) -> sr.AlgorithmIdentification:
     return sr.AlgorithmIdentification(
-        name=shown(algorithm.name),
-        version=shown(algorithm.identity),
-        parameters=[f"weights_sha256={algorithm.sha256}"],
-        family=codes.DCM.ArtificialIntelligence,
-        manufacturer=MAKER,
+        **identification(algorithm), parameters=[f"weights_sha256={algorithm.sha256}"], manufacturer=MAKER
     )
 
 

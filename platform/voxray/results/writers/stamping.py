@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
 from voxray import __version__
@@ -22,8 +23,8 @@ from voxray.core.detections import Detections
 from voxray.core.errors import DataError
 from voxray.core.storage import whole
 from voxray.core.volume import Volume
-from voxray.results.writers.codes import PRIVATE_SCHEME
-from voxray.results.writers.source import Source, patient_and_study
+from voxray.results.writers.codes import PRIVATE_SCHEME, shown
+from voxray.results.writers.source import Source, patient_and_study, read_source
 
 MAKER = "voxray"
 _LENGTH = 64
@@ -48,6 +49,15 @@ class Algorithm:
         return f"{self.version[: _LENGTH - len(short) - 2]}, {short}" if self.version else short
 
 
+def identification(algorithm: Algorithm) -> dict[str, Any]:
+    """Name, version and family, as highdicom names them in a Segmentation and in a report."""
+    return {
+        "name": shown(algorithm.name),
+        "version": shown(algorithm.identity),
+        "family": codes.DCM.ArtificialIntelligence,
+    }
+
+
 def equipment(algorithm: Algorithm) -> dict[str, Any]:
     """Manufacturer, model, version and serial number, as highdicom names them."""
     return {
@@ -58,7 +68,7 @@ def equipment(algorithm: Algorithm) -> dict[str, Any]:
     }
 
 
-def labels_digest(labels: Volume, classes: Sequence[str]) -> str:
+def _labels_digest(labels: Volume, classes: Sequence[str]) -> str:
     """The SHA-256 of a label map and what its values mean."""
     digest = hashlib.sha256("\0".join(classes).encode())
     for slab in np.moveaxis(labels.voxels, 2, 0):
@@ -127,7 +137,22 @@ def colour(number: int) -> tuple[int, int, int]:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def present_labels(labels: Volume, classes: Sequence[str], form: str) -> list[int]:
+def identify_labels(
+    labels: Volume,
+    source: Sequence[Path],
+    form: str,
+    *,
+    classes: Sequence[str],
+    algorithm: Algorithm,
+    series_uid: str | None,
+) -> tuple[Uids, list[int]]:
+    """The UIDs of a label map on the grid of its source series, and the values that it holds."""
+    series = read_source(source, labels.grid, series_uid=series_uid)
+    present = _present(labels, classes, form)
+    return Uids(algorithm, series, _labels_digest(labels, classes)), present
+
+
+def _present(labels: Volume, classes: Sequence[str], form: str) -> list[int]:
     """The values above 0 that are present, each of which must be a class."""
     counts = np.bincount(labels.voxels.ravel(), minlength=1)
     present = [int(value) for value in np.flatnonzero(counts) if value]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64
 
-from voxray.scoring.foreign.problems import problem
+from voxray.scoring.foreign.checks import problem
 
 COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "probability")
 

@@ -13,8 +13,7 @@ import numpy as np
 
 from voxray.core.detections import Detections
 from voxray.dataset.naming import numbered_names
-from voxray.scoring.foreign.checks import checked
-from voxray.scoring.foreign.problems import problem
+from voxray.scoring.foreign.checks import checked, problem
 
 _FORM = 'The form is [{"image": path, "box": [[cx, cy, cz, w, h, d]], "label": [0], "label_scores": [0.9]}].'
 

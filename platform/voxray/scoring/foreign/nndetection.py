@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from voxray.core.detections import Detections
 from voxray.core.errors import ConfigError
 from voxray.core.volume import Grid
-from voxray.scoring.foreign.checks import checked
-from voxray.scoring.foreign.problems import problem
+from voxray.scoring.foreign.checks import checked, problem
 
 PICKLE_SUFFIX = "_boxes.pkl"
 TIMEOUT_S = 600
