@@ -18,6 +18,7 @@ from voxray.metrics import coco
 from voxray.metrics.bootstrap import CONFIDENCE, NUM_REPLICATES, SEED
 from voxray.metrics.record import detection_record, segmentation_record, with_metrics
 from voxray.metrics.segmentation import StructureTable
+from voxray.tasks import primary_metric
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def summarise(
     if all(score.error for score in scores):
         return about
     done = with_metrics(about)
-    primary = "mAP" if task == "detection" else "dice"
+    primary = primary_metric(task)
     without = tuple(name for name in classes if f"{primary}/{name}" not in done.metrics)
     return done.model_copy(update={"without_truth": without})
 
