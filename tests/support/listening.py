@@ -15,8 +15,7 @@ import uvicorn
 from voxray.serving.app import check
 from voxray.serving.config import ServeConfig
 from voxray.serving.deployments.local import LocalWorkers, open_scheduler
-from voxray.serving.http.native import make_app
-from voxray.serving.http.routes import ROUTERS
+from voxray.serving.http.application import make_app
 from voxray.serving.jobs.service import Service
 from voxray.serving.jobs.store import JobStore
 from voxray.serving.paths import Places
@@ -44,7 +43,7 @@ def listening(folder: Path, models: dict[str, Any], **fields: Any) -> Iterator[L
     store = JobStore(config.database_url)
     workers = LocalWorkers(config, places)
     service = Service(config, store, workers, places, check(config))
-    app = make_app(service, routers=ROUTERS)
+    app = make_app(service)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, ws="none"))
 
     async def serve() -> None:

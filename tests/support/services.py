@@ -25,8 +25,7 @@ from voxray.readers import write_nifti
 from voxray.serving.app import check
 from voxray.serving.config import ServeConfig
 from voxray.serving.deployments.local import LocalWorkers, open_scheduler
-from voxray.serving.http.native import make_app
-from voxray.serving.http.routes import ROUTERS
+from voxray.serving.http.application import make_app
 from voxray.serving.jobs.service import Service
 from voxray.serving.jobs.store import JobStore
 from voxray.serving.paths import Places
@@ -72,7 +71,7 @@ async def in_process(folder: Path, **fields: Any) -> AsyncIterator[httpx.AsyncCl
     workers = LocalWorkers(config, places)
     scheduler = open_scheduler(config, store, workers, places, **times)
     working = asyncio.create_task(scheduler.run())
-    app = make_app(Service(config, store, workers, places, check(config)), routers=ROUTERS)
+    app = make_app(Service(config, store, workers, places, check(config)))
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     try:
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=120) as client:

@@ -120,7 +120,7 @@ def token(
         Places(folder.expanduser().absolute()).require_own()
     store = JobStore(database_url(folder, database))
     if action is TokenAction.LIST:
-        rows = [(row["name"], terminal.date(row["created"])) for row in store.tokens()]
+        rows = [(row.name, terminal.date(row.created)) for row in store.tokens()]
         terminal.show(terminal.table(("name", "made"), rows))
     elif action is TokenAction.ADD:
         typer.echo(make_token(store, name))

@@ -14,9 +14,10 @@ from voxray.core.recipe import GridConfig
 from voxray.results.formats import FormatName, format_named
 from voxray.serving.errors import ProblemDetails
 from voxray.serving.intake.study import ScanFacts
+from voxray.serving.job_states import JobStage
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
-Stage = Literal["queued", "preparing", "answering", "writing", "done"]
+"""A `JobState`, as the API's document names it."""
 Identifier = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 
 
@@ -27,8 +28,6 @@ def _as_served(value: Any) -> Any:
 
 
 RequestedFormat = Annotated[FormatName, BeforeValidator(_as_served)]
-
-ENDED: tuple[State, ...] = ("done", "failed", "cancelled")
 
 
 class Study(ScanFacts):
@@ -88,7 +87,7 @@ class Job(Config):
     is_served: bool
     """Whether the service still has a model of that name; results stay where it has not, and open jobs wait."""
     state: State
-    stage: Stage
+    stage: JobStage
     progress: Annotated[float, Field(ge=0, le=1)]
     place: int | None
     """How many jobs of the model are before it in the queue; null once it is under way."""
@@ -141,6 +140,3 @@ class SignIn(Config):
     """A token, in exchange for a session cookie."""
 
     token: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.~-]{1,256}$")]
-
-
-__all__ = ["ENDED", "Job", "JobRequest", "Jobs", "ModelInfo", "Models", "RequestedFormat", "Study", "Timing"]

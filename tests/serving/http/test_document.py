@@ -13,8 +13,7 @@ from fastapi.routing import iter_route_contexts
 from voxray.results.formats import SERVED
 from voxray.serving.config import ServeConfig
 from voxray.serving.deployments.ray import RayWorkers
-from voxray.serving.http.native import make_app
-from voxray.serving.http.routes import ROUTERS
+from voxray.serving.http.application import make_app
 from voxray.serving.jobs.service import Service
 from voxray.serving.jobs.store import JobStore
 from voxray.serving.paths import Places
@@ -28,7 +27,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
     store = JobStore(config.database_url)
     readers: Any = None
     workers = RayWorkers(config, [], readers, {})
-    yield make_app(Service(config, store, workers, Places(config.root).prepared(), []), routers=ROUTERS)
+    yield make_app(Service(config, store, workers, Places(config.root).prepared(), []))
     store.close()
 
 

@@ -16,9 +16,10 @@ import pytest
 from voxray.core.errors import DataError
 from voxray.core.volume import Grid, Volume
 from voxray.readers import write_nifti
+from voxray.serving.intake.disk import remove
 from voxray.serving.intake.limits import Limits
-from voxray.serving.intake.parse import take_in
-from voxray.serving.intake.receive import UploadPart
+from voxray.serving.intake.parse import parse
+from voxray.serving.intake.receive import UploadPart, receive
 from voxray.serving.intake.study import StudyInfo
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -36,6 +37,18 @@ async def chunks_of(data: bytes, size: int = 1 << 16) -> AsyncIterator[bytes]:
 async def parts_of(files: Files) -> AsyncIterator[UploadPart]:
     for name, data in files.items():
         yield UploadPart(name, chunks_of(data))
+
+
+async def take_in(
+    parts: AsyncIterator[UploadPart], folder: Path, limits: Limits, *, series_uid: str | None = None
+) -> StudyInfo:
+    """Receives and reads an upload into a study's folder; whatever goes wrong, the folder goes with it."""
+    await receive(parts, folder, limits)
+    try:
+        return await parse(folder, limits, series_uid=series_uid)
+    except BaseException:
+        await remove(folder)
+        raise
 
 
 def taken(files: Files, folder: Path, limits: Limits | None = None, *, series: str | None = None) -> StudyInfo:

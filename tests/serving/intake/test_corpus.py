@@ -12,11 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving.intake.conftest import check_study, code_of, parts_of, read_all, series_files, taken, zip_of
+from serving.intake.conftest import (
+    check_study,
+    code_of,
+    parts_of,
+    read_all,
+    series_files,
+    take_in,
+    taken,
+    zip_of,
+)
 from voxray.core.errors import DataError
 from voxray.readers import read_volume
 from voxray.serving.intake.limits import Limits
-from voxray.serving.intake.parse import take_in
 from voxray.serving.intake.study import series_handle
 
 pytestmark = pytest.mark.data

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from serving.intake.conftest import Files, parts_of, series_files, slice_file, zip_of
+from serving.intake.conftest import Files, parts_of, series_files, slice_file, take_in, zip_of
 from voxray.core.errors import DataError
 from voxray.serving.intake.limits import Limits
 from voxray.serving.intake.naming import as_sent, noting, shown
-from voxray.serving.intake.parse import take_in
 
 MHD = (
     b"ObjectType = Image\nNDims = 3\nDimSize = 4 4 4\nElementSpacing = 1 1 1\nElementType = MET_SHORT\n"

@@ -14,7 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving.intake.conftest import PLANTED, code_of, parts_of, series_files, slice_file, taken, zip_of
+from serving.intake.conftest import (
+    PLANTED,
+    code_of,
+    parts_of,
+    series_files,
+    slice_file,
+    take_in,
+    taken,
+    zip_of,
+)
 from voxray.core.errors import DataError
 from voxray.core.volume import Grid, Volume
 from voxray.readers import read_volume, write_nifti
@@ -22,7 +31,7 @@ from voxray.serving.errors import problem_of
 from voxray.serving.intake.codes import STATUS, status_of
 from voxray.serving.intake.confined import _FORKER
 from voxray.serving.intake.limits import Limits
-from voxray.serving.intake.parse import parse, take_in
+from voxray.serving.intake.parse import parse
 from voxray.serving.intake.receive import receive
 from voxray.serving.intake.study import StudyInfo, read_study, series_handle, series_uid_of
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from voxray.serving.jobs.store import JobStore, new_id
+from voxray.serving.jobs.store import JobStore, NewJob
 from voxray.serving.jobs.waiters import JobWaiters
 from voxray.serving.workers.protocol import WorkerDiedError
 
@@ -25,12 +25,10 @@ def store(tmp_path: Path) -> Iterator[JobStore]:
 
 def add(store: JobStore) -> str:
     """A job that is under way at desk ``d``."""
-    now = time.time()
-    fixed = {"owner": "me", "study": "s", "model": "m", "request": "{}", "stage": "queued", "state": "queued"}
-    row = {"id": new_id(), "created": now, "expires": now + 3600, **fixed}
-    assert store.add_job(row, most_of_owner=1000, most=1000)
+    row = store.add_job(NewJob("me", "s", "m", "{}", key=None, hours=1), most_of_owner=1000, most=1000)
+    assert row is not None
     assert store.claim("d", "m", limit=1, lease_s=60)
-    return str(row["id"])
+    return row.id
 
 
 class Bell:

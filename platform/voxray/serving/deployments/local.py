@@ -6,18 +6,20 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import replace
-from pathlib import Path
+from typing import ParamSpec, TypeVar
 
-from voxray.results.formats import FormatName
 from voxray.serving.config import ServeConfig
-from voxray.serving.intake.study import StudyInfo, is_small, read_study
+from voxray.serving.intake.study import is_small, read_study
 from voxray.serving.jobs.scheduler import Scheduler
 from voxray.serving.jobs.store import JobStore
-from voxray.serving.messages import DicomwebSource, ModelInfo
+from voxray.serving.messages import ModelInfo
 from voxray.serving.paths import Places
+from voxray.serving.workers import reader
 from voxray.serving.workers.model import WarmModel, answer_steps
-from voxray.serving.workers.protocol import Centroids, LabelFormat, Step, WorkerDiedError
-from voxray.serving.workers.reader import Reading
+from voxray.serving.workers.protocol import Operation, ReaderContext, Step, WorkerDiedError
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class LocalWorkers:
@@ -25,59 +27,34 @@ class LocalWorkers:
 
     def __init__(self, config: ServeConfig, places: Places) -> None:
         self._models = {name: WarmModel(name, model, places) for name, model in config.models.items()}
-        self._config, self._places = config, places
-        self._reading = Reading(config, places, [answering.info for answering in self._models.values()])
+        self._context = ReaderContext(config, places, {name: model.info for name, model in self._models.items()})
         self.scheduler: Scheduler | None = None
 
-    async def read(self, study: str, *, series_uid: str | None) -> StudyInfo:
-        """See `workers.Readers`."""
-        return await self._reading.read(study, series_uid=series_uid)
-
-    async def fetch(self, study: str, source: DicomwebSource) -> StudyInfo:
-        """See `workers.Readers`."""
-        return await self._reading.fetch(study, source)
-
-    async def scan(self, study: str) -> Path:
-        """See `workers.Readers`."""
-        return await self._reading.scan(study)
-
-    async def make(self, job: str, study: str, form: FormatName) -> Path:
-        """See `workers.Readers`."""
-        return await self._reading.make(job, study, form)
-
-    async def viewer_labels(self, job: str, study: str, label_format: LabelFormat) -> Path:
-        """See `workers.Readers`."""
-        return await self._reading.viewer_labels(job, study, label_format)
-
-    async def centroids(self, job: str, study: str) -> Centroids:
-        """See `workers.Readers`."""
-        return await self._reading.centroids(job, study)
-
-    async def store(self, job: str, study: str, url: str) -> None:
-        """See `workers.Readers`."""
-        await self._reading.store(job, study, url)
+    async def call(self, operation: Operation[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The operation in this process."""
+        return await operation(self._context, *args, **kwargs)
 
     async def answer(self, job: str, study: str, model: str) -> AsyncGenerator[Step, None]:
-        """See `workers.protocol.ServiceWorkers`."""
+        """Steps of the model, which has the scan prepared for it where that is large."""
         begin, answering = time.monotonic(), self._models[model]
-        info = await asyncio.to_thread(read_study, self._places.study(study))
-        small = is_small(info, answering.info.grid.spacing_mm, self._config.models[model].prepared_here_vox)
-        scan = None if small else await self._reading.prepare(study, model)
+        info = await asyncio.to_thread(read_study, self._context.places.study(study))
+        small = is_small(info, answering.info.grid.spacing_mm, self._context.config.models[model].prepared_here_vox)
+        scan = None if small else await self.call(reader.prepare, study, model)
         prepare_s = time.monotonic() - begin
         async for step in answer_steps(answering, scan, job, study):
             yield step if small else replace(step, prepare_s=prepare_s)
 
     async def models(self) -> dict[str, ModelInfo]:
-        """See `workers.protocol.ServiceWorkers`."""
+        """All of them are ready."""
         return {name: answering.info for name, answering in self._models.items()}
 
     def poke(self) -> None:
-        """See `workers.protocol.ServiceWorkers`."""
+        """The scheduler, where there is one, looks at once."""
         if self.scheduler is not None:
             self.scheduler.poke()
 
     async def news(self, seen: int) -> int:
-        """See `workers.protocol.ServiceWorkers`."""
+        """Of the scheduler in this process."""
         if self.scheduler is None:
             raise WorkerDiedError("no scheduler")
         return await self.scheduler.news(seen)

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from fastapi import FastAPI
 from ray import serve
@@ -23,23 +23,26 @@ from ray.serve.handle import DeploymentHandle
 from voxray.core.errors import VoxrayError
 from voxray.distributed.cluster import QUIET
 from voxray.distributed.errors import find_raised, is_loss
-from voxray.results.formats import FormatName
 from voxray.serving.config import Replicas, ServeConfig, ServedModel
 from voxray.serving.errors import ProblemError
 from voxray.serving.flow import ReplicaHalf
-from voxray.serving.http.native import make_app
-from voxray.serving.http.routes import ROUTERS
-from voxray.serving.intake.study import StudyInfo, is_small, read_study
+from voxray.serving.http.application import make_app
+from voxray.serving.intake.confined import warm_up
+from voxray.serving.intake.study import is_small, read_study
 from voxray.serving.jobs.scheduler import Scheduler
 from voxray.serving.jobs.service import Service
 from voxray.serving.jobs.store import JobStore
 from voxray.serving.logs import set_up_logs
-from voxray.serving.messages import DicomwebSource, ModelInfo
+from voxray.serving.messages import ModelInfo
 from voxray.serving.paths import Places
-from voxray.serving.workers.protocol import Centroids, LabelFormat, Step, WorkerDiedError
+from voxray.serving.workers import reader
+from voxray.serving.workers.protocol import Operation, ReaderContext, Step, WorkerDiedError
 
 if TYPE_CHECKING:
     from voxray.inference.predictor import Prepared
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 DRAIN_S = 3600.0
 """How long a replica that is replaced may take to finish what it has begun."""
@@ -78,47 +81,17 @@ class ReaderReplica:
     """Reads uploads in children of its own, prepares scans, and makes forms of results."""
 
     def __init__(self, config: dict[str, Any], cards: list[dict[str, Any]]) -> None:
-        from voxray.serving.workers.reader import Reading
-
         made = ServeConfig.model_validate(config)
         set_up_logs(Places(made.root).logs, "scans")
-        self._reading = Reading(made, Places(made.root), cards_of(cards))
+        self._context = ReaderContext(made, Places(made.root), {card.name: card for card in cards_of(cards)})
 
     async def reconfigure(self, _user_config: Any) -> None:
         """Makes ready what reads uploads, before the first comes."""
-        await self._reading.warm_up()
+        await warm_up()
 
-    async def read(self, study: str, series_uid: str | None) -> StudyInfo:
-        """See `workers.Readers`."""
-        return await self._reading.read(study, series_uid=series_uid)
-
-    async def fetch(self, study: str, source: DicomwebSource) -> StudyInfo:
-        """See `workers.Readers`."""
-        return await self._reading.fetch(study, source)
-
-    async def prepare(self, study: str, model: str) -> Prepared:
-        """A study on a model's grid."""
-        return await self._reading.prepare(study, model)
-
-    async def scan(self, study: str) -> Path:
-        """See `workers.Readers`."""
-        return await self._reading.scan(study)
-
-    async def make(self, job: str, study: str, form: FormatName) -> Path:
-        """See `workers.Readers`."""
-        return await self._reading.make(job, study, form)
-
-    async def viewer_labels(self, job: str, study: str, label_format: LabelFormat) -> Path:
-        """See `workers.Readers`."""
-        return await self._reading.viewer_labels(job, study, label_format)
-
-    async def centroids(self, job: str, study: str) -> Centroids:
-        """See `workers.Readers`."""
-        return await self._reading.centroids(job, study)
-
-    async def store(self, job: str, study: str, url: str) -> None:
-        """See `workers.Readers`."""
-        await self._reading.store(job, study, url)
+    async def call(self, operation: Operation[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The operation in this process."""
+        return await operation(self._context, *args, **kwargs)
 
 
 class RayWorkers:
@@ -135,53 +108,18 @@ class RayWorkers:
         self._config, self._grids = config, {card.name: card.grid for card in cards}
         self._readers, self._models, self._scheduler = readers, models, scheduler
 
-    async def read(self, study: str, *, series_uid: str | None) -> StudyInfo:
-        """See `workers.Readers`."""
+    async def call(self, operation: Operation[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The operation in one of the readers."""
         with _deaths():
-            found: StudyInfo = await self._readers.read.remote(study, series_uid)
-        return found
-
-    async def fetch(self, study: str, source: DicomwebSource) -> StudyInfo:
-        """See `workers.Readers`."""
-        with _deaths():
-            found: StudyInfo = await self._readers.fetch.remote(study, source)
-        return found
-
-    async def scan(self, study: str) -> Path:
-        """See `workers.Readers`."""
-        with _deaths():
-            path: Path = await self._readers.scan.remote(study)
-        return path
-
-    async def make(self, job: str, study: str, form: FormatName) -> Path:
-        """See `workers.Readers`."""
-        with _deaths():
-            path: Path = await self._readers.make.remote(job, study, form)
-        return path
-
-    async def viewer_labels(self, job: str, study: str, label_format: LabelFormat) -> Path:
-        """See `workers.Readers`."""
-        with _deaths():
-            path: Path = await self._readers.viewer_labels.remote(job, study, label_format)
-        return path
-
-    async def centroids(self, job: str, study: str) -> Centroids:
-        """See `workers.Readers`."""
-        with _deaths():
-            found: Centroids = await self._readers.centroids.remote(job, study)
-        return found
-
-    async def store(self, job: str, study: str, url: str) -> None:
-        """See `workers.Readers`."""
-        with _deaths():
-            await self._readers.store.remote(job, study, url)
+            answer: T = await self._readers.call.remote(operation, *args, **kwargs)
+        return answer
 
     async def answer(self, job: str, study: str, model: str) -> AsyncGenerator[Step, None]:
         """The model's steps; a large scan goes, prepared, from its reader to the model by reference."""
         begin, prepare_s = time.monotonic(), None
         info = await asyncio.to_thread(read_study, Places(self._config.root).study(study))
         small = is_small(info, self._grids[model].spacing_mm, self._config.models[model].prepared_here_vox)
-        prepared = None if small else self._readers.prepare.remote(study, model)
+        prepared = None if small else self._readers.call.remote(reader.prepare, study, model)
         steps: Any = self._models[model].options(stream=True).answer.remote(prepared, job, study)
         try:
             with _deaths():
@@ -194,7 +132,7 @@ class RayWorkers:
                     one.cancel()
 
     async def models(self) -> dict[str, ModelInfo]:
-        """See `workers.protocol.ServiceWorkers`."""
+        """Those that say so within seconds."""
 
         async def ask(handle: DeploymentHandle[Any]) -> ModelInfo | None:
             with contextlib.suppress(Exception):
@@ -207,12 +145,12 @@ class RayWorkers:
         return {name: info for name, info in zip(self._models, found, strict=True) if info is not None}
 
     def poke(self) -> None:
-        """See `workers.protocol.ServiceWorkers`."""
+        """Tells the scheduler's replica, and does not wait for it."""
         if self._scheduler is not None:
             self._scheduler.poke.remote()
 
     async def news(self, seen: int) -> int:
-        """See `workers.protocol.ServiceWorkers`."""
+        """Of the scheduler's replica."""
         if self._scheduler is None:
             raise WorkerDiedError("no scheduler")
         with _deaths():
@@ -247,7 +185,7 @@ class SchedulerReplica:
         self._scheduler.poke()
 
     async def news(self, seen: int) -> int:
-        """See `Scheduler.news`."""
+        """Waits for jobs that end; see `Scheduler.news`."""
         return await self._scheduler.news(seen)
 
     async def check_health(self) -> None:
@@ -279,9 +217,9 @@ class HttpReplica:
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # the name is Ray Serve's
         """The application that Ray Serve puts behind its proxy."""
-        door = make_app(self._service, routers=ROUTERS)
-        door.add_middleware(ReplicaHalf)
-        return door
+        app = make_app(self._service)
+        app.add_middleware(ReplicaHalf)
+        return app
 
 
 def cards_of(cards: Sequence[dict[str, Any]]) -> list[ModelInfo]:

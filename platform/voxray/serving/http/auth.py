@@ -6,10 +6,8 @@ another site (its Origin) or by a name that points here (its Host) is refused.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Callable
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
@@ -17,10 +15,12 @@ from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from voxray.serving.config import LOOPBACK, ServeConfig
-from voxray.serving.errors import MEDIA_TYPE, ProblemError, fault, no_database
+from voxray.serving.errors import ProblemError, fault, no_database
+from voxray.serving.http.errors import refusal_app
 from voxray.serving.jobs.database import UnreachableError
 from voxray.serving.jobs.metrics import Metrics
 from voxray.serving.jobs.store import new_id
@@ -36,17 +36,13 @@ _BODY_BYTES = 1 << 20
 _UPLOADS = ("/v1/studies", "/v1/answers", "/session", "/datastore", "/infer", "/v2/")
 
 log = logging.getLogger("voxray.serving")
-Refuse = Callable[[ProblemError], ASGIApp]
 
 
 class AuthMiddleware:
     """ASGI middleware around all routes."""
 
-    def __init__(
-        self, app: ASGIApp, *, config: ServeConfig, tokens: Tokens, metrics: Metrics, refuse: Refuse
-    ) -> None:
-        self._app, self._config, self._tokens = app, config, tokens
-        self._metrics, self._refuse = metrics, refuse
+    def __init__(self, app: ASGIApp, *, config: ServeConfig, tokens: Tokens, metrics: Metrics) -> None:
+        self._app, self._config, self._tokens, self._metrics = app, config, tokens, metrics
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
         self._all = RateLimitItemPerMinute(config.quota.requests_per_minute)
         self._uploads = RateLimitItemPerMinute(config.quota.uploads_per_minute)
@@ -81,16 +77,16 @@ class AuthMiddleware:
                 app: ASGIApp = self._app
                 receive = self._counted(scope, receive)
             except ProblemError as problem:
-                app = self._refuse(problem)
+                app = refusal_app(problem)
             await app(scope, receive, answer)
         except UnreachableError:
             log.exception("the database did not answer", extra={"fields": {"request_id": request_id}})
             if not started:
-                await self._refuse(no_database())(scope, receive, answer)
+                await refusal_app(no_database())(scope, receive, answer)
         except Exception:
             log.exception("a request failed", extra={"fields": {"request_id": request_id}})
             if not started:
-                await self._refuse(fault())(scope, receive, answer)
+                await refusal_app(fault())(scope, receive, answer)
         finally:
             self._note(scope, status, time.monotonic() - begin)
 
@@ -193,6 +189,11 @@ class AuthMiddleware:
         log.info("request", extra={"fields": fields | {"ms": round(1000 * seconds, 1)}})
 
 
+def owner_of(request: Request) -> str:
+    """Whose request it is, as `AuthMiddleware` found."""
+    return str(request.state.owner)
+
+
 def needs_token(config: ServeConfig, tokens: Tokens) -> bool:
     """Whether only those with a token may ask."""
     wanted = config.require_token
@@ -229,12 +230,3 @@ def token_in(headers: Headers) -> str:
     except CookieError:
         return ""
     return "" if found is None else found.value
-
-
-def refusal_body(problem: ProblemError, request_id: str | None, **more: str) -> tuple[bytes, dict[str, str]]:
-    """A problem's body and headers."""
-    told = problem.details(request_id).model_dump(mode="json")
-    if not told["series"]:
-        del told["series"]
-    body = json.dumps({**told, **more}).encode()
-    return body, {"Content-Type": MEDIA_TYPE, **problem.headers}

@@ -21,6 +21,7 @@ from voxray.core.answer_json import FindingsFile
 from voxray.core.errors import ConfigError, VoxrayError
 from voxray.readers import read_label_map
 from voxray.serving.errors import ProblemError, problem_of
+from voxray.serving.http.auth import owner_of
 from voxray.serving.http.document import BINARY, EVERY_METHOD, Replies
 from voxray.serving.http.kserve_tensors import (
     OutputTensor,
@@ -32,7 +33,6 @@ from voxray.serving.http.kserve_tensors import (
 from voxray.serving.http.kserve_volume import NAME, parts_of, volume_of
 from voxray.serving.http.spool import spooled
 from voxray.serving.jobs.service import Service
-from voxray.serving.jobs.waiting import answer, forget
 from voxray.serving.messages import Job, JobRequest, ModelInfo
 from voxray.serving.workers.refused_forms import refusing
 
@@ -68,7 +68,7 @@ P = ParamSpec("P")
 T = TypeVar("T", bound=Response)
 
 
-def router(service: Callable[[], Service], owner: Callable[[Request], str]) -> APIRouter:
+def router(service: Service) -> APIRouter:
     """``/v2``: health, what is served, and answers."""
     api = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=_ERRORS)
 
@@ -86,7 +86,7 @@ def router(service: Callable[[], Service], owner: Callable[[Request], str]) -> A
     @api.get("/health/ready")
     async def ready() -> Response:
         """Whether every model answers."""
-        is_ready = await service().refresh()
+        is_ready = await service.refresh()
         return JSONResponse({"ready": is_ready, "live": True}, 200 if is_ready else 503)
 
     @api.get("/models/{name}")
@@ -94,15 +94,15 @@ def router(service: Callable[[], Service], owner: Callable[[Request], str]) -> A
     @_said
     async def metadata(name: str, version: str = VERSION) -> Response:
         """What a model takes and answers."""
-        return JSONResponse(metadata_of(_model(service(), name, version)))
+        return JSONResponse(metadata_of(_model(service, name, version)))
 
     @api.get("/models/{name}/ready")
     @api.get("/models/{name}/versions/{version}/ready")
     @_said
     async def model_ready(name: str, version: str = VERSION) -> Response:
         """Whether a model answers."""
-        await service().refresh()
-        is_ready = _model(service(), name, version).ready
+        await service.refresh()
+        is_ready = _model(service, name, version).ready
         return JSONResponse({"name": name, "ready": is_ready}, 200 if is_ready else 503)
 
     @api.post("/models/{name}/infer", responses=_ANSWER, openapi_extra=_ASKED)
@@ -110,7 +110,7 @@ def router(service: Callable[[], Service], owner: Callable[[Request], str]) -> A
     @_said
     async def infer(request: Request, name: str, version: str = VERSION) -> Response:
         """A model's answer to the scan in the request."""
-        return await _infer(service(), owner(request), _model(service(), name, version), request)
+        return await _infer(service, owner_of(request), _model(service, name, version), request)
 
     @_said
     async def other(rest: str) -> Response:
@@ -168,10 +168,12 @@ async def _infer(service: Service, owner: str, model: ModelInfo, request: Reques
     asked = replace(asked, inputs=())
     del body, volume  # and with the last view of it the body's place on the disk
     try:
-        job = await answer(service, owner, JobRequest(study_id=study.study_id, model=model.name), request)
+        job = await service.answer(
+            owner, JobRequest(study_id=study.study_id, model=model.name), is_gone=request.is_disconnected
+        )
         made = await _made(service, owner, job, model, [one.name for one in wanted])
     finally:
-        await asyncio.shield(forget(service, owner, study))
+        await asyncio.shield(service.forget(owner, study))
     named = [(output, one.binary) for output, one in zip(made, wanted, strict=True)]
     pieces, length = await asyncio.to_thread(
         write_response, named, model=model.name, version=VERSION, id=asked.id, parameters=_warned(job)

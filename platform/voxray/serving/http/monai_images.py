@@ -55,7 +55,7 @@ class Images:
                 raise
         handle = series_handle(image)
         for row in reversed(await asyncio.to_thread(self.service.store.studies, owner)):
-            if json.loads(row["info"]).get("series") == handle:
+            if json.loads(row.info).get("series") == handle:
                 return study_of(row)
         raise _unknown()
 
@@ -99,7 +99,7 @@ class Images:
         path = label.with_name(_PARAMS)
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
-    async def keep(
+    async def save(
         self, study: Study, tag: str, *, name: str, chunks: AsyncIterator[bytes], params: Mapping[str, Any]
     ) -> None:
         """Keeps what a client drew; an earlier label of the tag goes."""

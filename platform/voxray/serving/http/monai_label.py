@@ -23,10 +23,8 @@ from starlette.responses import Response
 from voxray import __version__
 from voxray.serving.errors import ProblemError
 from voxray.serving.http.aliases import Aliases
-from voxray.serving.http.auth import needs_token
+from voxray.serving.http.auth import needs_token, owner_of
 from voxray.serving.http.document import EVERY_METHOD, PROBLEMS, files, form, refused
-from voxray.serving.http.file_reply import file_reply
-from voxray.serving.http.form_reply import form_reply
 from voxray.serving.http.monai_answers import (
     STRATEGIES,
     AnswerFile,
@@ -39,44 +37,43 @@ from voxray.serving.http.monai_answers import (
 )
 from voxray.serving.http.monai_images import FINAL, Images
 from voxray.serving.http.multipart import FormPart, is_multipart, parts_of
-from voxray.serving.http.native import GetOwner, GetService
+from voxray.serving.http.replies import file_reply, form_reply
 from voxray.serving.intake.receive import UploadPart
 from voxray.serving.jobs.service import Service
 from voxray.serving.jobs.tokens import Tokens
-from voxray.serving.jobs.waiting import answer, forget
 from voxray.serving.messages import JobRequest, Study
 
 _Output = Literal["image", "json", "all", "dicom_seg"]
-Removed = Literal["image", "label", "label_tag"]
+_Removed = Literal["image", "label", "label_tag"]
 _NOT_OFFERED = ("/train/{rest:path}", "/batch/{rest:path}", "/scoring/{rest:path}", "/model/{rest:path}")
 _ALSO_NOT = ("/logs/{rest:path}", "/proxy/{rest:path}")
 
 
-def router(service: GetService, owner: GetOwner) -> APIRouter:
+def router(service: Service) -> APIRouter:
     """All routes, which lie at the root, as the plugins want them."""
     api = APIRouter(tags=["MONAI Label"], responses=PROBLEMS)
 
     @cache
     def images() -> Images:
-        return Images(service(), Aliases(service().store.engine, service().places.root))
+        return Images(service, Aliases(service.store.engine, service.places.root))
 
-    _about(api, service, owner, images)
+    _about(api, service, images)
     _signing_in(api, service)
-    _sessions(api, service, owner)
-    _datastore(api, owner, images)
-    _labels(api, owner, images)
-    _inference(api, service, owner, images)
+    _sessions(api, service)
+    _datastore(api, images)
+    _labels(api, images)
+    _inference(api, service, images)
     _not_offered(api)
     return api
 
 
-def _about(api: APIRouter, service: GetService, owner: GetOwner, images: Callable[[], Images]) -> None:
+def _about(api: APIRouter, service: Service, images: Callable[[], Images]) -> None:
     @api.get("/info")
     @api.get("/info/")
     async def info(request: Request) -> dict[str, Any]:
-        await service().refresh()
-        stats = stats_of(await images().all(owner(request)))
-        return info_of(dict(service().models()), stats, version=__version__)
+        await service.refresh()
+        stats = stats_of(await images().all(owner_of(request)))
+        return info_of(dict(service.models()), stats, version=__version__)
 
     @api.post("/activelearning/{strategy}")
     async def next_image(request: Request, strategy: str) -> dict[str, Any]:
@@ -85,18 +82,18 @@ def _about(api: APIRouter, service: GetService, owner: GetOwner, images: Callabl
             raise ProblemError(
                 404, "strategy.unknown", "There is no such strategy.", remedy=f"Try {', '.join(STRATEGIES)}."
             )
-        left = [study for study, labels in (await images().all(owner(request))).items() if FINAL not in labels]
+        left = [study for study, labels in (await images().all(owner_of(request))).items() if FINAL not in labels]
         if not left:
             return {}
         study = left[0] if strategy == "first" else random.choice(left)
         return {"id": study.study_id, "name": f"{study.study_id}.nii.gz", "ts": int(study.created.timestamp())}
 
 
-def _signing_in(api: APIRouter, service: GetService) -> None:
+def _signing_in(api: APIRouter, service: Service) -> None:
     """Open to all: the plugin asks whether it needs a token, and trades a password for one: that same token."""
 
     def is_wanted() -> bool:
-        return needs_token(service().config, Tokens(service().store))
+        return needs_token(service.config, Tokens(service.store))
 
     @api.get("/auth")
     @api.get("/auth/")
@@ -111,7 +108,7 @@ def _signing_in(api: APIRouter, service: GetService) -> None:
         del username  # tokens have owners, whatever the user calls herself
         if not await asyncio.to_thread(is_wanted):
             return {"access_token": None, "token_type": None}
-        if await asyncio.to_thread(Tokens(service().store).owner_of, password) is None:
+        if await asyncio.to_thread(Tokens(service.store).owner_of, password) is None:
             raise ProblemError(
                 401, "token.wrong", "The password is no token that is known.", remedy="Give a token as the password."
             )
@@ -123,33 +120,33 @@ def _signing_in(api: APIRouter, service: GetService) -> None:
         return {"username": "", "email": "", "name": "", "roles": ["*"]}
 
 
-def _sessions(api: APIRouter, service: GetService, owner: GetOwner) -> None:
+def _sessions(api: APIRouter, service: Service) -> None:
     @api.put("/session", openapi_extra=form(files="binary"))
     @api.put("/session/", openapi_extra=form(files="binary"))
     async def new_session(request: Request) -> dict[str, Any]:
         async with aclosing(_form(request)) as parts:
-            study = await service().new_study(owner(request), _files(parts, "files"))
+            study = await service.new_study(owner_of(request), _files(parts, "files"))
         return {"session_id": study.study_id, "session_info": session_info(study)}
 
     @api.get("/session/{session}")
     async def session(request: Request, session: str, image: bool = False) -> Response:
-        study = await _session(service(), owner(request), session)
+        study = await _session(service, owner_of(request), session)
         if image:
-            return _download(await service().volume(owner(request), study.study_id), study)
+            return _download(await service.volume(owner_of(request), study.study_id), study)
         return JSONResponse(session_info(study))
 
     @api.delete("/session/{session}")
     async def delete_session(request: Request, session: str) -> dict[str, Any]:
-        study = await _session(service(), owner(request), session)
-        await service().delete_study(owner(request), study.study_id)
+        study = await _session(service, owner_of(request), session)
+        await service.delete_study(owner_of(request), study.study_id)
         return session_info(study)
 
 
-def _datastore(api: APIRouter, owner: GetOwner, images: Callable[[], Images]) -> None:
+def _datastore(api: APIRouter, images: Callable[[], Images]) -> None:
     @api.get("/datastore")
     @api.get("/datastore/")
     async def datastore(request: Request, output: Literal["all", "stats", "train"] = "stats") -> Response:
-        known = await images().all(owner(request))
+        known = await images().all(owner_of(request))
         if output == "all":
             return JSONResponse(await asyncio.to_thread(_listing, images(), known))
         if output == "train":
@@ -162,32 +159,32 @@ def _datastore(api: APIRouter, owner: GetOwner, images: Callable[[], Images]) ->
     @api.put("/datastore/image", openapi_extra=form(file="binary"))
     async def put_image(request: Request, image: Annotated[str, Query(max_length=512)] = "") -> dict[str, Any]:
         async with aclosing(_form(request)) as parts:
-            study = await images().service.new_study(owner(request), _files(parts, "file"))
+            study = await images().service.new_study(owner_of(request), _files(parts, "file"))
         if image:
-            await images().name(owner(request), image, study)
+            await images().name(owner_of(request), image, study)
         return {"image": image or study.study_id}
 
     @api.get("/datastore/image", response_class=Response, responses=files("application/gzip"))
     @api.head("/datastore/image", response_class=Response, responses=files("application/gzip"))
     async def get_image(request: Request, image: str) -> Response:
-        study = await images().find(owner(request), image)
-        return _download(await images().service.volume(owner(request), study.study_id), study)
+        study = await images().find(owner_of(request), image)
+        return _download(await images().service.volume(owner_of(request), study.study_id), study)
 
     @api.delete("/datastore")
     @api.delete("/datastore/")
-    async def delete(request: Request, id: str, type: Removed = "image", tag: str = FINAL) -> dict[str, Any]:
-        study = await images().find(owner(request), id)
+    async def delete(request: Request, id: str, type: _Removed = "image", tag: str = FINAL) -> dict[str, Any]:
+        study = await images().find(owner_of(request), id)
         if type == "image":
-            await images().service.delete_study(owner(request), study.study_id)
+            await images().service.delete_study(owner_of(request), study.study_id)
         else:
             await images().forget(study, tag)
         return {}
 
 
-def _labels(api: APIRouter, owner: GetOwner, images: Callable[[], Images]) -> None:
+def _labels(api: APIRouter, images: Callable[[], Images]) -> None:
     @api.put("/datastore/label", openapi_extra=form(label="binary", params="text"))
     async def put_label(request: Request, image: str, tag: str = "") -> dict[str, Any]:
-        study, kept = await images().find(owner(request), image), False
+        study, kept = await images().find(owner_of(request), image), False
         params: dict[str, Any] = {}
         tag = tag or FINAL
         async with aclosing(_form(request)) as parts:
@@ -195,7 +192,7 @@ def _labels(api: APIRouter, owner: GetOwner, images: Callable[[], Images]) -> No
                 if part.field == "params":
                     params = _object(await part.text())
                 elif part.field == "label":
-                    await images().keep(study, tag, name=part.name, chunks=part.chunks, params={})
+                    await images().save(study, tag, name=part.name, chunks=part.chunks, params={})
                     kept = True
         if not kept:
             raise ProblemError(422, "upload.empty", "The form has no part 'label'.", remedy="Send the label's file.")
@@ -205,13 +202,13 @@ def _labels(api: APIRouter, owner: GetOwner, images: Callable[[], Images]) -> No
     @api.get("/datastore/label", response_class=Response, responses=files("application/octet-stream"))
     @api.head("/datastore/label", response_class=Response, responses=files("application/octet-stream"))
     async def get_label(request: Request, label: str, tag: str = "") -> Response:
-        study = await images().find(owner(request), label)
+        study = await images().find(owner_of(request), label)
         path = await images().label(study, tag or FINAL)
         suffix = path.name[path.name.index(".") :]
         return FileResponse(path, media_type="application/octet-stream", filename=f"{study.study_id}{suffix}")
 
 
-def _inference(api: APIRouter, service: GetService, owner: GetOwner, images: Callable[[], Images]) -> None:
+def _inference(api: APIRouter, service: Service, images: Callable[[], Images]) -> None:
     @api.post(
         "/infer/{model}",
         response_class=Response,
@@ -222,14 +219,14 @@ def _inference(api: APIRouter, service: GetService, owner: GetOwner, images: Cal
         request: Request, model: str, image: str = "", session_id: str = "", output: _Output = "all"
     ) -> Response:
         """The answer to an image, a session's, or the file that comes with the request (which is kept no longer)."""
-        who, served = owner(request), service().model(model)
+        who, served = owner_of(request), service.model(model)
         study: Study | None = None
         if session_id:
-            study = await _session(service(), who, session_id)
+            study = await _session(service, who, session_id)
         elif image:
             study = await images().find_or_fetch(who, image)
-        options, sent = await _asked(service(), who, request, wants_file=study is None)
-        after = None if sent is None else BackgroundTask(forget, service(), who, sent)
+        options, sent = await _asked(service, who, request, wants_file=study is None)
+        after = None if sent is None else BackgroundTask(service.forget, who, sent)
         study = study or sent
         try:
             if study is None:
@@ -238,18 +235,18 @@ def _inference(api: APIRouter, service: GetService, owner: GetOwner, images: Cal
                     remedy="Give ?image=, ?session_id= or a part named file.",
                 )  # fmt: skip
             asked = JobRequest(study_id=study.study_id, model=model)
-            job = await answer(service(), who, asked, request)
+            job = await service.answer(who, asked, is_gone=request.is_disconnected)
             if output == "dicom_seg":
-                path = await service().result(who, job.job_id, "seg")
+                path = await service.result(who, job.job_id, "seg")
                 return FileResponse(
                     path, media_type="application/dicom", filename="segmentation.dcm", background=after
                 )
             if output == "json":
-                return JSONResponse(await params_of(service(), who, job, served), background=after)
-            file = await file_of(service(), who, job, served, options)
+                return JSONResponse(await params_of(service, who, job, served), background=after)
+            file = await file_of(service, who, job, served, options)
             if output == "image" and not options.save_label:
                 return FileResponse(file.path, media_type=file.content_type, filename=file.name, background=after)
-            params = await params_of(service(), who, job, served)
+            params = await params_of(service, who, job, served)
             if options.save_label and sent is None:
                 await _save(images(), study, options, file, params)
             if output == "image":
@@ -257,7 +254,7 @@ def _inference(api: APIRouter, service: GetService, owner: GetOwner, images: Cal
             return form_reply(params, file.path, name=file.name, content_type=file.content_type, after=after)
         except BaseException:
             if sent is not None:
-                await asyncio.shield(forget(service(), who, sent))
+                await asyncio.shield(service.forget(who, sent))
             raise
 
 
@@ -302,7 +299,7 @@ async def _asked(
                     )
     except BaseException:
         if study is not None:
-            await asyncio.shield(forget(service, owner, study))
+            await asyncio.shield(service.forget(owner, study))
         raise
     return options, study
 
@@ -317,7 +314,7 @@ async def _save(
             while chunk := await asyncio.to_thread(file.read, 1 << 20):
                 yield chunk
 
-    await images.keep(study, options.label_tag, name=sent.name, chunks=chunks(), params=params)
+    await images.save(study, options.label_tag, name=sent.name, chunks=chunks(), params=params)
 
 
 def stats_of(known: dict[Study, dict[str, Any]]) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from typing import NamedTuple
 from fastapi import APIRouter, Request, Response
 
 from voxray.serving.errors import ProblemError
-from voxray.serving.http.auth import NOBODY, PAGE, PAGE_FILES
+from voxray.serving.http.auth import NOBODY, PAGE, PAGE_FILES, owner_of
 from voxray.serving.http.document import files, refused
-from voxray.serving.http.native import GetOwner, GetService
+from voxray.serving.jobs.service import Service
 
 # niivue draws its letters and its shading from data: pictures; it needs no worker, no WebAssembly and no eval.
 CONTENT_SECURITY_POLICY = "; ".join(
@@ -65,9 +65,8 @@ class PageFile(NamedTuple):
     """Whether its name says its version, so that a browser may keep it for good."""
 
 
-def router(service: GetService, owner: GetOwner) -> APIRouter:
+def router(_service: Service) -> APIRouter:
     """The routes of the page, which asks the native API as any other client."""
-    del service
     routes = APIRouter()
 
     shown = {**files("text/html", description="The page"), 401: {"description": "A page to sign in"}}
@@ -76,7 +75,7 @@ def router(service: GetService, owner: GetOwner) -> APIRouter:
     @routes.head(PAGE, response_class=Response, responses=shown)
     def page(request: Request) -> Response:
         """The page for people."""
-        known = owner(request)
+        known = owner_of(request)
         if not known:
             headers = {"WWW-Authenticate": "Bearer", "Cache-Control": "no-store"}
             return _reply(request, page_files()[SIGN_IN], status=401, headers=headers)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from voxray.core.errors import DataError
 from voxray.serving.intake.confined import CallBounds, CallEndedError, Reason, call
-from voxray.serving.intake.disk import in_thread, remove
+from voxray.serving.intake.disk import in_thread
 from voxray.serving.intake.limits import Limits
-from voxray.serving.intake.receive import UploadPart, receive
 from voxray.serving.intake.study import VOLUME, WORK, StudyInfo
 
 _NPY_HEADER = 1 << 12
@@ -25,18 +24,6 @@ _ENDED: Mapping[Reason, tuple[str, str, str]] = {
     "too_slow": ("upload.parse_too_slow", "Reading the upload took longer than is allowed.", _SMALLER),
     "too_large": ("upload.parse_too_large", "Reading the upload took more memory than is allowed.", _SMALLER),
 }
-
-
-async def take_in(
-    parts: AsyncIterator[UploadPart], folder: Path, limits: Limits, *, series_uid: str | None = None
-) -> StudyInfo:
-    """Receives and reads an upload into a study's folder; whatever goes wrong, the folder goes with it."""
-    await receive(parts, folder, limits)
-    try:
-        return await parse(folder, limits, series_uid=series_uid)
-    except BaseException:
-        await remove(folder)
-        raise
 
 
 async def parse(folder: Path, limits: Limits, *, series_uid: str | None = None) -> StudyInfo:

@@ -78,7 +78,7 @@ class _Collector:
         yield ready
         rows: dict[str, list[tuple[dict[str, str], float]]] = defaultdict(list)
         for row in self._store.counts():
-            rows[row["name"]].append((_read(row["labels"]), row["value"]))
+            rows[row.name].append((_read(row.labels), row.value))
         for name, entries in rows.items():
             yield _histogram(name, entries) if name.endswith("_seconds") else _counter(name, entries)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import json
 import logging
 import shutil
 import time
@@ -24,9 +23,10 @@ from voxray.serving.errors import ProblemError, fault, problem_of
 from voxray.serving.intake.disk import disk_full
 from voxray.serving.jobs.database import UnreachableError
 from voxray.serving.jobs.metrics import Metrics
-from voxray.serving.jobs.store import JobStore, Row, new_id
+from voxray.serving.jobs.store import JobRow, JobStore, new_id
 from voxray.serving.messages import JobRequest
 from voxray.serving.paths import IDENTIFIER, Places
+from voxray.serving.workers import reader
 from voxray.serving.workers.protocol import ServiceWorkers, Step, WorkerDiedError
 
 LEASE_S = 10.0
@@ -113,7 +113,7 @@ class Scheduler:
         under_way = list(self._running)
         if not self._stopping:
             for row in await asyncio.to_thread(self._claim):
-                self._running[row["id"]] = row["model"], asyncio.create_task(self._drive(row))
+                self._running[row.id] = row.model, asyncio.create_task(self._drive(row))
         if renew and under_way:
             kept = await asyncio.to_thread(self._store.renew, self._name, under_way, lease_s=self._lease_s)
             for job in under_way:
@@ -122,7 +122,7 @@ class Scheduler:
         if sweep:
             await asyncio.to_thread(self._store.requeue_lapsed)
 
-    def _claim(self) -> list[Row]:
+    def _claim(self) -> list[JobRow]:
         busy = [model for model, _ in self._running.values()]
         room = {model: width - busy.count(model) for model, width in self._widths.items()}
         return [
@@ -132,22 +132,23 @@ class Scheduler:
             for row in self._store.claim(self._name, model, limit=free, lease_s=self._lease_s)
         ]
 
-    async def _drive(self, row: Row) -> None:
+    async def _drive(self, row: JobRow) -> None:
         """One job, to its end or back into the queue."""
-        job, begin = row["id"], time.time()
+        job, begin = row.id, time.time()
+        assert row.started is not None, "it was claimed"
         try:
             last = await self._answer(row)
             timing = {
-                "queued": round(row["started"] - row["created"], 4),
+                "queued": round(row.started - row.created, 4),
                 "prepare": round(last.prepare_s, 4),
                 "answer": round(last.answer_s, 4),
-                "total": round(time.time() - row["created"], 4),
+                "total": round(time.time() - row.created, 4),
             }
             await asyncio.to_thread(self._store.finish, job, self._name, timing=timing)
-            self._metrics.add("voxray_jobs_total", model=row["model"], outcome="done")
+            self._metrics.add("voxray_jobs_total", model=row.model, outcome="done")
             for stage, seconds in timing.items():
-                self._metrics.observe("voxray_stage_seconds", seconds, model=row["model"], stage=stage)
-            log.info("job done", extra={"fields": {"job": job, "model": row["model"], **timing}})
+                self._metrics.observe("voxray_stage_seconds", seconds, model=row.model, stage=stage)
+            log.info("job done", extra={"fields": {"job": job, "model": row.model, **timing}})
         except WorkerDiedError as died:
             await self._again(row, str(died))
         except (VoxrayError, ProblemError) as error:
@@ -163,12 +164,12 @@ class Scheduler:
             self._tell()
             self.poke()
 
-    async def _answer(self, row: Row) -> Step:
-        job, request = row["id"], JobRequest.model_validate_json(row["request"])
+    async def _answer(self, row: JobRow) -> Step:
+        job, request = row.id, JobRequest.model_validate_json(row.request)
         last = Step("preparing")
         async with (
             self._reporting(job) as news,
-            aclosing(self._workers.answer(job, row["study"], row["model"])) as steps,
+            aclosing(self._workers.answer(job, row.study, row.model)) as steps,
         ):
             async for step in steps:
                 news.append(step)
@@ -178,20 +179,20 @@ class Scheduler:
         for form in request.outputs:
             await self._make(row, form)
         if request.store is not None:
-            await self._workers.store(job, row["study"], request.store.dicomweb)
+            await self._workers.call(reader.store_result, job, row.study, request.store.dicomweb)
         return last
 
-    async def _make(self, row: Row, form: FormatName) -> None:
+    async def _make(self, row: JobRow, form: FormatName) -> None:
         """A form of an answer that is there; why it cannot be made is said to whoever asks for it."""
         try:
-            await self._workers.make(row["id"], row["study"], form)
+            await self._workers.call(reader.make_form, row.id, row.study, form)
         except (VoxrayError, ProblemError) as error:
             code = getattr(error, "code", type(error).__name__)
-            log.info("form not made", extra={"fields": {"job": row["id"], "form": form, "code": code}})
+            log.info("form not made", extra={"fields": {"job": row.id, "form": form, "code": code}})
         except UnreachableError:
             raise
         except Exception:
-            log.exception("form failed", extra={"fields": {"job": row["id"], "form": form}})
+            log.exception("form failed", extra={"fields": {"job": row.id, "form": form}})
 
     @contextlib.asynccontextmanager
     async def _reporting(self, job: str) -> AsyncIterator[deque[Step]]:
@@ -218,27 +219,27 @@ class Scheduler:
             self._store.report, job, self._name, stage=step.stage, progress=min(1.0, step.progress)
         )
 
-    async def _again(self, row: Row, why: str) -> None:
+    async def _again(self, row: JobRow, why: str) -> None:
         """Back into the queue, unless it has been tried often enough to be the cause itself."""
-        fields: dict[str, Any] = {"job": row["id"], "attempt": row["attempts"], "why": why[:200]}
+        fields: dict[str, Any] = {"job": row.id, "attempt": row.attempts, "why": why[:200]}
         log.warning("a worker was lost", extra={"fields": fields})
-        if row["attempts"] >= MAX_ATTEMPTS:
-            await self._fail(row, gave_up(row["attempts"]))
+        if row.attempts >= MAX_ATTEMPTS:
+            await self._fail(row, gave_up(row.attempts))
             return
         await asyncio.sleep(_PAUSE_S)
-        await asyncio.to_thread(self._store.requeue, row["id"], self._name)
+        await asyncio.to_thread(self._store.requeue, row.id, self._name)
 
-    async def _fail(self, row: Row, problem: ProblemError) -> None:
+    async def _fail(self, row: JobRow, problem: ProblemError) -> None:
         error = problem.details().model_dump_json()
-        await asyncio.to_thread(self._store.fail, row["id"], self._name, error=error)
-        self._metrics.add("voxray_jobs_total", model=row["model"], outcome=problem.code)
-        log.info("job failed", extra={"fields": {"job": row["id"], "code": problem.code}})
+        await asyncio.to_thread(self._store.fail, row.id, self._name, error=error)
+        self._metrics.add("voxray_jobs_total", model=row.model, outcome=problem.code)
+        log.info("job failed", extra={"fields": {"job": row.id, "code": problem.code}})
 
     def _tidy(self) -> None:
         """Removes what has expired, and folders that nobody knows of."""
         studies, jobs = self._store.expired()
         for study in studies:
-            jobs += [row["id"] for row in self._store.jobs(study=study)]
+            jobs += [row.id for row in self._store.jobs(study=study)]
             self._store.remove_study(study)
             shutil.rmtree(self._places.study(study), ignore_errors=True)
         for job in jobs:
@@ -268,8 +269,3 @@ def _unforeseen(error: Exception) -> ProblemError:
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             return problem_of(disk_full())
     return fault()
-
-
-def timing_of(row: Row) -> dict[str, float]:
-    """The seconds that a job's parts took."""
-    return dict(json.loads(row["timing"])) if row["timing"] else {}

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from voxray.core.answer_json import FindingsFile, LabelsFile
 from voxray.core.errors import ConfigError, DataError
@@ -21,11 +21,10 @@ from voxray.serving.intake.dicomweb import peer
 from voxray.serving.intake.naming import as_sent, noting
 from voxray.serving.intake.receive import UploadPart, receive
 from voxray.serving.intake.study import ScanFacts, StudyInfo
-from voxray.serving.jobs.scheduler import timing_of
-from voxray.serving.jobs.store import JobStore, Row, TooManyError, new_id
+from voxray.serving.job_states import ENDED, JobState
+from voxray.serving.jobs.store import JobRow, JobStore, NewJob, StudyRow, TooManyError, new_id
 from voxray.serving.jobs.waiters import JobWaiters
 from voxray.serving.messages import (
-    ENDED,
     DicomwebSource,
     Job,
     JobRequest,
@@ -34,15 +33,19 @@ from voxray.serving.messages import (
     Timing,
 )
 from voxray.serving.paths import Places
+from voxray.serving.workers import reader
 from voxray.serving.workers.answered_by import answered_by, read_answer
-from voxray.serving.workers.protocol import Centroids, LabelFormat, ServiceWorkers, WorkerDiedError
+from voxray.serving.workers.protocol import Centroids, LabelFormat, Operation, ServiceWorkers, WorkerDiedError
 from voxray.serving.workers.refused_forms import refused_forms
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _READ_ATTEMPTS = 3
 _REFRESH_S = 2.0
 _REMEMBERED = 10_000
+_LOOK_S = 5.0
+"""How often it is looked whether a client still waits."""
 RETRY_S = 5
 """What a client that comes too soon is told to wait."""
 
@@ -101,7 +104,7 @@ class Service:
         async def read(study: str) -> StudyInfo:
             try:
                 await receive(noting(parts, names), self.places.study(study), self.config.limits)
-                return await self._tried(lambda: self.workers.read(study, series_uid=series_uid))
+                return await self._tried(reader.read_upload, study, series_uid=series_uid)
             except DataError as error:
                 raise as_sent(error, names) from None
 
@@ -113,7 +116,7 @@ class Service:
 
         async def read(study: str) -> StudyInfo:
             try:
-                return await self.workers.fetch(study, source)
+                return await self.workers.call(reader.fetch_series, study, source)
             except DataError as error:
                 raise as_sent(error, ()) from None
 
@@ -127,7 +130,7 @@ class Service:
         """The scan as NIfTI."""
         await self._study(owner, study_id)
         try:
-            return await self._tried(lambda: self.workers.scan(study_id))
+            return await self._tried(reader.scan_file, study_id)
         except Exception:
             await self._study(owner, study_id)  # deleted, or expired, while it was made
             raise
@@ -141,6 +144,11 @@ class Service:
         await asyncio.to_thread(self.store.remove_study, study_id)
         await asyncio.to_thread(shutil.rmtree, self.places.study(study_id), ignore_errors=True)
 
+    async def forget(self, owner: str, study: Study) -> None:
+        """Deletes a study that came with a request, and its jobs, where it is not gone already."""
+        with contextlib.suppress(ProblemError):
+            await self.delete_study(owner, study.study_id)
+
     # Jobs
 
     async def new_job(self, owner: str, request: JobRequest, *, key: str | None = None, wait_s: float = 0.0) -> Job:
@@ -151,21 +159,8 @@ class Service:
             return await self._same(known, text, wait_s)
         info = self._info(await self._study(owner, request.study_id))
         self._check_outputs(request, self.model(request.model), info)
-        now = time.time()
-        row = await self._added(
-            {
-                "id": new_id(),
-                "owner": owner,
-                "study": request.study_id,
-                "model": request.model,
-                "request": text,
-                "key": hashed,
-                "state": "queued",
-                "stage": "queued",
-                "created": now,
-                "expires": now + 3600 * self.config.keep.job_hours,
-            }
-        )
+        hours = self.config.keep.job_hours
+        row = await self._added(NewJob(owner, request.study_id, request.model, text, key=hashed, hours=hours))
         if row is None:  # the same key, at the same time
             assert hashed is not None
             known = await asyncio.to_thread(self.store.job_by_key, owner, hashed)
@@ -194,13 +189,31 @@ class Service:
         """Ends a job, and removes it and its files."""
         await self._remove(await self._job(owner, job_id))
 
+    async def answer(self, owner: str, request: JobRequest, *, is_gone: Callable[[], Awaitable[bool]]) -> Job:
+        """The job when it is done; ended where the client is gone, and a ProblemError where it fails."""
+        begun = asyncio.ensure_future(self.new_job(owner, request))
+        try:
+            job = await asyncio.shield(begun)
+            while job.state not in ENDED:
+                if await is_gone():
+                    raise ProblemError(400, "request.left", "The client went away.", remedy="Wait for the answer.")
+                job = await self.job(owner, job.job_id, wait_s=_LOOK_S)
+        except BaseException:
+            with contextlib.suppress(ProblemError):  # where it was refused, or is gone already
+                await asyncio.shield(self.delete_job(owner, (await begun).job_id))
+            raise
+        if job.state == "done":
+            return job
+        if job.error is None:
+            text = "The job was cancelled while it was waited for."
+            raise ProblemError(409, "job.cancelled", text, remedy="Ask again.")
+        raise ProblemError(job.error.status, job.error.code, job.error.detail, remedy=job.error.remedy)
+
     async def result(self, owner: str, job_id: str, form: FormatName) -> Path:
         """The file of a job's result in a form; made where it is not there yet."""
         row = await self._job(owner, job_id)
-        if row["state"] != "done":
-            raise ProblemError(
-                409, "job.not_done", f"The job is {row['state']}.", remedy="Ask again when it is done."
-            )
+        if row.state is not JobState.DONE:
+            raise ProblemError(409, "job.not_done", f"The job is {row.state}.", remedy="Ask again when it is done.")
         allowed = await self._forms(row)
         if not allowed:
             raise ProblemError(
@@ -210,30 +223,28 @@ class Service:
             raise ProblemError(
                 404, "result.not_this_form", "The result has no such form.", remedy=f"It has: {', '.join(allowed)}."
             )
-        job, study = row["id"], row["study"]
+        job, study = row.id, row.study
         path = self.places.result(job, study, form)
         if await asyncio.to_thread(path.exists):
             return path
-        return await self._made(owner, job, lambda: self.workers.make(job, study, form))
+        return await self._made(owner, job, reader.make_form, job, study, form)
 
     async def viewer_labels(self, owner: str, job_id: str, label_format: LabelFormat) -> Path:
         """The label map of a segmentation as a viewer wants it."""
         await self.result(owner, job_id, "nifti")
         row = await self._job(owner, job_id)
-        return await self._made(
-            owner, job_id, lambda: self.workers.viewer_labels(row["id"], row["study"], label_format)
-        )
+        return await self._made(owner, job_id, reader.viewer_labels, row.id, row.study, label_format)
 
     async def centroids(self, owner: str, job_id: str) -> Centroids:
         """The voxel in the middle of each label of a segmentation."""
         await self.result(owner, job_id, "nifti")
         row = await self._job(owner, job_id)
-        return await self._made(owner, job_id, lambda: self.workers.centroids(row["id"], row["study"]))
+        return await self._made(owner, job_id, reader.label_centroids, row.id, row.study)
 
-    def findings(self, row: Row) -> FindingsFile | LabelsFile | None:
+    def findings(self, row: JobRow) -> FindingsFile | LabelsFile | None:
         """The answer itself."""
         try:
-            return read_answer(self.places, row["id"], row["study"])
+            return read_answer(self.places, row.id, row.study)
         except OSError:
             return None  # deleted at this moment
 
@@ -260,11 +271,11 @@ class Service:
             raise
         return study_of(row)
 
-    async def _tried(self, action: Callable[[], Awaitable[T]]) -> T:
+    async def _tried(self, operation: Operation[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Once more where the worker died; it may have been the upload that killed it, so not for ever."""
         for attempt in range(_READ_ATTEMPTS):
             try:
-                return await action()
+                return await self.workers.call(operation, *args, **kwargs)
             except WorkerDiedError:
                 await asyncio.sleep(0.2 * (attempt + 1))
         raise ProblemError(
@@ -275,15 +286,17 @@ class Service:
             headers={"Retry-After": str(RETRY_S)},
         )
 
-    async def _made(self, owner: str, job_id: str, action: Callable[[], Awaitable[T]]) -> T:
+    async def _made(
+        self, owner: str, job_id: str, operation: Operation[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
         """What a worker makes of a job's result; it may be deleted, or expire, meanwhile."""
         try:
-            return await self._tried(action)
+            return await self._tried(operation, *args, **kwargs)
         except Exception:
             await self._job(owner, job_id)
             raise
 
-    async def _study(self, owner: str, study_id: str) -> Row:
+    async def _study(self, owner: str, study_id: str) -> StudyRow:
         row = await asyncio.to_thread(self.store.study, study_id, owner)
         if row is None:
             raise ProblemError(
@@ -291,7 +304,7 @@ class Service:
             )
         return row
 
-    async def _job(self, owner: str, job_id: str) -> Row:
+    async def _job(self, owner: str, job_id: str) -> JobRow:
         row = await asyncio.to_thread(self.store.job, job_id, owner)
         if row is None:
             raise ProblemError(
@@ -299,11 +312,12 @@ class Service:
             )
         return row
 
-    async def _added(self, row: Row) -> Row | None:
-        most = {"most_of_owner": self.config.quota.open_jobs, "most": self.config.max_queue}
-        headers = {"Retry-After": str(RETRY_S)}
+    async def _added(self, job: NewJob) -> JobRow | None:
+        most_of_owner, headers = self.config.quota.open_jobs, {"Retry-After": str(RETRY_S)}
         try:
-            return await asyncio.to_thread(self.store.add_job, row, **most)
+            return await asyncio.to_thread(
+                self.store.add_job, job, most_of_owner=most_of_owner, most=self.config.max_queue
+            )
         except TooManyError as error:
             if error.args == ("all",):
                 raise ProblemError(
@@ -317,20 +331,20 @@ class Service:
                 headers=headers,
             ) from None
 
-    async def _remove(self, row: Row) -> None:
-        if await asyncio.to_thread(self.store.cancel, row["id"]):
+    async def _remove(self, row: JobRow) -> None:
+        if await asyncio.to_thread(self.store.cancel, row.id):
             self.workers.poke()
-        await asyncio.to_thread(self.store.remove_job, row["id"])
-        await asyncio.to_thread(shutil.rmtree, self.places.job(row["id"]), ignore_errors=True)
+        await asyncio.to_thread(self.store.remove_job, row.id)
+        await asyncio.to_thread(shutil.rmtree, self.places.job(row.id), ignore_errors=True)
 
-    async def _ended(self, row: Row, wait_s: float) -> Job:
-        if wait_s > 0 and row["state"] not in ENDED:
-            await self._waiters.wait(row["id"], wait_s)
-            row = await self._job(row["owner"], row["id"])
+    async def _ended(self, row: JobRow, wait_s: float) -> Job:
+        if wait_s > 0 and row.state not in ENDED:
+            await self._waiters.wait(row.id, wait_s)
+            row = await self._job(row.owner, row.id)
         return await self._job_of(row, with_result=wait_s > 0)
 
-    async def _same(self, known: Row, text: str, wait_s: float) -> Job:
-        if known["request"] != text:
+    async def _same(self, known: JobRow, text: str, wait_s: float) -> Job:
+        if known.request != text:
             raise ProblemError(
                 409, "job.key_reused", "The idempotency key stands for another request.", remedy="Use a new key."
             )
@@ -353,66 +367,66 @@ class Service:
                 )
             peer(request.store.dicomweb, self.config.dicomweb)
 
-    def _info(self, row: Row) -> StudyInfo:
-        info = StudyInfo.model_validate_json(row["info"])
+    def _info(self, row: StudyRow) -> StudyInfo:
+        info = StudyInfo.model_validate_json(row.info)
         if len(self._are_dicom) >= _REMEMBERED:
             self._are_dicom.clear()
-        self._are_dicom[row["id"]] = info.is_dicom
+        self._are_dicom[row.id] = info.is_dicom
         return info
 
-    async def _forms(self, row: Row) -> tuple[FormatName, ...]:
-        study = row["study"]
+    async def _forms(self, row: JobRow) -> tuple[FormatName, ...]:
+        study = row.study
         if study not in self._are_dicom and (found := await asyncio.to_thread(self.store.study, study)):
             self._info(found)
         task = await asyncio.to_thread(self._task, row)
         return () if task is None else served_formats(task, is_dicom=self._are_dicom.get(study, False))
 
-    def _task(self, row: Row) -> str | None:
+    def _task(self, row: JobRow) -> str | None:
         """What the result is; None where the answer is not there yet, or not any more."""
-        job, model = row["id"], self._models.get(row["model"])
-        if row["state"] != "done":  # while the model is served it is known what it will be
+        job, model = row.id, self._models.get(row.model)
+        if row.state is not JobState.DONE:  # while the model is served it is known what it will be
             return None if model is None else model.task
         if job not in self._tasks:
             if len(self._tasks) >= _REMEMBERED:
                 self._tasks.clear()
             try:
-                self._tasks[job] = answered_by(self.places, job, row["study"]).task
+                self._tasks[job] = answered_by(self.places, job, row.study).task
             except (ConfigError, OSError):
                 return None
         return self._tasks[job]
 
-    async def _job_of(self, row: Row, *, with_result: bool = False) -> Job:
-        place = await asyncio.to_thread(self.store.place, row) if row["state"] == "queued" else None
+    async def _job_of(self, row: JobRow, *, with_result: bool = False) -> Job:
+        place = await asyncio.to_thread(self.store.place, row) if row.state is JobState.QUEUED else None
         result = None
-        if with_result and row["state"] == "done":
+        if with_result and row.state is JobState.DONE:
             with contextlib.suppress(ConfigError):
                 result = await asyncio.to_thread(self.findings, row)
-        forms, refused = await self._forms(row), await asyncio.to_thread(refused_forms, self.places.job(row["id"]))
+        forms, refused = await self._forms(row), await asyncio.to_thread(refused_forms, self.places.job(row.id))
         return Job(
-            job_id=row["id"],
-            study_id=row["study"],
-            model=row["model"],
-            state=row["state"],
-            stage=row["stage"],
-            progress=row["progress"],
+            job_id=row.id,
+            study_id=row.study,
+            model=row.model,
+            state=row.state.value,
+            stage=row.stage,
+            progress=row.progress,
             place=place,
-            error=None if row["error"] is None else ProblemDetails.model_validate_json(row["error"]),
-            is_served=row["model"] in self._models,
+            error=None if row.error is None else ProblemDetails.model_validate_json(row.error),
+            is_served=row.model in self._models,
             outputs=tuple(form for form in forms if form not in refused),
             refused=refused,
-            created=_date(row["created"]),
-            started=None if row["started"] is None else _date(row["started"]),
-            finished=None if row["finished"] is None else _date(row["finished"]),
-            expires=_date(row["expires"]),
-            timing_s=Timing(**timing_of(row)),
+            created=_date(row.created),
+            started=None if row.started is None else _date(row.started),
+            finished=None if row.finished is None else _date(row.finished),
+            expires=_date(row.expires),
+            timing_s=Timing() if row.timing is None else Timing.model_validate_json(row.timing),
             result=result,
         )
 
 
-def study_of(row: Row) -> Study:
+def study_of(row: StudyRow) -> Study:
     """A study as its owner sees it."""
-    told = StudyInfo.model_validate_json(row["info"]).model_dump(include=set(ScanFacts.model_fields))
-    return Study(**told, study_id=row["id"], created=_date(row["created"]), expires=_date(row["expires"]))
+    told = StudyInfo.model_validate_json(row.info).model_dump(include=set(ScanFacts.model_fields))
+    return Study(**told, study_id=row.id, created=_date(row.created), expires=_date(row.expires))
 
 
 def _date(seconds: float) -> datetime:

@@ -2,7 +2,8 @@
 
 Ray Serve spreads the work; the job store only remembers what was asked for, who works on it and how it ended, so that
 a job that was accepted ends once, whichever process dies. A scheduler that works on a job holds a lease on it and
-renews it; when a lease lapses, the job is queued again. Every change of a job's state is a compare-and-set.
+renews it; when a lease lapses, the job is queued again. Every change of a job's state is a compare-and-set, from a
+state out of which `job_states.MOVES` lets it.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
+from voxray.serving.job_states import OPEN, JobStage, JobState, states_before
 from voxray.serving.jobs.database import JOBS_LOCK, lock, now, open_database, put
 
 TABLES = sa.MetaData()
@@ -65,9 +68,83 @@ COUNTS = sa.Table(
     sa.Column("labels", sa.String(256), primary_key=True),
     sa.Column("value", sa.Double, nullable=False),
 )
-OPEN = ("queued", "running")
 
-Row = Mapping[str, Any]
+
+@dataclass(frozen=True)
+class StudyRow:
+    """A study as it is stored."""
+
+    id: str
+    owner: str
+    info: str
+    """A `StudyInfo` as JSON."""
+    created: float
+    """Seconds since 1970, as all times here."""
+    expires: float
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """A job that is asked for."""
+
+    owner: str
+    study: str
+    model: str
+    request: str
+    """A `JobRequest` as JSON."""
+    key: str | None
+    """The digest of its owner's idempotency key."""
+    hours: float
+    """How long it is kept."""
+
+
+@dataclass(frozen=True)
+class JobRow:
+    """A job as it is stored."""
+
+    seq: int
+    """In the order in which jobs came."""
+    id: str
+    owner: str
+    study: str
+    model: str
+    request: str
+    """A `JobRequest` as JSON."""
+    key: str | None
+    """The digest of its owner's idempotency key."""
+    state: JobState
+    stage: JobStage
+    progress: float
+    attempts: int
+    desk: str | None
+    """The name of the scheduler that works on it."""
+    leased_until: float
+    error: str | None
+    """A `ProblemDetails` as JSON."""
+    timing: str | None
+    """A `Timing` as JSON."""
+    created: float
+    started: float | None
+    finished: float | None
+    expires: float
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """A token as it is stored: its digest alone."""
+
+    name: str
+    digest: str
+    created: float
+
+
+@dataclass(frozen=True)
+class CountRow:
+    """A count of the metrics as it is stored."""
+
+    name: str
+    labels: str
+    value: float
 
 
 def new_id() -> str:
@@ -99,21 +176,21 @@ class JobStore:
 
     # Studies
 
-    def add_study(self, study: str, owner: str, info: str, *, hours: float) -> Row:
+    def add_study(self, study: str, owner: str, info: str, *, hours: float) -> StudyRow:
         """A study that was read."""
         now = time.time()
-        row = {"id": study, "owner": owner, "info": info, "created": now, "expires": now + 3600 * hours}
+        row = StudyRow(study, owner, info, created=now, expires=now + 3600 * hours)
         with self._engine.begin() as db:
-            db.execute(STUDIES.insert().values(row))
+            db.execute(STUDIES.insert().values(asdict(row)))
         return row
 
-    def study(self, study: str, owner: str | None = None) -> Row | None:
+    def study(self, study: str, owner: str | None = None) -> StudyRow | None:
         """The study, where it is the owner's."""
-        return self._one(STUDIES, STUDIES.c.id == study, owner)
+        return next(iter(self._studies(_of(STUDIES, STUDIES.c.id == study, owner))), None)
 
-    def studies(self, owner: str) -> list[Row]:
+    def studies(self, owner: str) -> list[StudyRow]:
         """An owner's studies, the oldest first."""
-        return self._rows(sa.select(STUDIES).where(STUDIES.c.owner == owner).order_by(STUDIES.c.created))
+        return self._studies(sa.select(STUDIES).where(STUDIES.c.owner == owner).order_by(STUDIES.c.created))
 
     def count_studies(self, owner: str) -> int:
         """How many studies an owner has."""
@@ -128,58 +205,61 @@ class JobStore:
 
     # Jobs
 
-    def add_job(self, row: Row, *, most_of_owner: int, most: int) -> Row | None:
+    def add_job(self, job: NewJob, *, most_of_owner: int, most: int) -> JobRow | None:
         """A new job; None where the owner has one with this key already. A TooManyError where too many are open."""
-        open_jobs = sa.select(sa.func.count()).where(JOBS.c.state.in_(OPEN))
+        open_jobs = sa.select(sa.func.count()).where(_is_in(OPEN))
+        asked, now = asdict(job), time.time()
+        expires = now + 3600 * asked.pop("hours")
+        row = {**asked, **_QUEUED, "id": new_id(), "created": now, "expires": expires}
         try:
             with self._engine.begin() as db:
                 lock(db, JOBS_LOCK)
-                if int(db.scalar(open_jobs.where(JOBS.c.owner == row["owner"])) or 0) >= most_of_owner:
+                if int(db.scalar(open_jobs.where(JOBS.c.owner == job.owner)) or 0) >= most_of_owner:
                     raise TooManyError("owner")
                 if int(db.scalar(open_jobs) or 0) >= most:
                     raise TooManyError("all")
-                return dict(db.execute(JOBS.insert().values(dict(row)).returning(JOBS)).mappings().one())
+                return _job(db.execute(JOBS.insert().values(row).returning(JOBS)).mappings().one())
         except sa.exc.IntegrityError:
             return None
 
-    def job(self, job: str, owner: str | None = None) -> Row | None:
+    def job(self, job: str, owner: str | None = None) -> JobRow | None:
         """The job, where it is the owner's."""
-        return self._one(JOBS, JOBS.c.id == job, owner)
+        return next(iter(self._jobs(_of(JOBS, JOBS.c.id == job, owner))), None)
 
-    def job_by_key(self, owner: str, key: str) -> Row | None:
+    def job_by_key(self, owner: str, key: str) -> JobRow | None:
         """The job that an owner's idempotency key stands for."""
-        return self._one(JOBS, JOBS.c.key == key, owner)
+        return next(iter(self._jobs(_of(JOBS, JOBS.c.key == key, owner))), None)
 
-    def jobs(self, owner: str | None = None, *, study: str | None = None, limit: int = 200) -> list[Row]:
+    def jobs(self, owner: str | None = None, *, study: str | None = None, limit: int = 200) -> list[JobRow]:
         """The newest jobs of an owner, or of a study."""
         query = sa.select(JOBS).order_by(JOBS.c.seq.desc()).limit(limit)
         if owner is not None:
             query = query.where(JOBS.c.owner == owner)
         if study is not None:
             query = query.where(JOBS.c.study == study)
-        return self._rows(query)
+        return self._jobs(query)
 
     def still_open(self, jobs: Sequence[str]) -> set[str]:
         """Those of the jobs that have not ended."""
         with self._reader.connect() as db:
-            return set(db.scalars(sa.select(JOBS.c.id).where(JOBS.c.id.in_(jobs), JOBS.c.state.in_(OPEN))))
+            return set(db.scalars(sa.select(JOBS.c.id).where(JOBS.c.id.in_(jobs), _is_in(OPEN))))
 
-    def place(self, row: Row) -> int:
+    def place(self, row: JobRow) -> int:
         """How many queued jobs of the model are before this one."""
         query = sa.select(sa.func.count()).where(
-            JOBS.c.model == row["model"], JOBS.c.state == "queued", JOBS.c.seq < row["seq"]
+            JOBS.c.model == row.model, _is_in([JobState.QUEUED]), JOBS.c.seq < row.seq
         )
         with self._reader.connect() as db:
             return int(db.scalar(query) or 0)
 
-    def claim(self, scheduler: str, model: str, *, limit: int, lease_s: float) -> list[Row]:
+    def claim(self, scheduler: str, model: str, *, limit: int, lease_s: float) -> list[JobRow]:
         """Up to so many of a model's queued jobs, the oldest first, now leased to the scheduler."""
-        queued = sa.and_(JOBS.c.state == "queued", JOBS.c.model == model)
+        queued = sa.and_(_may_become(JobState.RUNNING), JOBS.c.model == model)
         with self._reader.connect() as db:
             if db.scalar(sa.select(JOBS.c.seq).where(queued).limit(1)) is None:
                 return []
         fresh = {
-            "state": "running",
+            "state": JobState.RUNNING.value,
             "stage": "preparing",
             "progress": 0.0,
             "desk": scheduler,
@@ -189,46 +269,47 @@ class JobStore:
         }
         mine = JOBS.update().where(_held(queued, limit=limit, skip=True)).values(fresh).returning(JOBS)
         with self._passing.begin() as db:
-            return sorted((dict(row) for row in db.execute(mine).mappings()), key=lambda row: int(row["seq"]))
+            return sorted(map(_job, db.execute(mine).mappings()), key=lambda row: row.seq)
 
     def renew(self, scheduler: str, jobs: Sequence[str], *, lease_s: float) -> set[str]:
         """Lengthens the leases; the jobs among these that are still the scheduler's and under way."""
         if not jobs:
             return set()
-        mine = _held(sa.and_(JOBS.c.id.in_(jobs), JOBS.c.desk == scheduler, JOBS.c.state == "running"))
+        mine = _held(sa.and_(JOBS.c.id.in_(jobs), JOBS.c.desk == scheduler, _is_in([JobState.RUNNING])))
         longer = JOBS.update().where(mine).values(leased_until=now(self._engine) + lease_s).returning(JOBS.c.id)
         with self._passing.begin() as db:
             return set(db.scalars(longer))
 
     def requeue_lapsed(self) -> int:
         """Queues jobs again whose scheduler is gone; how many."""
-        lapsed = sa.and_(JOBS.c.state == "running", JOBS.c.leased_until < now(self._engine))
+        lapsed = sa.and_(_may_become(JobState.QUEUED), JOBS.c.leased_until < now(self._engine))
         with self._passing.begin() as db:
             again = JOBS.update().where(_held(lapsed, skip=True)).values(**_QUEUED).returning(JOBS.c.id)
             return len(db.scalars(again).all())
 
     def requeue(self, job: str, scheduler: str) -> bool:
         """Queues a job again that the scheduler could not bring to an end."""
-        return self._change(job, _QUEUED, state=("running",), scheduler=scheduler)
+        return self._move(job, JobState.QUEUED, _QUEUED, scheduler=scheduler)
 
-    def report(self, job: str, scheduler: str, *, stage: str, progress: float) -> bool:
+    def report(self, job: str, scheduler: str, *, stage: JobStage, progress: float) -> bool:
         """How far a job is."""
-        fresh = {"stage": stage, "progress": progress}
-        return self._change(job, fresh, state=("running",), scheduler=scheduler, engine=self._passing)
+        under_way = sa.and_(JOBS.c.id == job, _is_in([JobState.RUNNING]), JOBS.c.desk == scheduler)
+        with self._passing.begin() as db:
+            told = JOBS.update().where(under_way).values(stage=stage, progress=progress)
+            return bool(db.execute(told).rowcount)
 
     def finish(self, job: str, scheduler: str, *, timing: Mapping[str, float]) -> bool:
         """The job is done: its answer lies in its folder. False where it is not the scheduler's any more."""
-        values = {"state": "done", "stage": "done", "progress": 1.0, "timing": json.dumps(timing)}
-        return self._change(job, {**values, "finished": time.time()}, state=("running",), scheduler=scheduler)
+        values = {"stage": "done", "progress": 1.0, "timing": json.dumps(timing), "finished": time.time()}
+        return self._move(job, JobState.DONE, values, scheduler=scheduler)
 
     def fail(self, job: str, scheduler: str, *, error: str) -> bool:
         """The job ended with an error, a `ProblemDetails` as JSON."""
-        values = {"state": "failed", "error": error, "finished": time.time()}
-        return self._change(job, values, state=("running",), scheduler=scheduler)
+        return self._move(job, JobState.FAILED, {"error": error, "finished": time.time()}, scheduler=scheduler)
 
     def cancel(self, job: str) -> bool:
         """Ends a job that waits or is under way."""
-        return self._change(job, {"state": "cancelled", "finished": time.time()}, state=OPEN)
+        return self._move(job, JobState.CANCELLED, {"finished": time.time()})
 
     def remove_job(self, job: str) -> None:
         """Forgets a job."""
@@ -238,9 +319,9 @@ class JobStore:
     def expired(self) -> tuple[list[str], list[str]]:
         """Studies and jobs whose time is over; none that is under way, and no study with an open job."""
         now = time.time()
-        busy = sa.select(JOBS.c.study).where(JOBS.c.state.in_(OPEN))
+        busy = sa.select(JOBS.c.study).where(_is_in(OPEN))
         studies = sa.select(STUDIES.c.id).where(STUDIES.c.expires < now, STUDIES.c.id.not_in(busy))
-        jobs = sa.select(JOBS.c.id).where(JOBS.c.expires < now, JOBS.c.state.not_in(OPEN))
+        jobs = sa.select(JOBS.c.id).where(JOBS.c.expires < now, sa.not_(_is_in(OPEN)))
         with self._reader.connect() as db:
             return list(db.scalars(studies)), list(db.scalars(jobs))
 
@@ -260,9 +341,9 @@ class JobStore:
         with self._engine.begin() as db:
             return bool(db.execute(TOKENS.delete().where(TOKENS.c.name == name)).rowcount)
 
-    def tokens(self) -> list[Row]:
-        """Names and digests."""
-        return self._rows(sa.select(TOKENS).order_by(TOKENS.c.name))
+    def tokens(self) -> list[TokenRow]:
+        """All tokens, by name."""
+        return [TokenRow(**row) for row in self._rows(sa.select(TOKENS).order_by(TOKENS.c.name))]
 
     # Counts, for the metrics
 
@@ -272,9 +353,9 @@ class JobStore:
         with self._passing.begin() as db:
             put(db, COUNTS, rows, add="value")
 
-    def counts(self) -> list[Row]:
+    def counts(self) -> list[CountRow]:
         """All counts."""
-        return self._rows(sa.select(COUNTS).order_by(COUNTS.c.name, COUNTS.c.labels))
+        return [CountRow(**row) for row in self._rows(sa.select(COUNTS).order_by(COUNTS.c.name, COUNTS.c.labels))]
 
     def states(self) -> list[tuple[str, str, int]]:
         """(model, state, how many jobs)."""
@@ -282,31 +363,42 @@ class JobStore:
         with self._reader.connect() as db:
             return [(str(model), str(state), int(number)) for model, state, number in db.execute(query)]
 
-    def _change(
-        self,
-        job: str,
-        values: Row,
-        *,
-        state: Sequence[str],
-        scheduler: str | None = None,
-        engine: sa.Engine | None = None,
-    ) -> bool:
-        same = sa.and_(JOBS.c.id == job, JOBS.c.state.in_(state))
-        same = same if scheduler is None else sa.and_(same, JOBS.c.desk == scheduler)
-        with (engine or self._engine).begin() as db:
-            return bool(db.execute(JOBS.update().where(same).values(dict(values))).rowcount)
+    def _move(self, job: str, state: JobState, values: Mapping[str, Any], *, scheduler: str | None = None) -> bool:
+        """Moves a job to a state; False where it may not from its present one, or is not the scheduler's."""
+        which = sa.and_(JOBS.c.id == job, _may_become(state))
+        which = which if scheduler is None else sa.and_(which, JOBS.c.desk == scheduler)
+        with self._engine.begin() as db:
+            return bool(db.execute(JOBS.update().where(which).values({**values, "state": state.value})).rowcount)
 
-    def _one(self, table: sa.Table, which: sa.ColumnElement[bool], owner: str | None) -> Row | None:
-        query = sa.select(table).where(which)
-        found = self._rows(query if owner is None else query.where(table.c.owner == owner))
-        return found[0] if found else None
+    def _studies(self, query: sa.Select[Any]) -> list[StudyRow]:
+        return [StudyRow(**row) for row in self._rows(query)]
 
-    def _rows(self, query: sa.Select[Any]) -> list[Row]:
+    def _jobs(self, query: sa.Select[Any]) -> list[JobRow]:
+        return [_job(row) for row in self._rows(query)]
+
+    def _rows(self, query: sa.Select[Any]) -> Sequence[sa.RowMapping]:
         with self._reader.connect() as db:
-            return [dict(row) for row in db.execute(query).mappings()]
+            return db.execute(query).mappings().all()
 
 
-_QUEUED = {"state": "queued", "stage": "queued", "progress": 0.0, "desk": None}
+_QUEUED = {"state": JobState.QUEUED.value, "stage": "queued", "progress": 0.0, "desk": None}
+
+
+def _job(row: Mapping[Any, Any]) -> JobRow:
+    return JobRow(**{**row, "state": JobState(row["state"])})
+
+
+def _of(table: sa.Table, which: sa.ColumnElement[bool], owner: str | None) -> sa.Select[Any]:
+    query = sa.select(table).where(which)
+    return query if owner is None else query.where(table.c.owner == owner)
+
+
+def _is_in(states: Sequence[JobState]) -> sa.ColumnElement[bool]:
+    return JOBS.c.state.in_([state.value for state in states])
+
+
+def _may_become(state: JobState) -> sa.ColumnElement[bool]:
+    return _is_in(states_before(state))
 
 
 def _held(which: sa.ColumnElement[bool], *, limit: int | None = None, skip: bool = False) -> sa.ColumnElement[bool]:

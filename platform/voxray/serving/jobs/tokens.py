@@ -59,6 +59,6 @@ class Tokens:
     def _fresh(self) -> dict[str, str]:
         now = time.monotonic()
         if now - self._read_at >= _FRESH_S:
-            self._known = {row["digest"]: row["name"] for row in self._store.tokens()}
+            self._known = {row.digest: row.name for row in self._store.tokens()}
             self._read_at = now
         return self._known

@@ -27,7 +27,7 @@ class AnsweredBy(Config):
     classes: tuple[str, ...]
 
 
-def keep_model(folder: Path, model: ModelInfo) -> None:
+def write_answered_by(folder: Path, model: ModelInfo) -> None:
     """Writes it into the job's folder."""
     kept = AnsweredBy(name=model.name, task=model.task, classes=model.classes)
     with whole(folder / NAME) as path:

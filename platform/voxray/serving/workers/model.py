@@ -23,7 +23,7 @@ from voxray.runtimes.device import choose_device
 from voxray.serving.cards import card
 from voxray.serving.config import ServedModel
 from voxray.serving.paths import Places
-from voxray.serving.workers.answered_by import keep_model
+from voxray.serving.workers.answered_by import write_answered_by
 from voxray.serving.workers.batching import BatchingNetwork
 from voxray.serving.workers.protocol import Step
 from voxray.serving.workers.scans import prepare_study
@@ -79,7 +79,7 @@ class WarmModel:
         prediction, seconds = self._threads.submit(self._timed, scan, watch).result()
         folder = self._places.job(job)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        keep_model(folder, self.info)
+        write_answered_by(folder, self.info)
         write_answer(prediction, folder, case=study, engine=self._engine)
         sync_all(folder)
         return Step("answering", 1.0, prepare_s, seconds)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Concatenate, Literal, NamedTuple, ParamSpec, Protocol, TypeVar
 
-from voxray.results.formats import FormatName
-from voxray.serving.intake.study import StudyInfo
-from voxray.serving.messages import DicomwebSource, ModelInfo, Stage
+from voxray.serving.config import ServeConfig
+from voxray.serving.job_states import JobStage
+from voxray.serving.messages import ModelInfo
+from voxray.serving.paths import Places
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class WorkerDiedError(Exception):
@@ -20,7 +23,7 @@ class WorkerDiedError(Exception):
 class Step:
     """How far a job is; at the end with the seconds that its parts took."""
 
-    stage: Stage
+    stage: JobStage
     progress: float = 0.0
     prepare_s: float = 0.0
     answer_s: float = 0.0
@@ -43,40 +46,28 @@ class LabelFormat(NamedTuple):
     compress: bool
 
 
-class Readers(Protocol):
-    """Uploads read, and results put into other forms. What is wrong with them is a VoxrayError."""
+@dataclass(frozen=True)
+class ReaderContext:
+    """What an operation finds in the process that it runs in."""
 
-    async def read(self, study: str, *, series_uid: str | None) -> StudyInfo:
-        """Reads and checks what lies in the study's folder, and leaves its voxels there."""
+    config: ServeConfig
+    places: Places
+    models: Mapping[str, ModelInfo]
+
+
+Operation = Callable[Concatenate[ReaderContext, P], Awaitable[T]]
+"""A function of `workers.reader`: what is wrong with an upload or a result is a VoxrayError."""
+
+
+class ServiceWorkers(Protocol):
+    """The processes that read files and those that hold models."""
+
+    async def call(self, operation: Operation[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What the operation returns in a process that reads.
+
+        Raises WorkerDiedError where it may be tried again.
+        """
         ...
-
-    async def fetch(self, study: str, source: DicomwebSource) -> StudyInfo:
-        """The same of a series that is fetched first."""
-        ...
-
-    async def scan(self, study: str) -> Path:
-        """The study's scan as NIfTI; made once."""
-        ...
-
-    async def make(self, job: str, study: str, form: FormatName) -> Path:
-        """The file of a job's result in one form; made once."""
-        ...
-
-    async def viewer_labels(self, job: str, study: str, label_format: LabelFormat) -> Path:
-        """The file of a segmentation's label map as a viewer wants it; made once."""
-        ...
-
-    async def centroids(self, job: str, study: str) -> Centroids:
-        """The middles of the labels of a segmentation."""
-        ...
-
-    async def store(self, job: str, study: str, url: str) -> None:
-        """Sends SEG and SR of a job's result to a DICOMweb server."""
-        ...
-
-
-class ServiceWorkers(Readers, Protocol):
-    """All of them."""
 
     def answer(self, job: str, study: str, model: str) -> AsyncGenerator[Step, None]:
         """The model's answer to the study, left in the job's folder; ended by closing the iterator.

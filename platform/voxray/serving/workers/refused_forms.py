@@ -52,7 +52,7 @@ def refusing(what: str, source: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def kept_if_refused(folder: Path, form: FormatName) -> Iterator[None]:
+def recording_refusal(folder: Path, form: FormatName) -> Iterator[None]:
     """Writes into a job's folder why a form cannot be made of its answer; an earlier reason goes."""
     try:
         yield

@@ -19,7 +19,6 @@ from voxray.serving.errors import ProblemError
 from voxray.serving.intake.study import StudyInfo
 from voxray.serving.jobs.service import Service
 from voxray.serving.jobs.store import JobStore
-from voxray.serving.jobs.waiting import answer
 from voxray.serving.messages import Job, JobRequest
 from voxray.serving.paths import Places
 
@@ -64,14 +63,16 @@ def request(*, left: bool) -> Request:
 
 async def ask(service: Service, *, left: bool) -> Job:
     """An answer that is waited for."""
-    return await answer(service, "me", JobRequest(study_id=STUDY, model="organs"), request(left=left))
+    return await service.answer(
+        "me", JobRequest(study_id=STUDY, model="organs"), is_gone=request(left=left).is_disconnected
+    )
 
 
 async def meanwhile(service: Service) -> str:
     """The job that is waited for, once it is there."""
     while not (rows := service.store.jobs("me")):
         await asyncio.sleep(0.01)
-    return str(rows[0]["id"])
+    return str(rows[0].id)
 
 
 def test_a_client_that_goes_away_takes_its_job_with_it(service: Service) -> None:
