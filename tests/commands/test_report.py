@@ -17,7 +17,7 @@ from voxray.commands.evaluate import evaluate
 from voxray.commands.evaluate_files import FileOptions, evaluate_anything
 from voxray.commands.predict import AnswerOptions, predict
 from voxray.commands.report import ReportOptions, find_evaluation, report
-from voxray.commands.report_scans import Reach, look_at_scans, reach
+from voxray.commands.report_scans import ScoredScans, find_scored_scans, read_scored_scans
 from voxray.core.errors import ConfigError
 from voxray.core.progress import SilentProgress
 from voxray.core.volume import Volume
@@ -99,9 +99,9 @@ def test_a_segmentation_shows_its_worst_and_best_cases(tmp_path: Path, spheres: 
 def test_size_and_intensity_are_those_of_the_scans(tmp_path: Path, spheres: Path) -> None:
     run = evaluated(tmp_path / "run", spheres)
     given = find_evaluation(str(run))
-    found = reach(given.evaluation, read_run(run, "checkpoints/epoch_0000/run.json"), None, None)
-    assert isinstance(found, Reach)
-    scans, lacking, _ = look_at_scans(given.evaluation, found, given.answers, workers=1, progress=QUIET)
+    found = find_scored_scans(given.evaluation, read_run(run, "checkpoints/epoch_0000/run.json"), None, None)
+    assert isinstance(found, ScoredScans)
+    scans, lacking, _ = read_scored_scans(given.evaluation, found, given.answers, workers=1, progress=QUIET)
     assert lacking == ()
     boxes = (spheres.parent / "boxes.csv").read_text().splitlines()
     for case in CASES:
@@ -116,9 +116,9 @@ def test_size_and_intensity_are_those_of_the_scans(tmp_path: Path, spheres: Path
 def test_intensity_of_structures(tmp_path: Path, spheres: Path) -> None:
     run = evaluated(tmp_path / "run", spheres, "segmentation")
     given = find_evaluation(str(run))
-    found = reach(given.evaluation, None, spheres, None)
-    assert isinstance(found, Reach)
-    scans, _, _ = look_at_scans(given.evaluation, found, given.answers, workers=1, progress=QUIET)
+    found = find_scored_scans(given.evaluation, None, spheres, None)
+    assert isinstance(found, ScoredScans)
+    scans, _, _ = read_scored_scans(given.evaluation, found, given.answers, workers=1, progress=QUIET)
     image = read_volume(spheres.parent / "images" / "s1.nii.gz").voxels
     assert scans.structures_hu["s1"]["bright"] == pytest.approx(image[image > 0].mean())
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from voxray.commands.report_scans import Reach, look_at_scans, reach
+from voxray.commands.report_scans import ScoredScans, find_scored_scans, read_scored_scans
 from voxray.core.addresses import local_path
 from voxray.core.apart import Input, keep_apart, require_folder
 from voxray.core.config import to_toml
@@ -105,8 +105,8 @@ def _inputs(found: Sequence[Given], options: ReportOptions) -> Iterator[Input]:
         )
         yield from () if one.run is None else run_inputs(one.run)
         training = None if one.run is None else read_training(one.run).run
-        place = reach(one.evaluation, training, options.dataset, options.root)
-        if isinstance(place, Reach):
+        place = find_scored_scans(one.evaluation, training, options.dataset, options.root)
+        if isinstance(place, ScoredScans):
             yield from dataset_inputs(place.dataset)
 
 
@@ -170,13 +170,17 @@ def _entry(given: Given, label: str, options: ReportOptions, progress: Progress)
     remarks = [] if training else ["Its training is not known: no curves of the training, and no recipe."]
     if given.run is not None and given.evaluation.weights_sha256 not in ((), (weights_of(given.run),)):
         remarks.append("It was trained on after it was scored: the score is that of other weights than it holds now.")
-    found = reach(given.evaluation, None if training is None else training.run, options.dataset, options.root)
+    found = find_scored_scans(
+        given.evaluation, None if training is None else training.run, options.dataset, options.root
+    )
     data = scans = None
     lacking: tuple[str, ...] = ()
-    if isinstance(found, Reach):
+    if isinstance(found, ScoredScans):
         data = found.data
         if options.scans:
-            looked = look_at_scans(given.evaluation, found, given.answers, workers=options.workers, progress=progress)
+            looked = read_scored_scans(
+                given.evaluation, found, given.answers, workers=options.workers, progress=progress
+            )
             scans, lacking = looked.scans, looked.lacking
             remarks += [*lacking, *looked.odd]
     else:

@@ -38,7 +38,7 @@ _KINDS = {"hit": "hit", "false": "false finding", "missed": "missed object"}
 
 
 @dataclass(frozen=True)
-class Reach:
+class ScoredScans:
     """A dataset whose scans can be read, and the cases of an evaluation among them."""
 
     dataset: Dataset
@@ -60,7 +60,7 @@ class CaseMeasures(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
-class Looked(NamedTuple):
+class ScanReport(NamedTuple):
     """What was taken from the scans of an evaluation."""
 
     scans: Scans
@@ -70,7 +70,7 @@ class Looked(NamedTuple):
     """What is worth knowing of the scans."""
 
 
-class Request(NamedTuple):
+class PictureRequest(NamedTuple):
     """Pictures to take of a case: of findings and objects, or of the case as a whole."""
 
     source: CaseSource
@@ -80,38 +80,42 @@ class Request(NamedTuple):
     caption: str = ""
 
 
-def reach(evaluation: Evaluation, run: Run | None, file: Path | None, root: Path | None) -> Reach | str:
+def find_scored_scans(
+    evaluation: Evaluation, run: Run | None, file: Path | None, root: Path | None
+) -> ScoredScans | str:
     """The dataset that an evaluation was made on, or why its scans are not in reach; one that is given must fit."""
     if file is not None:
-        return _reach(evaluation, file, root)
+        return _scored_scans(evaluation, file, root)
     if run is None or run.dataset_file is None:
         return "no dataset file is known; give one with --dataset FILE."
     if not Path(run.dataset_file).exists():
         return "the dataset file that the run was trained with is gone; give one with --dataset FILE."
     try:
-        return _reach(evaluation, Path(run.dataset_file), root)
+        return _scored_scans(evaluation, Path(run.dataset_file), root)
     except ConfigError as error:
         return str(error)
 
 
-def look_at_scans(evaluation: Evaluation, found: Reach, answers: Path, *, workers: int, progress: Progress) -> Looked:
+def read_scored_scans(
+    evaluation: Evaluation, found: ScoredScans, answers: Path, *, workers: int, progress: Progress
+) -> ScanReport:
     """Sizes, intensities and pictures, and what could not be had; `answers` holds the label maps that were found."""
     with open_pool(workers) as pool:
         scans, lacking, odd = _measure(evaluation, found, pool, progress)
         requests = _requests(evaluation, found, scans)
         pictures: dict[PictureKind, list[Shown]] = {}
         with progress.track("pictures", total=len(requests), unit="cases") as advance:
-            camera = partial(Camera, evaluation, found.dataset, answers)
-            for shown, error in pool_map(camera, requests, pool, lost=_no_picture):
+            draw = partial(CasePictures, evaluation, found.dataset, answers)
+            for shown, error in pool_map(draw, requests, pool, lost=_no_picture):
                 lacking += [f"There is no picture: {error}"] if error else []
                 for one in shown:
                     pictures.setdefault(one.kind, []).append(one)
                 advance(1)
     ordered = [one for kind in pictures.values() for one in sorted(kind, key=lambda one: one.rank)]
-    return Looked(replace(scans, pictures=tuple(ordered)), tuple(lacking), tuple(odd))
+    return ScanReport(replace(scans, pictures=tuple(ordered)), tuple(lacking), tuple(odd))
 
 
-class Examiner:
+class CaseMeasurer:
     """Measures the true objects of one case after another in its scan."""
 
     def __init__(self, evaluation: Evaluation, dataset: Dataset) -> None:
@@ -141,7 +145,7 @@ def require_scored(evaluation: Evaluation, dataset: Dataset, source: CaseSource)
     raise DataError(f"report.other_{what}", text, remedy=remedy, case_id=source.case_id)
 
 
-class Camera:
+class CasePictures:
     """Takes the pictures of one case after another."""
 
     def __init__(self, evaluation: Evaluation, dataset: Dataset, answers: Path) -> None:
@@ -149,14 +153,14 @@ class Camera:
         self._classes = evaluation.classes
         self._failed = frozenset(evaluation.failed)
 
-    def __call__(self, request: Request) -> tuple[list[Shown], str]:
+    def __call__(self, request: PictureRequest) -> tuple[list[Shown], str]:
         """The pictures, or why there are none."""
         try:
             return self._whole(request) if request.case is None else self._closeups(request), ""
         except Exception as error:
             return [], f"{request.source.case_id}: {sentence_of(error)}"
 
-    def _closeups(self, request: Request) -> list[Shown]:
+    def _closeups(self, request: PictureRequest) -> list[Shown]:
         assert request.case is not None
         image = read_volume(Path(request.source.image), accept_values=request.source.accept_values)
         require_scored(self._evaluation, self._dataset, request.source)
@@ -181,7 +185,7 @@ class Camera:
         rank = -size if pick.kind == "missed" else -pick.score
         return Shown(pick.kind, caption, alt, draw_montage([closeup], columns=1, side_px=CLOSEUP_PX), rank)
 
-    def _whole(self, request: Request) -> list[Shown]:
+    def _whole(self, request: PictureRequest) -> list[Shown]:
         assert request.kind is not None
         case = load_case(self._dataset, request.source)
         require_scored(self._evaluation, self._dataset, request.source)
@@ -209,7 +213,7 @@ class Camera:
             raise error.of_case(case.case_id) from error
 
 
-def _reach(evaluation: Evaluation, file: Path, root: Path | None) -> Reach:
+def _scored_scans(evaluation: Evaluation, file: Path, root: Path | None) -> ScoredScans:
     dataset = read_dataset(file, root=root).for_task(evaluation.task)
     if (dataset.name, dataset.classes) != (evaluation.dataset, evaluation.classes):
         raise ConfigError(
@@ -228,7 +232,7 @@ def _reach(evaluation: Evaluation, file: Path, root: Path | None) -> Reach:
         num_cases=len(sources),
         num_patients=len({source.patient_id for source in sources.values()}),
     )
-    return Reach(dataset, data, tuple(sources[case_id] for case_id in evaluation.cases))
+    return ScoredScans(dataset, data, tuple(sources[case_id] for case_id in evaluation.cases))
 
 
 def _folds(dataset: Dataset) -> str:
@@ -237,7 +241,7 @@ def _folds(dataset: Dataset) -> str:
 
 
 def _measure(
-    evaluation: Evaluation, found: Reach, pool: WorkerPool, progress: Progress
+    evaluation: Evaluation, found: ScoredScans, pool: WorkerPool, progress: Progress
 ) -> tuple[Scans, list[str], list[str]]:
     part = evaluation.detection
     items = [(source, part.cases[source.case_id] if part else None) for source in found.sources]
@@ -245,7 +249,7 @@ def _measure(
     items = [(source, case) for source, case in items if case is None or case.truth_boxes]
     results: list[CaseMeasures] = []
     with progress.track("scans", total=len(items), unit="cases") as advance:
-        for one in pool_map(partial(Examiner, evaluation, found.dataset), items, pool, lost=_not_measured):
+        for one in pool_map(partial(CaseMeasurer, evaluation, found.dataset), items, pool, lost=_not_measured):
             results.append(one)
             advance(1)
     good = [one for one in results if not one.error]
@@ -265,16 +269,16 @@ def _not_measured(item: tuple[CaseSource, CaseFindings | None]) -> CaseMeasures:
     return CaseMeasures(item[0].case_id, error=DIED)
 
 
-def _no_picture(request: Request) -> tuple[list[Shown], str]:
+def _no_picture(request: PictureRequest) -> tuple[list[Shown], str]:
     return [], f"{request.source.case_id}: {DIED}"
 
 
-def _requests(evaluation: Evaluation, found: Reach, scans: Scans) -> list[Request]:
+def _requests(evaluation: Evaluation, found: ScoredScans, scans: Scans) -> list[PictureRequest]:
     sources = {source.case_id: source for source in found.sources}
     if evaluation.segmentation is not None:
         means = evaluation.cases
         return [
-            Request(
+            PictureRequest(
                 sources[case_id], None, (), kind, f"{case_id}: mean Dice {np.mean([*means[case_id].values()]):.3f}"
             )
             for kind, case_id in pick_cases(evaluation.segmentation)
@@ -285,7 +289,7 @@ def _requests(evaluation: Evaluation, found: Reach, scans: Scans) -> list[Reques
     of_case: dict[str, list[Pick]] = {}
     for pick in pick_findings(evaluation.detection, sizes):
         of_case.setdefault(pick.case_id, []).append(pick)
-    return [Request(sources[case_id], cases[case_id], tuple(picks)) for case_id, picks in of_case.items()]
+    return [PictureRequest(sources[case_id], cases[case_id], tuple(picks)) for case_id, picks in of_case.items()]
 
 
 def _objects(source: CaseSource, case: CaseFindings) -> CaseMeasures:
