@@ -12,6 +12,7 @@ import numpy as np
 from support.tiny_task import tiny_recipe
 from voxray.commands.train import train
 from voxray.core.case import Case
+from voxray.core.errors import TerminatedError
 from voxray.core.progress import Progress, SilentProgress
 from voxray.core.recipe import Recipe
 from voxray.core.storage import Place
@@ -106,11 +107,11 @@ def last_weights(run: Path) -> bytes:
 
 
 def main(store: str, run: str, workers: str, *overrides: str) -> None:
-    """A training in a process of its own; exit code 130 after Ctrl-C."""
+    """A training in a process of its own; exit code 130 after Ctrl-C, 143 after SIGTERM."""
     try:
         print(train_silently(store, segmentation_recipe(*overrides), run, workers=int(workers)))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt as end:
+        sys.exit(143 if isinstance(end, TerminatedError) else 130)
 
 
 if __name__ == "__main__":

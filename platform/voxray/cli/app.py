@@ -1,7 +1,7 @@
 """The command line: its verbs in one table, and what their errors become.
 
 Exit codes: 0 all well; 1 a file, the machine or some cases failed; 2 something written is not allowed; 3 a fault of
-voxray itself; 130 stopped by Ctrl-C; 141 nobody reads its output any more, as after `| head`.
+voxray itself; 130 stopped by Ctrl-C, 143 by SIGTERM; 141 nobody reads its output any more, as after `| head`.
 """
 
 from __future__ import annotations
@@ -9,12 +9,16 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, ParamSpec
 
 import typer
 
-from voxray.cli import answers, data, getting_started, models, serve, terminal, training
+from voxray.cli import answers, cluster, data, getting_started, models, serve, terminal, training
+from voxray.cli.job_paths import refuse_relative
 from voxray.core.addresses import at_home
+from voxray.core.errors import TerminatedError
+from voxray.distributed.worker_code import in_a_job
 
 app = typer.Typer(
     name="voxray",
@@ -34,7 +38,7 @@ def main(*verb: str) -> None:
     arguments = [*verb, *sys.argv[1:]]
     own = arguments[: arguments.index("--")] if "--" in arguments else arguments
     debug = ["--debug"] if "--debug" in own else []
-    with terminal.readers_may_leave():
+    with terminal.readers_may_leave(), terminal.termination_heeded():
         app(debug + [text for text in own if text != "--debug"] + arguments[len(own) :])
 
 
@@ -44,12 +48,14 @@ def guarded(function: Callable[P, None], *, resume: str) -> Callable[P, None]:
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
+            if in_a_job():
+                refuse_relative(function, kwargs, folder=Path.cwd())
             function(*args, **{name: at_home(value) for name, value in kwargs.items()})  # type: ignore[arg-type]
         except typer.Exit:
             raise
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as end:
             terminal.complain(f"stopped. {resume}".strip())
-            raise typer.Exit(130) from None
+            raise typer.Exit(143 if isinstance(end, TerminatedError) else 130) from None
         except Exception as error:
             if _state["debug"] or (isinstance(error, BrokenPipeError) and terminal.reader_is_gone()):
                 raise
@@ -86,7 +92,12 @@ _VERBS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("import-weights", models.import_weights, ""),
     ("demo", getting_started.demo, f"{_AGAIN}: what is finished is not done again."),
     ("doctor", getting_started.doctor, ""),
+    ("submit", cluster.submit, ""),
+    ("status", cluster.status, ""),
 )
 """Every verb in the order of help, with what is said after Ctrl-C."""
 for _name, _function, _resume in _VERBS:
-    app.command(_name)(guarded(_function, resume=_resume))
+    # What `submit` does not know is its verb's.
+    app.command(_name, context_settings={"ignore_unknown_options": _function is cluster.submit})(
+        guarded(_function, resume=_resume)
+    )

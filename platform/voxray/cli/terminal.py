@@ -6,7 +6,9 @@ import contextlib
 import logging
 import os
 import select
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from voxray.core.bulkhead import DEBUG, LOGGER, refusal_in, sentence_of
-from voxray.core.errors import ConfigError
+from voxray.core.errors import ConfigError, TerminatedError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -56,6 +58,23 @@ def readers_may_leave() -> Iterator[None]:
             raise
         _silence()
         raise SystemExit(BROKEN_PIPE) from None
+
+
+@contextlib.contextmanager
+def termination_heeded() -> Iterator[None]:
+    """SIGTERM ends what is under way in the block as Ctrl-C does: ``ray job stop`` sends it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(_number: int, _frame: object) -> None:
+    raise TerminatedError
 
 
 def reader_is_gone() -> bool:

@@ -21,6 +21,10 @@ class VoxrayError(Exception):
     """The root: its text is shown to the user as it is, without a traceback."""
 
 
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM, as of ``ray job stop``: to be ended like Ctrl-C does, with what was done kept."""
+
+
 class ConfigError(VoxrayError):
     """Something that a user wrote is not allowed."""
 

@@ -139,6 +139,15 @@ class Place:
         except FileNotFoundError:
             return None
 
+    def modified(self, name: str) -> float | None:
+        """When the file was last written, in seconds since 1970; None where there is none, or nobody knows."""
+        with self._explained("looked at", but=FileNotFoundError):
+            try:
+                self._files.invalidate_cache()
+                return float(self._files.modified(self.path(name)).timestamp())
+            except (FileNotFoundError, NotImplementedError):
+                return None
+
     def names(self, folder: str) -> list[str]:
         """The finished files in a folder, by name alone; none where it does not exist."""
         found = self._listed(folder)

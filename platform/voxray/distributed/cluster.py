@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from voxray.core.bulkhead import DEBUG
 from voxray.core.errors import ResourceError
+from voxray.distributed.termination import own_termination
 from voxray.distributed.worker_code import worker_environment
 
 if TYPE_CHECKING:
@@ -82,11 +83,12 @@ def connect(*, num_cpus: float | None = None) -> Iterator[Cluster]:
         yield _totals(local=False)
         return
     local = not os.environ.get("RAY_ADDRESS")
-    with _guard_chosen(local):
+    with _guard_chosen(local), own_termination() as keep:
         if local:
             _start(num_cpus)
         else:
             _join()
+        keep()
         try:
             configure_data()
             yield _totals(local=local)

@@ -25,7 +25,7 @@ from pydantic import TypeAdapter
 
 from voxray import __version__
 from voxray.core.config import to_json
-from voxray.core.errors import ConfigError, ResourceError
+from voxray.core.errors import ConfigError, ResourceError, TerminatedError
 from voxray.core.progress import Progress
 from voxray.core.recipe import Recipe
 from voxray.core.run import Run
@@ -387,7 +387,7 @@ def own_interrupt() -> Iterator[None]:
         yield
     except SystemExit:
         if terminated.is_set():
-            raise SystemExit(128 + signal.SIGTERM) from None
+            raise TerminatedError from None
         raise KeyboardInterrupt from None
     finally:
         for number, handler in before.items():
