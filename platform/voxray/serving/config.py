@@ -57,6 +57,8 @@ class ServedModel(Config):
     """Logical CPUs of a replica in Ray's schedule; 0 shares the machine."""
     num_gpus: NonNegativeFloat = 0
     """A replica's share of a GPU, such as 0.5."""
+    resources: Mapping[str, NonNegativeFloat] = {}
+    """Ray's custom resources of a replica, such as those of the nodes that are meant for a service."""
     threads: NonNegativeInt = 0
     """Of a replica's network; 0: as many as the machine has cores."""
     window_batch: PositiveInt = 1

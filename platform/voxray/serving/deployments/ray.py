@@ -253,7 +253,7 @@ def application(config: ServeConfig, cards: Sequence[ModelInfo]) -> serve.Applic
             f"model-{name}",
             model.replicas,
             at_once=model.at_once,
-            actor=_actor(model.num_cpus, model.num_gpus, **_awake()),
+            actor=_actor(model.num_cpus, model.num_gpus, **_awake()) | {"resources": dict(model.resources)},
         ).bind(name, plain["models"][name], str(config.root))
         for name, model in config.models.items()
     }
