@@ -100,7 +100,8 @@ def test_ctrl_c_and_sigterm_keep_the_last_checkpoint_and_the_same_command_goes_o
     run, uri = tmp_path / "run", f"sqlite:///{tmp_path / 'mlflow.db'}"
     overrides = ("optim.epochs=30", "optim.steps_per_epoch=3", "optim.validate_every=30")
     words = [sys.executable, "-m", "support.tiny_training", store.uri, str(run), "1", *overrides]
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "MLFLOW_TRACKING_URI": uri}
+    paths = os.pathsep.join((str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")))
+    env = os.environ | {"PYTHONPATH": paths, "MLFLOW_TRACKING_URI": uri}
     done = 0
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         process = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
