@@ -24,7 +24,7 @@ ROW = {"epoch": 1.0, "loss/total": 0.5, "samples_per_s": 3.0, "wait_share": 0.1,
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """A run that has begun: on a disk, and in a bucket of a kind."""
     made = Place.of(tmp_path / "run" if request.param == "folder" else f"memory://{uuid4().hex}/run")
-    write_run(made.uri, "segmentation")  # type: ignore[arg-type]
+    write_run(made.uri, "segmentation")
     made.write("run.json", to_json(read_best_run(made.uri)).encode())
     return made
 

@@ -35,7 +35,7 @@ def register(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(cast(dict[str, Any], MODELS), "bright", BrightConfig)
 
 
-def write_run(folder: Path, task: str, *, threshold: float | None = None, **fields: Any) -> Recipe:
+def write_run(folder: str | Path, task: str, *, threshold: float | None = None, **fields: Any) -> Recipe:
     """A run with its checkpoint; `fields` go into run.json."""
     recipe = bright_recipe(task)
     model = BrightConfig().build(recipe, 1)

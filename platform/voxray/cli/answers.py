@@ -31,7 +31,9 @@ def predict(  # noqa: PLR0913
     inputs: Annotated[
         list[Path], typer.Argument(metavar="INPUT...", help="Scans, DICOM series, folders or .txt lists of them.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the answers are written.")],
+    out: Annotated[
+        str, typer.Option("--out", "-o", metavar="DIR", help="Where the answers are written: a folder or an address.")
+    ],
     set_: SetOption = None,
     device: DeviceOption = "auto",
     runtime: Annotated[
@@ -91,18 +93,18 @@ def evaluate(  # noqa: PLR0913
         str, typer.Argument(metavar="RUN|ANSWERS", help="A run or package, or answers in a file or folder.")
     ],
     truth: Annotated[
-        Path | None, typer.Argument(metavar="[TRUTH]", help="A dataset's file, or a folder or file of truth.")
+        str | None, typer.Argument(metavar="[TRUTH]", help="A dataset's file, or a folder or file of truth.")
     ] = None,
     root: RootOption = None,
     cases: Annotated[
         str | None, typer.Option(help="Of a run: val (default), test or all; of files: all (default) or answered.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Default: RUN/evaluation.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="The result as JSON.")] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", metavar="DIR", help="Default: RUN/evaluation.")] = None,
+    json_file: Annotated[str | None, typer.Option("--json", metavar="FILE", help="The result as JSON.")] = None,
     rules: Annotated[str | None, typer.Option(help="iou, or luna16 for its official FROC.")] = None,
     ious: Annotated[str, typer.Option(help="Thresholds of IoU: first:last:step, or a list.")] = "0.1:0.5:0.05",
-    against: Annotated[Path | None, typer.Option(help="Another's evaluation.json, compared case by case.")] = None,
-    dataset: Annotated[Path | None, typer.Option(help="The same as TRUTH.")] = None,
+    against: Annotated[str | None, typer.Option(help="Another's evaluation.json, compared case by case.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="The same as TRUTH.")] = None,
     trust_pickle: Annotated[
         bool, typer.Option("--trust-pickle", help="Read pickles, which can run any code: only from those you trust.")
     ] = False,
@@ -148,7 +150,7 @@ def evaluate(  # noqa: PLR0913
         raise typer.Exit(1)
 
 
-def _one_truth(truth: Path | None, dataset: Path | None) -> Path | None:
+def _one_truth(truth: str | None, dataset: str | None) -> str | None:
     if truth is not None and dataset is not None:
         raise ConfigError(f"TRUTH {truth} and --dataset {dataset} say the same thing; give one of them.")
     return truth or dataset

@@ -17,9 +17,9 @@ from voxray.core.errors import ConfigError
 
 def consolidate(
     sources: Annotated[list[str], typer.Argument(metavar="RUN...", help="A cross-validation's folder, or runs.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="MODEL", help="The package's folder.")],
+    out: Annotated[str, typer.Option("--out", "-o", metavar="MODEL", help="The package's folder, or an address.")],
     setting: Annotated[
-        Path | None,
+        str | None,
         typer.Option(metavar="FILE", help="What a sweep left (sweep.json): its choice becomes the merge."),
     ] = None,
 ) -> None:
@@ -34,7 +34,7 @@ def consolidate(
 
 def export(  # noqa: PLR0913
     run: RunArgument,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="MODEL", help="The package's folder.")],
+    out: Annotated[str, typer.Option("--out", "-o", metavar="MODEL", help="The package's folder, or an address.")],
     runtime: Annotated[str, typer.Option(help="onnx, openvino or tensorrt.")] = "onnx",
     precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, or int8 with openvino.")] = "fp32",
     batch: Annotated[str, typer.Option(help="One size, or the smallest, the usual and the largest.")] = "1,4,8",
@@ -83,13 +83,11 @@ def export(  # noqa: PLR0913
 
 
 def import_weights(
-    weights: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="A state dict, such as a MONAI bundle's model.pt.")
-    ],
+    weights: Annotated[str, typer.Argument(metavar="MODEL", help="A state dict, such as a MONAI bundle's model.pt.")],
     recipe_name: Annotated[
         str, typer.Argument(metavar="RECIPE", help="The recipe of its network: a name or a file.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="The run's folder.")],
+    out: Annotated[str, typer.Option("--out", "-o", metavar="RUN", help="The run's folder, or an address.")],
     classes: Annotated[str | None, typer.Option(help="Foreground names, with commas, in the outputs' order.")] = None,
     dataset: Annotated[str, typer.Option(help="The name of the dataset it was trained on.")] = "unknown",
     licence: Annotated[str, typer.Option(help="That dataset's licence.")] = "unknown",
@@ -99,14 +97,16 @@ def import_weights(
 
     Without --classes the weights are taken for the published ones of the recipe: its classes, licence and settings.
     """
+    from voxray.core.working_copy import local_file
     from voxray.recipes import read_recipe
     from voxray.training.weights import import_published
     from voxray.training.weights import import_weights as run_import
 
     overrides = list(set_ or ())
-    if classes is None:
-        names = import_published(weights, recipe_name, out, overrides=overrides).classes
-    else:
-        names = tuple(name.strip() for name in classes.split(","))
-        run_import(weights, read_recipe(recipe_name, overrides), names, out, dataset=dataset, licence=licence)
+    with local_file(weights) as path:
+        if classes is None:
+            names = import_published(path, recipe_name, out, overrides=overrides).classes
+        else:
+            names = tuple(name.strip() for name in classes.split(","))
+            run_import(path, read_recipe(recipe_name, overrides), names, out, dataset=dataset, licence=licence)
     typer.echo(f"{out}: answers {len(names)} classes ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})")

@@ -13,7 +13,6 @@ import safetensors.torch
 from torch import nn
 
 from voxray import __version__
-from voxray.core.addresses import local_path
 from voxray.core.config import Setting
 from voxray.core.errors import ConfigError
 from voxray.core.evaluation import EVALUATION, Evaluation, read_evaluation
@@ -21,6 +20,7 @@ from voxray.core.progress import Progress
 from voxray.core.recipe import Recipe
 from voxray.core.run import Run
 from voxray.core.storage import Location, Place
+from voxray.core.working_copy import local_file
 from voxray.exporting.card import ensemble_card
 from voxray.inference.package import Ensemble, Member, Provenance, write_manifest, writing
 from voxray.loading.inputs import keep_out_of_run
@@ -28,7 +28,7 @@ from voxray.results.answers import weights_digest
 from voxray.store import number_of_cases
 from voxray.sweeping.settings import read_setting, with_setting
 from voxray.training.checkpoint import load_model, read_state
-from voxray.training.crossval_folder import CROSSVAL, fold_folder, fold_states, is_crossval, read_crossval
+from voxray.training.crossval_folder import fold_folder, fold_states, is_crossval, read_crossval
 
 BATCHES = (1, 4, 8)
 """What engines that are later built of the networks are built for."""
@@ -38,7 +38,7 @@ BATCHES = (1, 4, 8)
 class ConsolidateReport:
     """The package, and what went into it."""
 
-    output: Path
+    output: Location
     members: tuple[str, ...]
     """The runs."""
     left_out: Mapping[str, str] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Loaded:
 
 
 def consolidate(
-    sources: Sequence[Location], output: Path, *, setting: Path | None = None, progress: Progress
+    sources: Sequence[Location], output: Location, *, setting: Location | None = None, progress: Progress
 ) -> ConsolidateReport:
     """One package of the best weights of all runs; of a cross-validation those of its finished folds.
 
@@ -68,7 +68,7 @@ def consolidate(
     for location in locations:
         keep_out_of_run(output, location)
     first = _load(locations[0])
-    chosen = {} if setting is None else read_setting(setting, first.recipe)
+    chosen = {} if setting is None else _read_setting(setting, first.recipe)
     recipe = with_setting(first.recipe, chosen, where=str(setting))
     with writing(output) as folder, progress.track("consolidate", total=len(locations), unit="runs") as advance:
         members: list[Member] = []
@@ -82,10 +82,17 @@ def consolidate(
         _say_other_data(runs, locations, progress)
         ensemble = Ensemble(members=tuple(members), setting=dict(chosen))
         about = _about(runs, name=_name_of(sources, output), recipe=recipe)
-        card = ensemble_card(about, recipe, ensemble, name=output.name, score=_score(sources, ensemble, progress))
+        card = ensemble_card(
+            about, recipe, ensemble, name=Place.of(output).name, score=_score(sources, ensemble, progress)
+        )
         (folder / "README.md").write_text(card, encoding="utf-8")
         write_manifest(folder, _fields(about, recipe, ensemble), recipe)
     return ConsolidateReport(output, tuple(locations), left_out, chosen)
+
+
+def _read_setting(location: Location, recipe: Recipe) -> Setting:
+    with local_file(location) as path:
+        return read_setting(path, recipe)
 
 
 def _members(sources: Sequence[Location]) -> tuple[list[str], dict[str, str]]:
@@ -208,20 +215,21 @@ def _fields(about: Run, recipe: Recipe, ensemble: Ensemble) -> dict[str, Any]:
     }
 
 
-def _name_of(sources: Sequence[Location], output: Path) -> str:
+def _name_of(sources: Sequence[Location], output: Location) -> str:
     """The cross-validation's name, or else the package's."""
-    return Place.of(sources[0]).uri.rpartition("/")[2] if len(sources) == 1 else output.name
+    return Place.of(sources[0]).uri.rpartition("/")[2] if len(sources) == 1 else Place.of(output).name
 
 
 def _score(sources: Sequence[Location], ensemble: Ensemble, progress: Progress) -> Evaluation | None:
     """What a cross-validation scored on held-out cases, if it did, and its networks are these."""
-    folder = local_path(sources[0])
-    if len(sources) != 1 or folder is None or not (folder / CROSSVAL).exists():
+    if len(sources) != 1 or not is_crossval(sources[0]):
         return None
-    file = folder / EVALUATION
-    if not file.exists():
+    place = Place.of(sources[0])
+    if not place.exists(EVALUATION):
         return None
-    score = read_evaluation(file)
+    file = f"{place.uri}/{EVALUATION}"
+    with local_file(file) as path:
+        score = read_evaluation(path)
     if sorted(score.weights_sha256) != sorted(member.provenance.weights_sha256 for member in ensemble.members):
         progress.say(f"{file}: is no score of these networks, so the card has none; run crossval again first.")
         return None

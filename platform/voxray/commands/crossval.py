@@ -15,7 +15,6 @@ from pathlib import Path
 
 from voxray.commands.ingest import ingest
 from voxray.commands.out_of_fold import score_out_of_fold
-from voxray.core.addresses import local_path
 from voxray.core.apart import keep_apart
 from voxray.core.config import parse, to_json
 from voxray.core.errors import ConfigError
@@ -92,13 +91,14 @@ def crossval(
     begin = time.monotonic()
     if options.workers == 0 and (options.at_once or 1) > 1:
         raise ConfigError(f"--at-once {options.at_once}: needs workers of its own for each fold; give --workers 1.")
-    if local_path(output) is None:
-        raise ConfigError(f"{output}: held-out answers are files in a folder; give a folder that every node reaches.")
-    location = Place.of(output).uri
+    place = Place.of(output)
+    location = place.uri
+    place.require_writable()
     judged(recipe_findings(recipe), recipe.name)
     data, sources, store = _opened(source, recipe)
-    keep_apart([Path(location)], dataset_inputs(data), instead=ELSEWHERE)
-    require_no_scan_of(data, [Path(location)])
+    if place.is_local:
+        keep_apart([Path(location)], dataset_inputs(data), instead=ELSEWHERE)
+        require_no_scan_of(data, [Path(location)])
     if store is not None and not is_crossval(location):
         keep_out_of_store(location, store.uri)
     rule = chosen_folds(data.folds, options.num_folds)

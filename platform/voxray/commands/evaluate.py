@@ -27,18 +27,19 @@ from voxray.core.errors import ConfigError, ResourceError
 from voxray.core.evaluation import EVALUATION, Evaluation, write_evaluation
 from voxray.core.progress import Progress, tell_warnings
 from voxray.core.run import Run
-from voxray.core.storage import Place
+from voxray.core.storage import Location, Place
+from voxray.core.working_copy import working_copy
 from voxray.core.written import SCORES, require_own
 from voxray.dataset import CaseSource, Dataset, read_dataset, split
 from voxray.distributed.mlflow_run import REMEMBERED, open_tracking
 from voxray.distributed.parallel import DIED, open_pool, pool_map
 from voxray.inference.predictor import Prediction
 from voxray.loading import CaseContent, examine, list_cases, truth_content
-from voxray.loading.inputs import dataset_inputs, require_no_scan_of, run_inputs
+from voxray.loading.inputs import dataset_inputs, keep_out_of_run, require_no_scan_of, run_inputs
 from voxray.loading.scans import Scan
 from voxray.metrics.coco import IOUS
 from voxray.metrics.segmentation import StructureTable, structure_table, table_of_unread
-from voxray.results.answer_outputs import AnswerFiles, about_of
+from voxray.results.answer_outputs import AnswerFiles, about_of, answer_names, folder_names
 from voxray.results.answers import Engine, open_engine, read_answer, write_answer
 from voxray.results.class_names import is_incomparable
 from voxray.results.standing import Standing, find_standings
@@ -114,7 +115,7 @@ def evaluate(
     *,
     dataset: str | Path | None = None,
     root: Path | None = None,
-    output: Path | None = None,
+    output: Location | None = None,
     progress: Progress,
 ) -> Evaluation:
     """The run's score on original scans; its answers and the score stay in `output`.
@@ -123,23 +124,28 @@ def evaluate(
     """
     begin = time.monotonic()
     options = options or EvaluateOptions()
-    about, given, output = about_of(run), output, output or _required(default_folder(run), run)
+    about, given, output = about_of(run), output, output or default_folder(run)
+    place = Place.of(output)
     every = _dataset(about, dataset, root)
     data = every.for_task(recipe_of(about).task)
     sources = choose_cases(about, data, options.which)
     require_truth(recipe_of(about).task, data, sources)
-    _require_free(run, about, every, [source.case_id for source in sources], output, options=options)
-    if options.official and given is not None:
-        official = ResultFiles(given, options.json_file, about.name, options.overwrite)
-        official.require_free(dataset_inputs(every))
-    with open_pool(options.workers, device="auto") as pool:
+    cases = [source.case_id for source in sources]
+    keep_out_of_run(output, run)
+    place.require_writable()
+    names = [*folder_names(cases), EVALUATION, *official_names(about.name)]
+    with working_copy(output, names) as folder, open_pool(options.workers, device="auto") as pool:
+        _require_free(run, about, every, cases, folder, options=options)
+        if options.official and given is not None:
+            official = ResultFiles(folder, options.json_file, about.name, options.overwrite)
+            official.require_free(dataset_inputs(every))
         engine = open_engine(run, device=pool.device)
-        is_own = output == default_folder(run) or (output / EVALUATION).exists()
-        asked = cases_to_score(sources, output, engine, progress=progress, is_own=is_own)
-        output.mkdir(parents=True, exist_ok=True)
+        is_own = place == Place.of(default_folder(run)) or (folder / EVALUATION).exists()
+        asked = cases_to_score(sources, folder, engine, progress=progress, is_own=is_own)
+        folder.mkdir(parents=True, exist_ok=True)
         scores = []
         with progress.track("evaluate", total=len(sources), unit="cases") as advance:
-            scorer = partial(Scorer, engine, data, output, overwrite=options.overwrite)
+            scorer = partial(Scorer, engine, data, place, overwrite=options.overwrite)
             for score in pool_map(scorer, asked, pool, lost=lost_case):
                 scores.append(score)
                 tell_warnings(progress, f"case {score.case_id}", score.warnings)
@@ -150,8 +156,9 @@ def evaluate(
     report = report.model_copy(
         update={"output": str(output), "weights_sha256": weights, "seconds": time.monotonic() - begin}
     )
-    path = write_evaluation(report, output / EVALUATION)
-    track(report, engine.run, run, path, progress=progress)
+    with working_copy(output, [EVALUATION]) as folder:
+        path = write_evaluation(report, folder / EVALUATION)
+        track(report, engine.run, run, path, progress=progress)
     return report
 
 
@@ -193,9 +200,10 @@ def cases_to_score(
 class Scorer:
     """Answers one case after another and counts what is right; an answer that is there already is taken."""
 
-    def __init__(self, engine: Engine, dataset: Dataset, output: Path, *, overwrite: bool = False) -> None:
+    def __init__(self, engine: Engine, dataset: Dataset, output: Place, *, overwrite: bool = False) -> None:
         self._engine, self._dataset, self._output, self._overwrite = engine, dataset, output, overwrite
         self._predictor = engine.predictor()
+        output.trust()
 
     def __call__(self, asked: CaseToScore) -> CaseScore:
         """What the case adds to the score."""
@@ -231,13 +239,13 @@ class Scorer:
 
     def _answer(self, asked: CaseToScore, case: Case, stamp: ScanStamp | None) -> Prediction:
         name = asked.source.case_id
-        if asked.standing.is_answered:
-            return read_answer(self._output, case=name, grid=case.image.grid, engine=self._engine)
-        files = AnswerFiles(self._output, self._engine.recipe.task, overwrite=self._overwrite)
-        files.require_unchanged(name)
-        prediction = self._predictor.predict(case.image)
-        write_answer(prediction, self._output, case=name, engine=self._engine, scan=stamp, overwrite=self._overwrite)
-        return prediction
+        with working_copy(self._output.uri, answer_names(name)) as output:
+            if asked.standing.is_answered:
+                return read_answer(output, case=name, grid=case.image.grid, engine=self._engine)
+            AnswerFiles(output, self._engine.recipe.task, overwrite=self._overwrite).require_unchanged(name)
+            prediction = self._predictor.predict(case.image)
+            write_answer(prediction, output, case=name, engine=self._engine, scan=stamp, overwrite=self._overwrite)
+            return prediction
 
     def _score(self, source: CaseSource, case: Case | None, answer: Prediction | None, error: str) -> CaseScore:
         found = (answer.detections if answer else None) or Detections.empty()
@@ -315,16 +323,10 @@ def _require_free(
     ResultFiles(output, options.json_file, overwrite=options.overwrite).require_free(read)
 
 
-def default_folder(run: str | Path) -> Path | None:
-    """Where a run's answers and score go; None where it is not on this machine."""
+def default_folder(run: str | Path) -> Location:
+    """Where a run's answers and score go."""
     path = local_path(run)
-    return None if path is None else path / "evaluation"
-
-
-def _required(folder: Path | None, run: str | Path) -> Path:
-    if folder is None:
-        raise ConfigError(f"{run}: the run is not on this machine; say where its answers go, with -o DIR.")
-    return folder
+    return Place.of(run).below("evaluation").uri if path is None else path / "evaluation"
 
 
 def _dataset(run: Run, given: str | Path | None, root: Path | None) -> Dataset:

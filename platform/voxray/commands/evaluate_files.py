@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -12,15 +13,16 @@ from typing import Literal
 import numpy as np
 
 from voxray.commands.evaluate import EvaluateOptions, ResultFiles, evaluate, named_inputs, unjudged
-from voxray.core.addresses import local_path
+from voxray.commands.evaluation_files import Brought, bringing
 from voxray.core.bulkhead import sentence_of
 from voxray.core.detections import Detections
 from voxray.core.errors import ConfigError
 from voxray.core.evaluation import EVALUATION, Evaluation, Luna16Evaluation, read_evaluation
 from voxray.core.progress import Progress, tell_warnings
+from voxray.core.storage import Location, Place
 from voxray.core.text import first_few
 from voxray.dataset.naming import parse_values
-from voxray.distributed.parallel import DIED, open_pool, pool_map
+from voxray.distributed.parallel import DIED, WorkerPool, open_pool, pool_map
 from voxray.inference.package import is_package
 from voxray.metrics.record import compare
 from voxray.metrics.segmentation import structure_table
@@ -54,12 +56,12 @@ class FileOptions:
     which: str | None = None
     """Of a run ``val`` (None), ``test`` or ``all``; of answers in files ``all`` (None) or only those ``answered``."""
     root: Path | None = None
-    output: Path | None = None
-    json_file: Path | None = None
+    output: Location | None = None
+    json_file: Location | None = None
     rules: str | None = None
     """None: LUNA16's for its CSV, which has no sizes; else overlap."""
     ious: str = "0.1:0.5:0.05"
-    against: Path | None = None
+    against: Location | None = None
     trust_pickle: bool = False
     workers: int = 1
     values: str | None = None
@@ -73,8 +75,8 @@ class FileOptions:
             which=self.which or "val",
             ious=parse_ious(self.ious),
             workers=self.workers,
-            json_file=self.json_file,
-            against=self.against,
+            json_file=_here(self.json_file),
+            against=_here(self.against),
             official=official,
             overwrite=self.overwrite,
         )
@@ -92,8 +94,22 @@ class Scored:
     """What was asked for beside the score and could not be had: files, a comparison."""
 
 
-def evaluate_anything(answers: str, truth: Path | None, options: FileOptions, *, progress: Progress) -> Scored:
-    """The score of a run or of answers in files, told apart by what they are."""
+def evaluate_anything(answers: str, truth: Location | None, options: FileOptions, *, progress: Progress) -> Scored:
+    """The score of a run or of answers in files, told apart by what they are, wherever they are."""
+    with bringing() as brought:
+        options = replace(
+            options,
+            json_file=brought.result_file(options.json_file),
+            against=brought.evaluation(options.against),
+        )
+        scored = _evaluate(answers, brought.given(truth), options, brought, progress=progress)
+    lines, ending, lost = (tuple(map(brought.told, texts)) for texts in (scored.lines, scored.ending, scored.lost))
+    return replace(scored, lines=lines, ending=ending, lost=lost)
+
+
+def _evaluate(
+    answers: str, truth: Path | None, options: FileOptions, brought: Brought, *, progress: Progress
+) -> Scored:
     if options.rules is not None and options.rules not in RULES:
         raise ConfigError(f"--rules {options.rules}: must be {' or '.join(RULES)}.")
     parse_ious(options.ious)
@@ -103,7 +119,7 @@ def evaluate_anything(answers: str, truth: Path | None, options: FileOptions, *,
         _refuse_against(options)
     if is_run(answers):
         if options.rules == "luna16":
-            return _luna16_scored(*_run_by_luna16(answers, truth, options, progress=progress))
+            return _luna16_scored(*_run_by_luna16(answers, truth, options, brought, progress=progress))
         other = _other(options)
         report = evaluate(
             answers, options.of_run(), dataset=truth, root=options.root, output=options.output, progress=progress
@@ -111,15 +127,27 @@ def evaluate_anything(answers: str, truth: Path | None, options: FileOptions, *,
         return _scored(report, options, other, is_written=True)
     if options.which not in (None, *FILE_CASES):
         raise ConfigError(f"--cases {options.which}: of answers in files must be {' or '.join(FILE_CASES)}.")
-    found = read_answers(Path(answers), trust_pickle=options.trust_pickle)
     if truth is None:
         raise ConfigError(f"{answers}: holds answers; say what to score them against: a dataset's file or a folder.")
+    return _evaluate_given(answers, truth, options, brought, progress=progress)
+
+
+def _evaluate_given(
+    answers: str, truth: Path, options: FileOptions, brought: Brought, *, progress: Progress
+) -> Scored:
+    """The score of answers in files."""
+    place = _present(brought.given(answers))
+    found = read_answers(place, trust_pickle=options.trust_pickle)
+    options = replace(options, output=brought.results(options.output))
     by_luna16 = options.rules == "luna16" or (options.rules is None and found.marks is not None)
     files = ResultFiles(
-        options.output, options.json_file, found.name if by_luna16 else None, overwrite=options.overwrite
+        _here(options.output),
+        _here(options.json_file),
+        found.name if by_luna16 else None,
+        overwrite=options.overwrite,
     )
-    read = chain(found.inputs(Path(answers)), truth_inputs(truth, root=options.root))
-    files.require_free(chain(read, named_inputs([options.against])))
+    read = chain(found.inputs(place), truth_inputs(truth, root=options.root))
+    files.require_free(chain(read, named_inputs([_here(options.against)])))
     if by_luna16:
         _refuse_against(options)
         return _luna16_scored(*_by_luna16(found, read_luna16_truth(truth, root=options.root), options))
@@ -130,17 +158,34 @@ def evaluate_anything(answers: str, truth: Path | None, options: FileOptions, *,
     names_truth = found.format in ("findings", *MAP_FORMATS)
     task: Literal["detection", "segmentation"] = "segmentation" if found.is_segmentation else "detection"
     known = read_truth(truth, root=options.root, values=values if names_truth else None, task=task)
-    return _scored(evaluate_files(found, known, options, progress=progress), options, other)
+    brought_any = str(place) in brought.names or str(truth) in brought.names
+    report = evaluate_files(found, known, options, progress=progress, here=brought_any)
+    report = report.model_copy(update={"output": brought.told(report.output)})
+    return _scored(report, options, other)
+
+
+def _here(location: Location | None) -> Path | None:
+    """A path that was brought to this machine, or always was on it."""
+    return None if location is None else Path(location)
+
+
+def _present(path: Path | None) -> Path:
+    assert path is not None
+    return path
 
 
 def is_run(answers: str) -> bool:
     """Whether it is a run or a package, which answers scans itself, and not a file or folder of answers."""
-    path = local_path(answers)
-    return path is None or is_package(path) or (path / "state.json").exists()
+    return is_package(answers) or Place.of(answers).exists("state.json")
 
 
-def evaluate_files(answers: Answers, truth: TruthSet, options: FileOptions, *, progress: Progress) -> Evaluation:
-    """The score of all cases of the truth; one without an answer counts as an empty one, and is listed."""
+def evaluate_files(
+    answers: Answers, truth: TruthSet, options: FileOptions, *, progress: Progress, here: bool = False
+) -> Evaluation:
+    """The score of all cases of the truth; one without an answer counts as an empty one, and is listed.
+
+    Files that were brought `here` are on no other node, so that this process scores them.
+    """
     begin = time.monotonic()
     if answers.is_segmentation and not truth.has_labels:
         raise ConfigError(
@@ -150,7 +195,9 @@ def evaluate_files(answers: Answers, truth: TruthSet, options: FileOptions, *, p
     names, unknown = cases_of(answers, truth)
     which = options.which or "all"
     cases = list(truth.patients) if which == "all" else [case_id for case_id in truth.patients if case_id in names]
-    with open_pool(options.workers) as pool, progress.track("evaluate", total=len(cases), unit="cases") as advance:
+    alone = WorkerPool(1, "cpu", num_cpus=0.0, on_ray=False)
+    opened = nullcontext(alone) if here else open_pool(options.workers)
+    with opened as pool, progress.track("evaluate", total=len(cases), unit="cases") as advance:
         scores = []
         scorer = partial(FileScorer, answers, truth, names, naming)
         for score in pool_map(scorer, cases, pool, lost=lambda case: unjudged(case, truth.patients[case], DIED)):
@@ -213,7 +260,7 @@ class FileScorer:
 
 
 def _run_by_luna16(
-    run: str, truth: Path | None, options: FileOptions, *, progress: Progress
+    run: str, truth: Path | None, options: FileOptions, brought: Brought, *, progress: Progress
 ) -> tuple[Luna16Evaluation, tuple[str, ...]]:
     """The run's score by the rules: it answers its cases first, and those alone count."""
     is_folder = truth is not None and is_luna16_folder(truth)
@@ -233,7 +280,8 @@ def _run_by_luna16(
             f"{place}: knows nothing of {first_few(absent)}, which {run} was scored on; "
             "give the truth of these scans."
         )
-    answers = read_answers(Path(report.output), trust_pickle=False)
+    options = replace(options, output=brought.results(options.output))
+    answers = read_answers(_present(brought.given(report.output)), trust_pickle=False)
     files = {name: file for name, file in answers.files.items() if name in report.cases}
     scans = tuple(case_id for case_id in known.case_ids if case_id in report.cases)
     answers = replace(answers, name=report.run, files=files)
@@ -245,7 +293,7 @@ def _run_by_luna16(
 
 def _other(options: FileOptions) -> Evaluation | None:
     """What the score will be compared with, read before the work."""
-    return None if options.against is None else read_evaluation(options.against)
+    return None if options.against is None else read_evaluation(Path(options.against))
 
 
 def _refuse_against(options: FileOptions) -> None:
@@ -271,8 +319,8 @@ def _by_luna16(
         marks,
         known,
         name=answers.name,
-        output=options.output,
-        json_file=options.json_file,
+        output=_here(options.output),
+        json_file=_here(options.json_file),
         overwrite=options.overwrite,
     )
 
@@ -298,10 +346,10 @@ def _scored(
         except Exception as error:
             lost.append(sentence_of(error))
     if options.json_file is not None:
-        why = unwritten(report, options.json_file)
+        why = unwritten(report, Path(options.json_file))
         (lost if why else ending).append(why or f"written: {options.json_file}")
     if report.output:
-        why = "" if is_written else unwritten(report, Path(report.output) / EVALUATION)
+        why = "" if is_written else unwritten(report, Path(options.output or report.output) / EVALUATION)
         (lost if why else ending).append(why or f"answers and {EVALUATION}: {report.output}")
     cases = f"{judged} of {judged + not_judged}" if not_judged else f"{judged}"
     head = f"{report.run} on {cases} {noun} ({report.which}) of {report.dataset}"

@@ -16,6 +16,7 @@ from voxray.core.config import to_json
 from voxray.core.errors import ConfigError
 from voxray.core.progress import Progress
 from voxray.core.recipe import Recipe, parse_recipe
+from voxray.core.storage import Location, Place
 from voxray.exporting.card import model_card
 from voxray.exporting.monai_bundle import PACKAGE, write_detection_bundle, write_segmentation_bundle
 from voxray.exporting.parity import Parity, compare, require, worst
@@ -80,13 +81,13 @@ class ExportOptions:
 class ExportReport:
     """The package, and how near and fast it is."""
 
-    output: Path
+    output: Location
     parity: Parity
     speed: Speed
 
 
 def export(
-    run: str | Path, output: Path, options: ExportOptions | None = None, *, progress: Progress
+    run: str | Path, output: Location, options: ExportOptions | None = None, *, progress: Progress
 ) -> ExportReport:
     """The run's best weights, or a package's, as a package; a DataError where its answers are not torch's."""
     chosen = options or ExportOptions()
@@ -167,7 +168,9 @@ def _write_about(
     parity, speed, ensemble = report.parity, report.speed, trained.ensemble
     (folder / "parity.json").write_text(to_json(parity) + "\n", encoding="utf-8")
     (folder / "speed.json").write_text(to_json(speed) + "\n", encoding="utf-8")
-    card = model_card(trained.run, trained.recipe, engines, parity, speed, name=report.output.name, ensemble=ensemble)
+    card = model_card(
+        trained.run, trained.recipe, engines, parity, speed, name=Place.of(report.output).name, ensemble=ensemble
+    )
     (folder / "README.md").write_text(card, encoding="utf-8")
     fields = {
         "task": trained.recipe.task,
@@ -182,7 +185,9 @@ def _write_about(
     write_manifest(folder, fields, trained.recipe)
 
 
-def export_bundle(run: str | Path, output: Path, options: ExportOptions | None = None, *, progress: Progress) -> None:
+def export_bundle(
+    run: str | Path, output: Location, options: ExportOptions | None = None, *, progress: Progress
+) -> None:
     """The run's best weights, or a package's, as a MONAI bundle."""
     chosen = options or ExportOptions()
     chosen.checked()

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from voxray.commands.evaluate import Scorer, cases_to_score, choose_cases, lost_case, track
 from voxray.core.errors import ConfigError
 from voxray.core.evaluation import EVALUATION, Evaluation, write_evaluation
 from voxray.core.progress import Progress, tell_warnings
 from voxray.core.run import Run
+from voxray.core.storage import Place
 from voxray.core.text import first_few
+from voxray.core.working_copy import working_copy
 from voxray.dataset import CaseSource, Dataset, split
 from voxray.dataset.folds import Folds
 from voxray.distributed.parallel import WorkerPool, pool_map
 from voxray.loading import list_cases
+from voxray.results.answer_outputs import folder_names
 from voxray.results.answers import Engine, open_engine
 from voxray.scoring.summary import CaseScore, summarise
 from voxray.store import Store
@@ -47,8 +49,7 @@ def score_out_of_fold(
     sources = list_cases(data)
     scores: list[CaseScore] = []
     folds: dict[int, Evaluation] = {}
-    output = Path(location) / ANSWERS
-    output.mkdir(parents=True, exist_ok=True)
+    output = Place.of(location).below(ANSWERS)
     runs = {fold: read_run(fold_folder(location, fold)) for fold in finished}
     chosen = {fold: held_out(run, data, sources, record.rule, scored=record.scored) for fold, run in runs.items()}
     total = sum(map(len, chosen.values()))
@@ -56,7 +57,10 @@ def score_out_of_fold(
         for fold in finished:
             engine = open_engine(fold_folder(location, fold), device=pool.device)
             found = []
-            asked = cases_to_score(chosen[fold], output, engine, progress=progress, is_own=True)
+            names = folder_names(source.case_id for source in chosen[fold])
+            with working_copy(output.uri, names) as folder:
+                folder.mkdir(parents=True, exist_ok=True)
+                asked = cases_to_score(chosen[fold], folder, engine, progress=progress, is_own=True)
             for score in pool_map(partial(Scorer, engine, data, output), asked, pool, lost=lost_case):
                 found.append(score)
                 tell_warnings(progress, f"case {score.case_id}", score.warnings)
@@ -68,8 +72,9 @@ def score_out_of_fold(
     pooled = summarise(scores, data.classes, task=task, run=name, dataset=data.name, which=record.scored)
     left_out = _left_out(sources, record, [score.case_id for score in scores], finished, store)
     weights = tuple(digest for one in folds.values() for digest in one.weights_sha256)
-    pooled = pooled.model_copy(update={"output": str(output), "notices": left_out, "weights_sha256": weights})
-    write_evaluation(pooled, Path(location) / EVALUATION)
+    pooled = pooled.model_copy(update={"output": output.uri, "notices": left_out, "weights_sha256": weights})
+    with working_copy(location, [EVALUATION]) as folder:
+        write_evaluation(pooled, folder / EVALUATION)
     return Pooled(pooled, folds)
 
 
@@ -99,8 +104,9 @@ def _fold_score(
     folder = fold_folder(location, run.fold)
     found = summarise(scores, data.classes, task=engine.recipe.task, run=run.name, dataset=data.name, which=scored)
     found = found.model_copy(update={"weights_sha256": (engine.stamp.sha256,)})
-    path = write_evaluation(found, Path(folder) / "evaluation" / EVALUATION)
-    track(found, run, folder, path, progress=progress)
+    with working_copy(f"{folder}/evaluation", [EVALUATION]) as beside:
+        path = write_evaluation(found, beside / EVALUATION)
+        track(found, run, folder, path, progress=progress)
     return found
 
 

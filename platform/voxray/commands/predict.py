@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -15,15 +15,16 @@ from voxray.core.answer_json import ScanStamp
 from voxray.core.apart import Input
 from voxray.core.bulkhead import attempt
 from voxray.core.progress import Progress, tell_warnings
-from voxray.core.storage import Place
+from voxray.core.storage import Location, Place
 from voxray.core.volume import Volume
+from voxray.core.working_copy import named, working_copy
 from voxray.distributed.parallel import DIED, WorkerPool, open_pool, pool_map
 from voxray.inference.candidates.folder import FOLDER, CandidateFolder
 from voxray.inference.predictor import Prediction
-from voxray.loading.inputs import run_inputs, scan_inputs
+from voxray.loading.inputs import keep_out_of_run, run_inputs, scan_inputs
 from voxray.loading.scans import Scan, find_scans
 from voxray.readers import read_volume
-from voxray.results.answer_outputs import AnswerFiles, task_of
+from voxray.results.answer_outputs import AnswerFiles, answer_names, folder_names, gathered_names, task_of
 from voxray.results.answers import Engine, open_engine, read_answer, warnings_of, write_answer
 from voxray.results.case_answer import CaseAnswer
 from voxray.results.formats import ResultFormat
@@ -46,7 +47,7 @@ AT_ONCE = 2
 class PredictReport:
     """What became of every scan."""
 
-    output: Path
+    output: Location
     done: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     """The same scan, answered earlier by the same model with the same settings."""
@@ -133,7 +134,7 @@ class AnswerOptions:
 def predict(
     run: str | Path,
     inputs: Sequence[Path],
-    output: Path,
+    output: Location,
     options: AnswerOptions | None = None,
     *,
     progress: Progress,
@@ -142,42 +143,38 @@ def predict(
 
     With more than one worker the scans are spread over Ray; inputs and output must then be in reach of every node.
     """
-    begin, options = time.monotonic(), options or AnswerOptions()
+    begin, options, place = time.monotonic(), options or AnswerOptions(), Place.of(output)
     scans = find_scans(inputs, series=options.series, say=progress.say)
     formats = chosen_formats(options.save, task_of(run))
-    _require_free(run, scans, inputs, output, formats=formats, options=options)
-    _say_unsupported(formats, scans, progress)
-    with open_pool(options.workers, device=options.device) as pool:
+    keep_out_of_run(output, run)
+    place.require_writable()
+    names = folder_names(scan.name for scan in scans)
+    with working_copy(place.uri, names) as folder, open_pool(options.workers, device=options.device) as pool:
+        _require_free(run, scans, inputs, folder, formats=formats, options=options)
+        _say_unsupported(formats, scans, progress)
         engine = _engine(run, pool.device, options)
         candidates = _candidates(engine, output, options)
         if engine.choice is not None:
             progress.say(engine.choice.why)
-        output.mkdir(parents=True, exist_ok=True)
-        standings = find_standings(scans, output, engine.stamp)
+        folder.mkdir(parents=True, exist_ok=True)
+        standings = find_standings(scans, folder, engine.stamp)
         refused = {one.scan.name: refusal_of(one, output) for one in standings if one.others}
         free = [one for one in standings if not one.others]
-        skipped = [one.scan for one in free if is_saved(one, output, engine, formats, candidates)]
+        skipped = [one.scan for one in free if is_saved(one, folder, engine, formats, candidates)]
         todo = [one for one in free if one.scan not in skipped]
-        warnings = {scan.name: warnings_of(output, case=scan.name, engine=engine) for scan in skipped}
+        warnings = {scan.name: warnings_of(folder, case=scan.name, engine=engine) for scan in skipped}
         for name, texts in warnings.items():
             tell_warnings(progress, name, texts)
         for one in todo:
             if one.remark:
-                progress.say(f"{one.scan.name}: {one.remark}; it is answered anew")
-        answerer = partial(
-            Answerer,
-            engine,
-            output,
-            formats,
-            candidates,
-            overwrite=options.overwrite,
-            accept_values=options.accept_values,
-        )
+                progress.say(f"{one.scan.name}: {named(one.remark, folder, output)}; it is answered anew")
+        how = {"overwrite": options.overwrite, "accept_values": options.accept_values}
+        answerer = partial(Answerer, engine, place, formats, candidates, **how)
         outcomes = _outcomes(answerer, todo, pool, progress)
-        warnings |= {outcome.name: outcome.warnings for outcome in outcomes}
-        failed = refused | {outcome.name: outcome.error for outcome in outcomes if outcome.error}
-        answered = [scan for scan in scans if scan.name not in failed]
-        gathered = gather(formats, answered, output, engine.run.classes, overwrite=options.overwrite)
+    warnings |= {outcome.name: outcome.warnings for outcome in outcomes}
+    failed = refused | {outcome.name: outcome.error for outcome in outcomes if outcome.error}
+    answered = [scan for scan in scans if scan.name not in failed]
+    gathered = _gathered(place, formats, answered, engine, options)
     without = {outcome.name: outcome.without for outcome in outcomes if outcome.without}
     return PredictReport(
         output=output,
@@ -189,6 +186,14 @@ def predict(
         warnings={name: texts for name, texts in sorted(warnings.items()) if texts},
         seconds=time.monotonic() - begin,
     )
+
+
+def _gathered(
+    place: Place, formats: Sequence[ResultFormat], answered: Sequence[Scan], engine: Engine, options: AnswerOptions
+) -> Mapping[str, tuple[NotMade, ...]]:
+    """Writes the files that hold the answers to all scans; what is not in them."""
+    with working_copy(place.uri, gathered_names(formats, [scan.name for scan in answered])) as folder:
+        return gather(formats, answered, folder, engine.run.classes, overwrite=options.overwrite)
 
 
 def _engine(run: str | Path, device: str, options: AnswerOptions) -> Engine:
@@ -227,7 +232,7 @@ class Answerer:
     def __init__(
         self,
         engine: Engine,
-        output: Path,
+        output: Place,
         formats: Sequence[ResultFormat] = (),
         candidates: CandidateFolder | None = None,
         *,
@@ -237,6 +242,7 @@ class Answerer:
         self._overwrite, self._accept_values = overwrite, accept_values
         self._engine, self._output, self._formats, self._candidates = engine, output, formats, candidates
         self._predictor, self._busy = engine.predictor(), threading.Lock()
+        output.trust()
 
     def __call__(self, asked: Standing) -> ScanOutcome:
         """What became of the scan."""
@@ -257,8 +263,12 @@ class Answerer:
 
     def _answer(self, asked: Standing, stamp: ScanStamp, volume: Volume) -> list[NotMade]:
         """Writes the answer and its forms; the forms that could not be made."""
-        scan = asked.scan
-        engine, output = self._engine, self._output
+        with working_copy(self._output.uri, answer_names(asked.scan.name)) as output:
+            not_made = self._answer_in(output, asked, stamp, volume)
+            return [replace(one, why=named(one.why, output, self._output.uri)) for one in not_made]
+
+    def _answer_in(self, output: Path, asked: Standing, stamp: ScanStamp, volume: Volume) -> list[NotMade]:
+        scan, engine = asked.scan, self._engine
         before = asked.is_answered and is_kept(asked, engine, self._candidates)
         not_made: list[NotMade] = []
         if not before:
@@ -330,7 +340,7 @@ def _say_unsupported(formats: Sequence[ResultFormat], scans: Sequence[Scan], pro
         )
 
 
-def _candidates(engine: Engine, output: Path, options: AnswerOptions) -> CandidateFolder | None:
+def _candidates(engine: Engine, output: Location, options: AnswerOptions) -> CandidateFolder | None:
     if not options.keep_candidates:
         return None
     folder = Place.of(output).below(FOLDER)

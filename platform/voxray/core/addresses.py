@@ -19,6 +19,10 @@ _ADDRESS = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*::)*[A-Za-z][A-Za-z0-9+.-]+://
 """How an address begins; what comes before ``::`` is a file system around another one, as fsspec chains them."""
 _SQUASHED = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 _LOCAL = ("file", "local")
+_ELSEWHERE = frozenset(
+    ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "memory", "http", "https", "hdfs", "ftp", "sftp", "oss")
+)
+"""Schemes that are never taken for a folder's name."""
 _NOT_IN_A_DATABASE_URL = re.compile(r"[%?#\x00-\x1f\x7f]")
 _SQLITE_OPTIONS = frozenset(
     (
@@ -49,12 +53,20 @@ def at_home(value: object) -> object:
     if isinstance(value, list):
         return [at_home(item) for item in value]
     match = _SQUASHED.match(str(value)) if isinstance(value, Path) else None
-    if match is None or Path(f"{match.group(1)}:").is_dir():
+    if match is None or (match.group(1) not in _ELSEWHERE and Path(f"{match.group(1)}:").is_dir()):
         return value
     scheme, path = match.groups()
     if scheme in _LOCAL:
         return _path_of_url(f"{scheme}:///{path}")
     raise ConfigError(f"{scheme}://{path}: is not on this machine; give a file or folder that is.")
+
+
+def require_address(location: Location) -> None:
+    """A ConfigError where an address was made a path, which takes one of its slashes: it would be a folder here."""
+    match = _SQUASHED.match(str(location)) if isinstance(location, Path) else None
+    if match is not None and match.group(1) in _ELSEWHERE:
+        scheme, path = match.groups()
+        raise ConfigError(f"{location}: is an address that was made a path; give it as text, {scheme}://{path}.")
 
 
 def file_url(path: Path) -> str:

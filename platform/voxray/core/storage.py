@@ -22,7 +22,7 @@ import fsspec.core
 from fsspec.implementations.local import LocalFileSystem
 
 from voxray.core.addresses import Location as Location
-from voxray.core.addresses import local_path
+from voxray.core.addresses import local_path, require_address
 from voxray.core.errors import ConfigError, ResourceError, VoxrayError
 from voxray.core.patience import patiently, trust
 from voxray.core.storage_errors import is_of_storage, refusal_of_storage, trouble_of
@@ -33,6 +33,11 @@ _BUCKETS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "r2")
 """Kinds of storage that have no folders: to make one there makes the bucket that it names."""
 
 T = TypeVar("T")
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether a file of that name is still being written, or was when its writer was killed."""
+    return name.endswith(_UNFINISHED)
 
 
 def sync(path: Path) -> None:
@@ -80,6 +85,7 @@ class Place:
     @staticmethod
     def of(location: Location) -> Place:
         """The place of a path or URI; a relative path becomes absolute, as workers have other working folders."""
+        require_address(location)
         path, text = local_path(location), str(location)
         if path is not None:  # as it is: to fsspec `a::b` and `file:a` would be something else
             return Place(str(path.absolute()))

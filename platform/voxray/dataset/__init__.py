@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, field_validator, model_validator
 
+from voxray.core.addresses import local_path
 from voxray.core.config import Config, parse, read_mapping
 from voxray.core.errors import ConfigError
 from voxray.core.text import same
@@ -158,9 +159,19 @@ class Dataset(Config):
         return self.model_copy(update={"annotations": seen})
 
 
+def _on_this_machine(location: str | Path, what: str) -> Path:
+    path = local_path(location)
+    if path is None:
+        raise ConfigError(
+            f"{location}: is not on this machine, and {what} must be: copy or mount it. What is made of it, such "
+            f"as a store, may be anywhere."
+        )
+    return path
+
+
 def read_dataset(path: str | Path, *, root: str | Path | None = None) -> Dataset:
     """The dataset that a TOML or JSON file describes; `root` takes the place of the one in the file."""
-    path = Path(path)
+    path = _on_this_machine(path, "a dataset's file")
     data = read_mapping(path)
     if root is not None:
         folder = Path(root).absolute()
@@ -168,6 +179,7 @@ def read_dataset(path: str | Path, *, root: str | Path | None = None) -> Dataset
         written = data.get("root", ".")
         try:
             text = expand_variables(written if isinstance(written, str) else ".")
+            _on_this_machine(text, f"{path}: root: the folder of a dataset's scans")
             folder = path.absolute().parent / Path(text).expanduser()
         except ValueError as error:
             raise ConfigError(f"{path}: root: {error}, or give the folder with --root DIR.") from None

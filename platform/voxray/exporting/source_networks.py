@@ -7,7 +7,6 @@ from pathlib import Path
 
 from torch import nn
 
-from voxray.core.addresses import local_path
 from voxray.core.recipe import Recipe
 from voxray.core.run import Run
 from voxray.inference.package import (
@@ -17,6 +16,7 @@ from voxray.inference.package import (
     Provenance,
     is_package,
     load_module,
+    package_folder,
     read_package,
 )
 from voxray.results.answers import runtimes_folder, weights_digest
@@ -53,9 +53,8 @@ class Trained:
 
 def read_trained(location: str | Path) -> Trained:
     """The best weights of a run, or all that a package holds."""
-    path = local_path(location)
-    if path is not None and is_package(path):
-        return _of_package(path)
+    if is_package(location):
+        return _of_package(package_folder(location))
     about, recipe, module = load_model(location)
     digest = weights_digest(module)
     provenance = Provenance(

@@ -20,9 +20,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -37,7 +38,9 @@ from voxray.core.errors import ConfigError, DataError, ResourceError
 from voxray.core.outputs import TaskName
 from voxray.core.recipe import AnchorConfig, GridConfig, Intensity, Merge, Recipe, SizeVox, parse_recipe
 from voxray.core.run import Run
+from voxray.core.storage import Place
 from voxray.models import MODELS
+from voxray.runtimes.engine_cache import cache_folder
 from voxray.runtimes.network import EngineFormat, TrainedNetwork, network_of
 from voxray.runtimes.protocol import Precision
 from voxray.runtimes.tensorrt_build import EngineKey
@@ -201,7 +204,27 @@ def groups_of(recipe: Recipe) -> dict[str, Any]:
 def is_package(location: str | Path) -> bool:
     """Whether the folder holds a package."""
     path = local_path(location)
-    return path is not None and (path / MANIFEST).is_file()
+    return Place.of(location).exists(MANIFEST) if path is None else (path / MANIFEST).is_file()
+
+
+def package_folder(location: str | Path) -> Path:
+    """The package's folder on this machine: one elsewhere is fetched into the user's cache, once for its content."""
+    path = local_path(location)
+    if path is not None:
+        return path
+    place = Place.of(location)
+    folder = cache_folder() / "packages" / hashlib.sha256(place.read(MANIFEST)).hexdigest()[:32] / place.name
+    if not folder.exists():
+        part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.unfinished")
+        try:
+            part.mkdir(parents=True)
+            for name in place.names("."):
+                place.fetch(name, part / name)
+            with suppress(OSError):  # another process was sooner
+                part.rename(folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return folder
 
 
 def read_package(folder: Path, *, task: TaskName | None = None) -> tuple[Package, Recipe]:
@@ -283,8 +306,30 @@ def load_module(folder: Path, package: Package, recipe: Recipe, *, weights: str 
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[Path]:
-    """A new folder beside the place, which takes its name at the end; after an error nothing is left behind."""
+def writing(location: str | Path) -> Iterator[Path]:
+    """A new folder beside the place, which takes its name at the end; after an error nothing is left behind.
+
+    Of a place elsewhere the files are written there at the end, `MANIFEST` last.
+    """
+    place = Place.of(location)
+    if place.is_local:
+        with _writing_here(Path(place.path("."))) as part:
+            yield part
+        return
+    if place.names(".") or place.folders("."):
+        raise ConfigError(f"{place.uri}: is there already; give another folder, or remove it.")
+    place.require_writable()
+    with tempfile.TemporaryDirectory(prefix="voxray_") as scratch:
+        part = Path(scratch) / place.name
+        part.mkdir()
+        yield part
+        files = [path for path in part.rglob("*") if path.is_file()]
+        for path in sorted(files, key=lambda path: (path.name == MANIFEST, path)):
+            place.put(path.relative_to(part).as_posix(), path)
+
+
+@contextmanager
+def _writing_here(folder: Path) -> Iterator[Path]:
     if folder.exists() or folder.is_symlink():
         raise ConfigError(f"{folder}: is there already; give another folder, or remove it.")
     part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.unfinished")

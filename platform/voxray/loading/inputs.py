@@ -11,6 +11,7 @@ from typing import Any
 from voxray.core.addresses import local_path
 from voxray.core.apart import Input, keep_apart, keep_out
 from voxray.core.errors import ConfigError, DataError
+from voxray.core.storage import Place
 from voxray.core.written import ANSWERS, PAGE, mark_of
 from voxray.dataset import Dataset
 from voxray.loading.scans import Scan, stem
@@ -99,13 +100,21 @@ def require_no_scan_of(data: Dataset, written: Iterable[Path]) -> None:
                 )
 
 
-def keep_out_of_run(folder: Path, run: str | Path) -> None:
+def keep_out_of_run(folder: str | Path, run: str | Path) -> None:
     """A ConfigError where the folder is a run's own, or one of those in it that its training writes to."""
-    own = local_path(run)
-    if own is None:
+    own, place = local_path(run), local_path(folder)
+    if own is None or place is None:
+        _keep_out_by_name(Place.of(folder).uri, Place.of(run).uri)
         return
-    keep_apart([folder], [Input(own, "the run's own folder")], instead=ELSEWHERE)
-    keep_out(folder, [Input(own / name, "a folder of the run") for name in _RUNS_OWN], instead=ELSEWHERE)
+    keep_apart([place], [Input(own, "the run's own folder")], instead=ELSEWHERE)
+    keep_out(place, [Input(own / name, "a folder of the run") for name in _RUNS_OWN], instead=ELSEWHERE)
+
+
+def _keep_out_by_name(folder: str, run: str) -> None:
+    if folder == run or any(f"{folder}/".startswith(f"{run}/{name}/") for name in _RUNS_OWN):
+        raise ConfigError(
+            f"{folder}: is the run's own folder, or one in it, which is read, and would be written into; {ELSEWHERE}."
+        )
 
 
 def keep_out_of_store(folder: str | Path, store: str | Path) -> None:

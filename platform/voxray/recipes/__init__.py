@@ -6,9 +6,11 @@ import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from voxray.core.addresses import local_path
 from voxray.core.config import Config, read, read_mapping
 from voxray.core.errors import ConfigError
 from voxray.core.recipe import Recipe, parse_recipe
+from voxray.core.working_copy import local_file
 from voxray.models import MODELS
 
 _FOLDER = Path(__file__).parent
@@ -30,8 +32,9 @@ class Published(Config):
 
 def read_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of that name, or of that .toml or .json file, with ``a.b=c`` overrides applied."""
-    path = _path(name_or_path)
-    return parse_recipe(read_mapping(path), MODELS, overrides=overrides, where=name_or_path)
+    with local_file(_path(name_or_path) if local_path(name_or_path) is not None else name_or_path) as path:
+        fields = read_mapping(path)
+    return parse_recipe(fields, MODELS, overrides=overrides, where=name_or_path)
 
 
 def published(name: str) -> Published:

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from voxray.core.addresses import local_path
 from voxray.core.answer_json import LabelsFile, read_file
 from voxray.core.apart import Input, keep_apart, require_folder
 from voxray.core.errors import ConfigError, DataError
 from voxray.core.run import Run
-from voxray.core.written import ANSWERS, LABEL_MAP, mark_of, require_own, sha256_of
+from voxray.core.written import ANSWERS, LABEL_MAP, RECORD, mark_of, require_own, sha256_of
 from voxray.inference.candidates.file import file_name
 from voxray.inference.candidates.folder import FOLDER
-from voxray.inference.package import is_package, read_about
+from voxray.inference.package import is_package, package_folder, read_about
 from voxray.loading.inputs import ELSEWHERE, keep_out_of_run
 from voxray.readers import read_label_map
-from voxray.results.formats import ResultFormat
+from voxray.results.formats import FORMATS, ResultFormat
 from voxray.results.saving import case_files, gathered_files
 from voxray.training.checkpoint import read_best_run, recipe_of
+
+_EVERY = tuple(FORMATS.values())
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,26 @@ class AnswerFiles:
         return False
 
 
+def answer_names(case: str) -> list[str]:
+    """The names of all files that an answer to a case may have in its folder, but for its candidates."""
+    return [f"{case}.json", f"{case}.nii.gz", *(path.name for path in case_files(_EVERY, Path(), case))]
+
+
+def folder_names(cases: Iterable[str]) -> list[str]:
+    """Those of all cases, and of what is gathered of them."""
+    gathered = [path.name for path in gathered_files(_EVERY, Path())]
+    return [RECORD, *gathered, *(name for case in cases for name in answer_names(case))]
+
+
+def gathered_names(formats: Sequence[ResultFormat], cases: Iterable[str]) -> list[str]:
+    """Those that are read and written to gather the answers to the cases; none where nothing is to be gathered."""
+    files = [path.name for path in gathered_files(formats, Path())]
+    return [RECORD, *files, *(f"{case}.json" for case in cases)] if files else []
+
+
 def about_of(run: str | Path) -> Run:
     """What a run or package says of itself, without a look at its weights."""
-    path = local_path(run)
-    return read_about(path).run if path is not None and is_package(path) else read_best_run(run)
+    return read_about(package_folder(run)).run if is_package(run) else read_best_run(run)
 
 
 def task_of(run: str | Path) -> str:

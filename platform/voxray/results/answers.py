@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -30,7 +30,7 @@ from voxray.core.run import Run
 from voxray.core.storage import whole
 from voxray.core.volume import Grid
 from voxray.inference.candidates.folder import RecordSource
-from voxray.inference.package import Package, is_package, package_networks, read_package
+from voxray.inference.package import Package, is_package, package_folder, package_networks, read_package
 from voxray.inference.predictor import Prediction, Predictor
 from voxray.models import MODELS
 from voxray.readers import content_of, write_nifti
@@ -65,9 +65,13 @@ class Engine:
     """Of an ensemble several."""
     choice: Choice | None = None
     """The runtime that answers, and why; None is torch in the precision that the recipe's plan says."""
+    fetched_from: str = ""
+    """Where the package lies whose files are copies on this node; on another one they are fetched again."""
 
     def predictor(self) -> Predictor:
         """The predictor of this process."""
+        if self.fetched_from:
+            package_folder(self.fetched_from)
         if self.choice is None:
             modules = [network.module for network in self.networks if network.module is not None]
             assert len(modules) == len(self.networks)
@@ -100,9 +104,10 @@ def open_engine(
                 f"--set {override}: a trained run answers with its own recipe; "
                 f"only {' and '.join(f'{name}.*' for name in ANSWERING_FIELDS)} can be set."
             )
-    path = local_path(run)
-    if path is not None and is_package(path):
-        return _open_package(path, overrides, device=device, runtime=runtime, precision=precision)
+    if is_package(run):
+        folder = package_folder(run)
+        engine = _open_package(folder, overrides, device=device, runtime=runtime, precision=precision)
+        return engine if local_path(run) is not None else replace(engine, fetched_from=str(run))
     about, recipe, module = load_model(run)
     if overrides:
         recipe = parse_recipe(about.recipe, MODELS, overrides=overrides, where=f"{run}: run.json")

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from voxray.core.addresses import Location
 from voxray.core.answer_json import FindingsFile, LabelsFile, ModelStamp, ScanStamp, read_file
 from voxray.core.config import read_mapping
 from voxray.core.errors import ConfigError, DataError
@@ -104,10 +105,10 @@ def is_whole(file: LabelsFile, output: Path) -> bool:
         return False
 
 
-def refusal_of(standing: Standing, output: Path) -> str:
+def refusal_of(standing: Standing, output: Location) -> str:
     """The sentence for a scan whose name another scan's answer has."""
     name = standing.scan.name
     return (
-        f"{standing.scan.path}: {output / name}.json answers another scan of that name, {standing.others}; "
+        f"{standing.scan.path}: {output}/{name}.json answers another scan of that name, {standing.others}; "
         f"give another folder with -o, or rename the scan."
     )

@@ -23,7 +23,7 @@ from voxray.core.config import to_json
 from voxray.core.errors import ConfigError, DataError
 from voxray.core.recipe import Recipe
 from voxray.core.run import Run
-from voxray.core.storage import Place
+from voxray.core.storage import Location, Place
 from voxray.core.written import require_empty
 from voxray.dataset.naming import numbered_names
 from voxray.recipes import published, read_recipe
@@ -35,7 +35,7 @@ _PREFIXES = ("module.", "network.")
 """What data-parallel training and MONAI's detector put before every name."""
 
 
-def import_published(path: Path, name: str, output: Path, *, overrides: Sequence[str] = ()) -> Run:
+def import_published(path: Path, name: str, output: Location, *, overrides: Sequence[str] = ()) -> Run:
     """The run that `output` holds afterwards, from the weights that were published for the recipe `name`.
 
     The recipe gets what they need it to be: anchors rounded and half a voxel up, for the nodule detector.
@@ -46,7 +46,7 @@ def import_published(path: Path, name: str, output: Path, *, overrides: Sequence
 
 
 def import_weights(
-    path: Path, recipe: Recipe, classes: Sequence[str], output: Path, *, dataset: str, licence: str
+    path: Path, recipe: Recipe, classes: Sequence[str], output: Location, *, dataset: str, licence: str
 ) -> Run:
     """The run that `output` holds afterwards: the recipe's network with the weights of a .pt or .safetensors file.
 
