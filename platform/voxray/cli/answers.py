@@ -13,10 +13,12 @@ import typer
 from voxray.cli import terminal
 from voxray.cli.options import (
     AcceptValuesOption,
+    AgainstOption,
     DeviceOption,
     OverwriteOption,
     RootOption,
     RunArgument,
+    SameAsTruthOption,
     SaveOption,
     SeriesManyOption,
     SetOption,
@@ -103,8 +105,8 @@ def evaluate(  # noqa: PLR0913
     json_file: Annotated[str | None, typer.Option("--json", metavar="FILE", help="The result as JSON.")] = None,
     rules: Annotated[str | None, typer.Option(help="iou, or luna16 for its official FROC.")] = None,
     ious: Annotated[str, typer.Option(help="Thresholds of IoU: first:last:step, or a list.")] = "0.1:0.5:0.05",
-    against: Annotated[str | None, typer.Option(help="Another's evaluation.json, compared case by case.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="The same as TRUTH.")] = None,
+    against: AgainstOption = None,
+    dataset: SameAsTruthOption = None,
     trust_pickle: Annotated[
         bool, typer.Option("--trust-pickle", help="Read pickles, which can run any code: only from those you trust.")
     ] = False,

@@ -13,6 +13,10 @@ SetOption = Annotated[
 WorkersOption = Annotated[int, typer.Option(min=1, help="Ray workers; more than one, or a cluster, uses Ray.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 RootOption = Annotated[Path | None, typer.Option(help="The folder of the data, in place of the dataset file's own.")]
+AgainstOption = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Another's evaluation.json, compared case by case.")
+]
+SameAsTruthOption = Annotated[str | None, typer.Option(metavar="FILE", help="The same as TRUTH.")]
 OverwriteOption = Annotated[
     bool,
     typer.Option("--overwrite", help="Write over files in the way that voxray did not write, or an earlier one."),
