@@ -172,8 +172,9 @@ def _monai_detection(recipe: Recipe) -> list[Any]:
 
 
 def _on_ray(job: dict[str, Any]) -> float:
-    from voxray.distributed.cluster import connect, require_cpus
+    from voxray.distributed.cluster import connect
     from voxray.distributed.patch_stream import reader_cpus
+    from voxray.distributed.placement import require_cpus
 
     with connect():
         import ray

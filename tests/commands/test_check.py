@@ -188,7 +188,7 @@ def test_a_worker_that_dies_is_one_problem(tmp_path: Path) -> None:
             raise ZeroDivisionError("nobody foresaw this")
         return check_case(dataset, source)
 
-    found = [result for _, result in check_cases(die, dataset, list_cases(dataset))]
+    found = [result for _, result in check_cases(die, dataset, list_cases(dataset), progress=SilentProgress())]
     assert [checked.case_id for checked, _ in found if checked] == ["c"]
     problems = sorted(problem for _, wrong in found for problem in wrong)
     assert [problem[:2] for problem in problems] == [("a", "check.worker_died"), ("b", "check.unforeseen")]

@@ -136,7 +136,7 @@ def test_a_case_whose_worker_dies_is_set_aside_and_stops_no_other(made: Dataset,
     place = Deadly(ingest_module._writable(tmp_path / "store").uri)
     job = ingest_module._Job(place, made, ingest_module._without_network(RECIPE))
     sources = list_cases(made)[:2]
-    found = dict(ingest_module._on_ray(job, sources))
+    found = dict(ingest_module._on_ray(job, sources, SilentProgress()))
     assert isinstance(found.pop("a"), StoredCase)
     (died,) = found.values()
     assert isinstance(died, FailedCase)

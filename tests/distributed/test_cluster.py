@@ -15,14 +15,16 @@ SCRIPT = """
 import os
 import ray
 from voxray.core.errors import ResourceError
-from voxray.distributed.cluster import cluster_total, connect, require_cpus
+from voxray.distributed.capacity import cluster_capacity
+from voxray.distributed.cluster import connect
+from voxray.distributed.placement import require_cpus
 
 with connect(num_cpus=3) as outer:
     assert outer.local and outer.num_cpus == 3.0, outer
     with connect() as inner:
         assert not inner.local and inner.num_cpus == 3.0, inner
     assert ray.is_initialized()
-    assert cluster_total("CPU") == 3.0
+    assert str(cluster_capacity()) == "1 node of 3 CPUs", cluster_capacity()  # no autoscaler: nothing may come
     require_cpus(3, "three workers")
     try:
         require_cpus(3.5, "seven half workers")
@@ -45,7 +47,7 @@ def test_a_local_ray_is_quiet_and_ends_with_its_block() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(
-        "seven half workers needs 3.5 logical CPUs, the cluster has 3: it would wait for ever."
+        "seven half workers needs 3.5 logical CPUs on one node, the cluster can have 3 (1 node of 3 CPUs): it would "
     )
     assert "--num-cpus=4" in done.stdout
     assert done.stderr == ""

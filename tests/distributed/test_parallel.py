@@ -5,6 +5,9 @@ from __future__ import annotations
 import operator
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable
@@ -14,8 +17,13 @@ from pathlib import Path
 
 import pytest
 
+from support.clusters import growing_cluster
 from voxray.core.errors import ConfigError, DataError, ResourceError
-from voxray.distributed.parallel import Shared, TaskOptions, cpu_share, open_pool, pool_map, task_map
+from voxray.core.progress import SilentProgress
+from voxray.distributed.capacity import Capacity, NodeShape
+from voxray.distributed.parallel import Shared, TaskOptions, open_pool, pool_map, pool_shape, task_map
+
+SILENT = SilentProgress()
 
 
 def doubling() -> partial[int]:
@@ -24,7 +32,7 @@ def doubling() -> partial[int]:
 
 def test_one_worker_is_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with open_pool(1) as pool:
+    with open_pool(1, progress=SILENT) as pool:
         assert not pool.on_ray
         assert list(pool_map(doubling, [3, 1, 2], pool)) == [6, 2, 4]
         assert list(pool_map(doubling, [], pool)) == []
@@ -41,25 +49,84 @@ def test_several_items_are_under_way_at_once_in_the_items_order(monkeypatch: pyt
 
         return work
 
-    with open_pool(1) as pool:
+    with open_pool(1, progress=SILENT) as pool:
         assert list(pool_map(make, range(4), pool, at_once=2)) == [0, 10, 20, 30]
-    with pytest.raises(ConfigError, match="workers must be at least 1, got 0"), open_pool(0):
+    with (
+        pytest.raises(ConfigError, match="workers must be at least 1, got 0"),
+        open_pool(0, progress=SILENT),
+    ):
         pass
 
 
 def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(ConfigError, match="no such device; use auto"), open_pool(1, device="abacus"):
+    with (
+        pytest.raises(ConfigError, match="no such device; use auto"),
+        open_pool(1, progress=SILENT, device="abacus"),
+    ):
         pass
-    with pytest.raises(ResourceError, match="CUDA devices; use cpu"), open_pool(1, device="cuda:99"):
+    with (
+        pytest.raises(ResourceError, match="CUDA devices; use cpu"),
+        open_pool(1, progress=SILENT, device="cuda:99"),
+    ):
         pass
 
 
-@pytest.mark.parametrize(("total", "workers"), [(4, 2), (4, 8), (1, 1), (64, 7), (2, 3)])
-def test_the_shares_leave_room(total: float, workers: int) -> None:
-    share = cpu_share(total, workers)
-    assert 0 < share * workers <= max(total - 1, 0.5)
-    assert share < 1 or share == int(share)
+def test_a_pool_is_sized_by_nodes_that_may_still_come() -> None:
+    from_zero = Capacity((NodeShape(4),), (NodeShape(16, 1),) * 4)
+    assert pool_shape(from_zero, 4, "auto") == ("cuda", 16.0)
+    assert pool_shape(from_zero, 5, "auto") == ("cpu", 8.0)  # two on a node
+    assert pool_shape(from_zero, 1, "cpu") == ("cpu", 16.0)
+    assert pool_shape(Capacity((NodeShape(1),), is_known=False), 2, "cuda") == ("cuda", 1.0)
+    with pytest.raises(
+        ResourceError, match=r"5 workers on CUDA need a GPU and a CPU each, the cluster can have 4 GPUs \(1"
+    ):
+        pool_shape(from_zero, 5, "cuda")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+def test_from_zero_nodes_a_pool_makes_them_come_and_says_what_it_waits_for(tmp_path: Path) -> None:
+    program = """
+        import os
+        from voxray.core.progress import SilentProgress
+        from voxray.distributed import watchdog
+        from voxray.distributed.capacity import cluster_capacity
+        from voxray.distributed.parallel import open_pool, pool_map
+
+        watchdog.SAY_EVERY_S = 0.5
+
+        class Heard(SilentProgress):
+            def say(self, line):
+                print(line, flush=True)
+
+        def make():
+            import ray
+            node = ray.get_runtime_context().get_node_id()
+            return lambda item: (item, node)
+
+        with open_pool(2, progress=Heard()) as pool:
+            print(cluster_capacity(), pool.num_cpus, flush=True)
+            found = sorted(pool_map(make, range(4), pool))
+            assert [item for item, _ in found] == [0, 1, 2, 3]
+            nodes = {node for _, node in found}
+            assert not any(node.endswith("00000") for node in nodes), nodes  # none on the head
+        """
+    with growing_cluster(tmp_path, {"cpu": {"resources": {"CPU": 2}, "max_workers": 2}}) as address:
+        environment = {**os.environ, "RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}
+        ran = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(program)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+    assert ran.returncode == 0, ran.stderr
+    lines = ran.stdout.splitlines()
+    assert lines[0] == "1 node of 1 CPU, up to 2 more nodes of 2 CPUs 2.0"
+    assert "waiting for 2 x {CPU: 2}; no node is starting" in lines
 
 
 @pytest.mark.ray
@@ -79,7 +146,7 @@ def test_a_killed_worker_costs_no_item(tmp_path: Path, monkeypatch: pytest.Monke
 
         return work
 
-    with open_pool(2, device="auto") as pool:
+    with open_pool(2, progress=SILENT, device="auto") as pool:
         assert pool.on_ray
         assert sorted(pool_map(make, range(8), pool)) == [0, 10, 20, 30, 40, 50, 60, 70]
     assert mark.exists()
@@ -98,7 +165,10 @@ def test_what_the_work_raises_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return work
 
-    with open_pool(2) as pool, pytest.raises(ConfigError, match=r"^item \d: not wanted\.$"):
+    with (
+        open_pool(2, progress=SILENT) as pool,
+        pytest.raises(ConfigError, match=r"^item \d: not wanted\.$"),
+    ):
         list(pool_map(make, [1, 2], pool))
 
 
@@ -129,7 +199,7 @@ def test_what_kills_every_worker_costs_itself_alone(monkeypatch: pytest.MonkeyPa
 
         return work
 
-    with open_pool(2) as pool:
+    with open_pool(2, progress=SILENT) as pool:
         assert sorted(pool_map(make, range(6), pool, lost=lambda item: -item)) == [-3, 0, 10, 20, 40, 50]
         with pytest.raises(RuntimeError, match=r"FrozenError: a library \d"):
             list(pool_map(fail, range(2), pool, lost=lambda item: -item))

@@ -15,6 +15,7 @@ from voxray.cli.options import (
     AcceptValuesOption,
     AgainstOption,
     DeviceOption,
+    FastOption,
     OverwriteOption,
     RootOption,
     RunArgument,
@@ -23,6 +24,8 @@ from voxray.cli.options import (
     SeriesManyOption,
     SetOption,
     SkipUnsupportedOption,
+    TrustPickleOption,
+    WaitNodesOption,
     WorkersOption,
 )
 from voxray.core.errors import ConfigError
@@ -42,9 +45,7 @@ def predict(  # noqa: PLR0913
         str, typer.Option(help="auto: this machine's best; torch, torch-compiled, onnxruntime, openvino, tensorrt.")
     ] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, fp16, bf16, or int8 of a package.")] = "auto",
-    fast: Annotated[
-        bool, typer.Option("--fast", help="Fewer, larger windows, in half precision where that pays.")
-    ] = False,
+    fast: FastOption = False,
     mirrors: Annotated[
         bool, typer.Option("--mirrors", help="Answer each window mirrored on x, y and z, too.")
     ] = False,
@@ -60,6 +61,7 @@ def predict(  # noqa: PLR0913
     series: SeriesManyOption = None,
     accept_values: AcceptValuesOption = False,
     workers: WorkersOption = 1,
+    _wait_nodes: WaitNodesOption = None,
 ) -> None:
     """Answer scans with a run or a package: findings as JSON, label maps as NIfTI on each scan's own grid."""
     from voxray.commands.predict import AnswerOptions
@@ -107,9 +109,7 @@ def evaluate(  # noqa: PLR0913
     ious: Annotated[str, typer.Option(help="Thresholds of IoU: first:last:step, or a list.")] = "0.1:0.5:0.05",
     against: AgainstOption = None,
     dataset: SameAsTruthOption = None,
-    trust_pickle: Annotated[
-        bool, typer.Option("--trust-pickle", help="Read pickles, which can run any code: only from those you trust.")
-    ] = False,
+    trust_pickle: TrustPickleOption = False,
     values: Annotated[
         str | None,
         typer.Option(
@@ -119,6 +119,7 @@ def evaluate(  # noqa: PLR0913
     ] = None,
     overwrite: OverwriteOption = False,
     workers: WorkersOption = 1,
+    _wait_nodes: WaitNodesOption = None,
 ) -> None:
     """Score a run on original scans, or answers that anything else wrote, against the original truth."""
     from voxray.commands.evaluate_files import FileOptions, evaluate_anything

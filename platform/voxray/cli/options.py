@@ -2,16 +2,47 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from voxray.core.errors import ConfigError
+from voxray.distributed.watchdog import WAIT_NODES, seconds_of
+
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Overrides a field; repeatable.")
 ]
 WorkersOption = Annotated[int, typer.Option(min=1, help="Ray workers; more than one, or a cluster, uses Ray.")]
+GpusOption = Annotated[
+    str,
+    typer.Option(metavar="auto|0|1", help="GPUs of each worker; auto: one where the cluster has or can add GPUs."),
+]
+
+
+def _wait_for_nodes(text: str | None) -> str | None:
+    """Tells whatever waits for nodes of a cluster how long it may."""
+    if text is not None:
+        try:
+            seconds_of(text, where="--wait-nodes")
+        except ConfigError as error:
+            raise typer.BadParameter(str(error)) from None
+        os.environ[WAIT_NODES] = text
+    return text
+
+
+WaitNodesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--wait-nodes",
+        metavar="TIME",
+        callback=_wait_for_nodes,
+        help="How long to wait for nodes that a cluster lacks, such as 90s, 15m or 2h; default: 15m.",
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+FastOption = Annotated[bool, typer.Option("--fast", help="Fewer, larger windows, in half precision where that pays.")]
 RootOption = Annotated[Path | None, typer.Option(help="The folder of the data, in place of the dataset file's own.")]
 AgainstOption = Annotated[
     str | None, typer.Option(metavar="FILE", help="Another's evaluation.json, compared case by case.")
@@ -44,6 +75,9 @@ SaveOption = Annotated[
 SkipUnsupportedOption = Annotated[
     bool,
     typer.Option("--skip-unsupported", help="A form that a scan cannot have, as a NIfTI no SEG, is no failure."),
+]
+TrustPickleOption = Annotated[
+    bool, typer.Option("--trust-pickle", help="Read pickles, which can run any code: only from those you trust.")
 ]
 AcceptValuesOption = Annotated[
     bool,

@@ -141,6 +141,13 @@ def numbers(option: str, text: str) -> tuple[int, ...]:
         raise ConfigError(f"{option} {text}: must be whole numbers with commas, such as 1,4,8.") from None
 
 
+def gpus(text: str) -> int | None:
+    """What ``--gpus`` says; None leaves it to the cluster."""
+    if text not in ("auto", "0", "1"):
+        raise ConfigError(f"--gpus {text}: must be auto, 0 or 1; for more GPUs use more workers.")
+    return None if text == "auto" else int(text)
+
+
 def names(text: str) -> tuple[str, ...]:
     """Names with commas between them."""
     return tuple(name for name in (part.strip() for part in text.split(",")) if name)

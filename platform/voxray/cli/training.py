@@ -15,9 +15,11 @@ from voxray.cli import terminal
 from voxray.cli.options import (
     AcceptChangedDataOption,
     DeviceOption,
+    GpusOption,
     RecipeArgument,
     RootOption,
     SetOption,
+    WaitNodesOption,
     WorkersOption,
 )
 from voxray.core.errors import ConfigError
@@ -30,8 +32,10 @@ def train(  # noqa: PLR0913
     fold: Annotated[str, typer.Option(help="The fold that validates, or none: all cases train.")] = "0",
     set_: SetOption = None,
     workers: Annotated[int, typer.Option(min=0, help="Ray workers; 0 trains in this process.")] = 1,
+    gpus: GpusOption = "auto",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     accept_changed_data: AcceptChangedDataOption = False,
+    _wait_nodes: WaitNodesOption = None,
 ) -> None:
     """Train a recipe on a dataset or a store; the same command again resumes."""
     from voxray.commands.train import train as run_train
@@ -42,7 +46,13 @@ def train(  # noqa: PLR0913
         raise ConfigError(f"--fold {fold}: must be a number from 0, or none.")
     chosen = None if fold == "none" else int(fold)
     recipe = read_recipe(recipe_name, set_ or ())
-    options = TrainOptions(fold=chosen, workers=workers, seed=seed, accept_changed_data=accept_changed_data)
+    options = TrainOptions(
+        fold=chosen,
+        workers=workers,
+        gpus=terminal.gpus(gpus),
+        seed=seed,
+        accept_changed_data=accept_changed_data,
+    )
     report = run_train(data, recipe, out, options, progress=terminal.progress())
     typer.echo(str(report))
 
@@ -71,6 +81,7 @@ def sweep(  # noqa: PLR0913
         str, typer.Option(metavar="NAMES", help="Segmentation: the classes that are swept; default: up to 7, all.")
     ] = "",
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Default: RUN/sweeps/SPACE.")] = None,
+    _wait_nodes: WaitNodesOption = None,
 ) -> None:
     """Find the settings that score best, on kept candidates or by training, and their worth on unseen cases."""
     from voxray.commands.sweep import sweep as run_sweep
@@ -118,9 +129,11 @@ def crossval(  # noqa: PLR0913
     ] = None,
     only: Annotated[str, typer.Option(metavar="N,N", help="Train these folds only.")] = "",
     workers: Annotated[int, typer.Option(min=0, help="Ray workers of each fold; 0 trains in this process.")] = 1,
+    gpus: GpusOption = "auto",
     at_once: Annotated[int | None, typer.Option(min=1, help="Folds side by side; default: as many as fit.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     accept_changed_data: AcceptChangedDataOption = False,
+    _wait_nodes: WaitNodesOption = None,
 ) -> None:
     """Train every fold of a dataset and score all held-out answers together; the same command goes on."""
     from voxray.commands.crossval import CrossvalOptions
@@ -132,6 +145,7 @@ def crossval(  # noqa: PLR0913
         num_folds=folds,
         only=chosen,
         workers=workers,
+        gpus=terminal.gpus(gpus),
         at_once=at_once,
         seed=seed,
         accept_changed_data=accept_changed_data,

@@ -127,7 +127,7 @@ def check(dataset: Dataset, *, recipe: Recipe | None = None, progress: Progress)
     with (
         connect(),
         progress.track("check", total=len(found.cases), unit="cases") as advance,
-        closing(check_cases(work, dataset, found.cases)) as results,
+        closing(check_cases(work, dataset, found.cases, progress=progress)) as results,
     ):
         for _, (checked, noted) in results:
             cases += [] if checked is None else [checked]
@@ -190,10 +190,11 @@ _Work = Callable[[Dataset, CaseSource], CaseResult]
 
 
 def check_cases(
-    work: _Work, dataset: Dataset, sources: Sequence[CaseSource]
+    work: _Work, dataset: Dataset, sources: Sequence[CaseSource], *, progress: Progress
 ) -> Generator[tuple[CaseSource, CaseResult]]:
     """Each case's result as it is ready, from Ray tasks."""
-    return task_map(partial(_safely, work, dataset), sources, TaskOptions(retries=ATTEMPTS - 1), lost=_lost)
+    options = TaskOptions(retries=ATTEMPTS - 1)
+    return task_map(partial(_safely, work, dataset), sources, options, lost=_lost, progress=progress)
 
 
 def _safely(work: _Work, dataset: Dataset, source: CaseSource) -> CaseResult:

@@ -123,7 +123,7 @@ def crossval(
         claim_run(folder, planned[folder])
     at_once = _train([one for one in trainings if one.location not in done], options, progress)
     finished = finished_folds(location)
-    with open_pool(max(1, options.workers * at_once), device="auto") as pool:
+    with open_pool(max(1, options.workers * at_once), device="auto", progress=progress) as pool:
         pooled = score_out_of_fold(location, record, data, finished, store=store, pool=pool, progress=progress)
     return CrossvalReport(
         output=location,

@@ -134,7 +134,7 @@ def evaluate(
     keep_out_of_run(output, run)
     place.require_writable()
     names = [*folder_names(cases), EVALUATION, *official_names(about.name)]
-    with working_copy(output, names) as folder, open_pool(options.workers, device="auto") as pool:
+    with working_copy(output, names) as folder, open_pool(options.workers, device="auto", progress=progress) as pool:
         _require_free(run, about, every, cases, folder, options=options)
         if options.official and given is not None:
             official = ResultFiles(folder, options.json_file, about.name, options.overwrite)

@@ -195,8 +195,8 @@ def evaluate_files(
     names, unknown = cases_of(answers, truth)
     which = options.which or "all"
     cases = list(truth.patients) if which == "all" else [case_id for case_id in truth.patients if case_id in names]
-    alone = WorkerPool(1, "cpu", num_cpus=0.0, on_ray=False)
-    opened = nullcontext(alone) if here else open_pool(options.workers)
+    alone = WorkerPool(1, "cpu", num_cpus=0.0, on_ray=False, progress=progress)
+    opened = nullcontext(alone) if here else open_pool(options.workers, progress=progress)
     with opened as pool, progress.track("evaluate", total=len(cases), unit="cases") as advance:
         scores = []
         scorer = partial(FileScorer, answers, truth, names, naming)

@@ -25,8 +25,9 @@ from voxray.core.progress import Progress, tell_warnings
 from voxray.core.recipe import NetworkConfig, Recipe
 from voxray.core.storage import Place
 from voxray.dataset import CaseSource, Dataset
-from voxray.distributed.cluster import connect, require_cpus
+from voxray.distributed.cluster import connect
 from voxray.distributed.parallel import TaskOptions, task_map
+from voxray.distributed.placement import require_cpus
 from voxray.loading import case_content, load_case, survey
 from voxray.loading.inputs import ELSEWHERE, dataset_inputs, require_no_scan_of
 from voxray.preprocess import prepare_case
@@ -113,7 +114,7 @@ def ingest(
     todo = [source for source in sources if source.case_id not in stored]
     job = _Job(place, seen, _without_network(recipe))
     with progress.track("ingest", total=len(todo), unit="cases") as advance:
-        for case_id, result in _on_ray(job, todo) if todo else ():
+        for case_id, result in _on_ray(job, todo, progress) if todo else ():
             if isinstance(result, FailedCase):
                 failed[case_id] = result
                 progress.say(f"set aside: {result.message}")
@@ -264,12 +265,16 @@ class _Job:
     recipe: Recipe
 
 
-def _on_ray(job: _Job, todo: Sequence[CaseSource]) -> Iterator[tuple[str, StoredCase | FailedCase]]:
+def _on_ray(
+    job: _Job, todo: Sequence[CaseSource], progress: Progress
+) -> Iterator[tuple[str, StoredCase | FailedCase]]:
     """Each case's result as soon as it is there."""
     options = TaskOptions(retries=CASE_RETRIES, scheduling="SPREAD")
     with connect(num_cpus=os.cpu_count() or 1):
         require_cpus(1.0, "reading a case")
-        with closing(task_map(partial(_ingest_case, job=job), todo, options, lost=_died)) as results:
+        with closing(
+            task_map(partial(_ingest_case, job=job), todo, options, lost=_died, progress=progress)
+        ) as results:
             for source, result in results:
                 if isinstance(result, FailedCase) and result.code == _DISK_FULL:
                     raise _disk_full(job.place)

@@ -149,7 +149,10 @@ def predict(
     keep_out_of_run(output, run)
     place.require_writable()
     names = folder_names(scan.name for scan in scans)
-    with working_copy(place.uri, names) as folder, open_pool(options.workers, device=options.device) as pool:
+    with (
+        working_copy(place.uri, names) as folder,
+        open_pool(options.workers, device=options.device, progress=progress) as pool,
+    ):
         _require_free(run, scans, inputs, folder, formats=formats, options=options)
         _say_unsupported(formats, scans, progress)
         engine = _engine(run, pool.device, options)

@@ -100,7 +100,7 @@ def read_scored_scans(
     evaluation: Evaluation, found: ScoredScans, answers: Path, *, workers: int, progress: Progress
 ) -> ScanReport:
     """Sizes, intensities and pictures, and what could not be had; `answers` holds the label maps that were found."""
-    with open_pool(workers) as pool:
+    with open_pool(workers, progress=progress) as pool:
         scans, lacking, odd = _measure(evaluation, found, pool, progress)
         requests = _requests(evaluation, found, scans)
         pictures: dict[PictureKind, list[Shown]] = {}

@@ -1,7 +1,7 @@
 """Joining a Ray cluster, or starting a quiet one on this machine.
 
 The most frequent failure on Ray is a silent hang: training workers hold all logical CPUs and the tasks that feed them
-wait for one for ever. `require_cpus` says so before anything starts.
+wait for one for ever. `placement` leaves room for those, and says so where there can be none.
 
 Ray is imported inside the functions: some of its settings are read from the environment when it is imported.
 """
@@ -9,7 +9,6 @@ Ray is imported inside the functions: some of its settings are read from the env
 from __future__ import annotations
 
 import logging
-import math
 import os
 import shutil
 import socket
@@ -94,27 +93,6 @@ def connect(*, num_cpus: float | None = None) -> Iterator[Cluster]:
             yield _totals(local=local)
         finally:
             ray.shutdown()
-
-
-def require_cpus(needed: float, what: str) -> None:
-    """A ResourceError unless the cluster can ever have that many logical CPUs; say in `what` who needs them."""
-    have = cluster_total("CPU")
-    if have + 1e-6 < needed:
-        raise ResourceError(
-            f"{what} needs {needed:g} logical CPUs, the cluster has {have:g}: it would wait for ever. Use fewer or "
-            f"smaller workers, add nodes, or start Ray with more logical CPUs "
-            f"(`ray start --head --num-cpus={math.ceil(needed)}`; they may outnumber the cores)."
-        )
-
-
-def cluster_total(resource: str) -> float:
-    """How much of a resource the cluster has, or may grow to where it scales by itself."""
-    import ray
-    from ray._private.state import state
-
-    now = float(ray.cluster_resources().get(resource, 0.0))
-    growing = state.get_max_resources_from_cluster_config() or {}
-    return max(now, float(growing.get(resource, 0.0)))
 
 
 def configure_data() -> DataContext:

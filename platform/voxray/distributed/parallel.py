@@ -1,7 +1,7 @@
 """The same work on many items, in parallel: `pool_map` where a worker must first make what the work needs, such as a
 network on a GPU, and `task_map` where any process can do it.
 
-    with open_pool(workers, device="auto") as pool:
+    with open_pool(workers, progress=progress) as pool:
         for result in pool_map(make_work, items, pool):
 
     with connect(), closing(task_map(work, items, TaskOptions(retries=2))) as results:
@@ -17,8 +17,8 @@ import os
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -26,9 +26,13 @@ import pyarrow as pa
 
 from voxray.core.bulkhead import log_fault, refusal_in
 from voxray.core.errors import ConfigError, ResourceError, VoxrayError
+from voxray.core.progress import Progress
 from voxray.distributed.cancellation import Switch, ends_at
-from voxray.distributed.cluster import cluster_total, connect
+from voxray.distributed.capacity import Capacity, cluster_capacity
+from voxray.distributed.cluster import connect
 from voxray.distributed.errors import find_raised
+from voxray.distributed.placement import actor_cpus
+from voxray.distributed.watchdog import has_living_actors, listener, wait_limit_s, watched
 from voxray.inference.sliding import in_turn
 from voxray.runtimes.device import choose_device
 
@@ -59,27 +63,39 @@ class WorkerPool:
     device: str
     num_cpus: float
     on_ray: bool
+    progress: Progress
+    """Is told what the pool waits for."""
 
 
 @contextmanager
-def open_pool(workers: int, *, device: str = "cpu") -> Iterator[WorkerPool]:
+def open_pool(workers: int, *, progress: Progress, device: str = "cpu") -> Iterator[WorkerPool]:
     """This process for one worker without a cluster, else actors of the cluster or of a local Ray.
 
-    The device ``auto`` is CUDA where every worker can have a GPU to itself, else the CPU.
+    The device ``auto`` is CUDA where every worker can have a GPU to itself, be it on nodes that must come first, else
+    the CPU. What the pool waits for is said to `progress`.
     """
     if workers < 1:
         raise ConfigError(f"workers must be at least 1, got {workers}; 1 without a cluster is this process.")
     if workers == 1 and not os.environ.get("RAY_ADDRESS"):
-        yield WorkerPool(1, str(choose_device(device)), num_cpus=0.0, on_ray=False)
+        yield WorkerPool(1, str(choose_device(device)), num_cpus=0.0, on_ray=False, progress=progress)
         return
     with connect():
-        gpus = cluster_total("GPU")
-        chosen = ("cuda" if gpus >= workers else "cpu") if device == "auto" else device.split(":")[0]
-        if chosen == "cuda" and gpus < workers:
-            raise ResourceError(
-                f"{workers} workers on CUDA need a GPU each, the cluster has {gpus:g}; use fewer, or the device cpu."
-            )
-        yield WorkerPool(workers, chosen, num_cpus=cpu_share(cluster_total("CPU"), workers), on_ray=True)
+        chosen, num_cpus = pool_shape(cluster_capacity(), workers, device)
+        yield WorkerPool(workers, chosen, num_cpus, on_ray=True, progress=progress)
+
+
+def pool_shape(capacity: Capacity, workers: int, device: str) -> tuple[str, float]:
+    """(device, logical CPUs) of each actor of a pool; a ResourceError where the cluster can never hold them."""
+    chosen = ("cuda" if capacity.gpus >= workers else "cpu") if device == "auto" else device.split(":")[0]
+    num_cpus = actor_cpus(capacity.nodes, workers, on_gpu=chosen == "cuda")
+    if num_cpus is not None:
+        return chosen, num_cpus
+    if capacity.is_known:
+        raise ResourceError(
+            f"{workers} workers on CUDA need a GPU and a CPU each, the cluster can have {capacity.gpus:g} GPUs "
+            f"({capacity}); use fewer, or the device cpu."
+        )
+    return chosen, 1.0
 
 
 def pool_map(
@@ -150,12 +166,13 @@ def task_map(
     *,
     lost: Callable[[_Item, Exception], _Result] | None = None,
     tick: Callable[[], None] = lambda: None,
+    progress: Progress | None = None,
 ) -> Generator[tuple[_Item, _Result]]:
     """Each item with its result, as it is ready, from tasks of the Ray that was joined or started.
 
     An item that no task answers, because its process dies again and again, has the result that `lost` gives; without
     `lost` it ends everything, as does what the work raises. However it ends, tasks under way are cancelled: close it.
-    `tick` is called every second.
+    `tick` is called every second; what tasks wait for while none is answered is said to `progress`.
     """
     import ray
     from ray.exceptions import RayError, RayTaskError, TaskCancelledError
@@ -163,10 +180,10 @@ def task_map(
     shared = work if isinstance(work, Shared) else Shared(work)
     # Ray's own retries count a lack of memory apart, and would try at once what others leave no memory for.
     task = ray.remote(num_cpus=options.num_cpus, max_retries=0, scheduling_strategy=options.scheduling)(_do)
-    at_once = options.at_once or 2 * max(1, int(cluster_total("CPU") / options.num_cpus))
+    at_once = options.at_once or 2 * max(1, int(cluster_capacity().cpus / options.num_cpus))
     waiting = deque((item, 1) for item in items)
     running: dict[ObjectRef[_Result], tuple[_Item, int]] = {}
-    try:
+    with _cancelled_at_end(running, options.grace_s), _watched_tasks(progress, waiting, running):
         while waiting or running:
             while waiting and len(running) < at_once:
                 item, attempt = waiting.popleft()
@@ -185,12 +202,24 @@ def task_map(
                         raise (find_raised(error, VoxrayError) or error) from None
                     result = lost(item, error)
                 yield item, result
-    finally:
-        _cancel(list(running), options.grace_s)
 
 
 def _do(work: Shared[Callable[[_Item], _Result]], item: _Item) -> _Result:
     return work.open()(item)
+
+
+def _watched_tasks(
+    progress: Progress | None, waiting: Collection[object], running: Collection[object]
+) -> AbstractContextManager[None]:
+    return watched(listener(progress), lambda: len(waiting) + len(running))
+
+
+@contextmanager
+def _cancelled_at_end(running: Mapping[ObjectRef[Any], object], grace_s: float) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        _cancel(list(running), grace_s)
 
 
 def _cancel(references: Sequence[ObjectRef[Any]], grace_s: float) -> None:
@@ -205,12 +234,6 @@ def _cancel(references: Sequence[ObjectRef[Any]], grace_s: float) -> None:
             ray.cancel(reference, force=True)
 
 
-def cpu_share(total: float, workers: int) -> float:
-    """CPUs per actor, one left for everything else; whole numbers above 1, which torch uses as its threads."""
-    share = max(total - 1.0, 0.5) / workers
-    return float(int(share)) if share >= 1 else round(share - 5e-5, 4)
-
-
 def _on_actors(
     make: Callable[[], Callable[[_Item], _Result]],
     items: Sequence[_Item],
@@ -221,14 +244,22 @@ def _on_actors(
     stop = Switch()
     results = _results(make, items, pool, at_once=at_once, stop=stop, may_lose=lost is not None)
     missing = dict(enumerate(items))
+    waits = watched(
+        listener(pool.progress),
+        lambda: len(missing),
+        limit_s=wait_limit_s(),
+        stop=stop.on,
+        works=has_living_actors,
+    )
     try:
-        for table in results:
-            for row in table.to_pylist():
-                result = _unpacked(row["result"])
-                if isinstance(result, _Raised):
-                    raise result.error
-                del missing[row["number"]]
-                yield result
+        with waits:
+            for table in results:
+                for row in table.to_pylist():
+                    result = _unpacked(row["result"])
+                    if isinstance(result, _Raised):
+                        raise result.error
+                    del missing[row["number"]]
+                    yield result
         for item in missing.values():
             assert lost is not None
             yield lost(item)

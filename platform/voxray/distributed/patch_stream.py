@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -27,7 +28,7 @@ from voxray.core.batch import PatchBatch
 from voxray.core.errors import DataError, ResourceError, VoxrayError
 from voxray.core.recipe import NetworkConfig, Recipe
 from voxray.distributed.cancellation import Switch, ends_at
-from voxray.distributed.cluster import cluster_total, configure_data
+from voxray.distributed.cluster import configure_data
 from voxray.distributed.errors import find_raised
 from voxray.sampling import Schedule
 from voxray.store import PatchSource, Round, Store, stretches
@@ -46,7 +47,7 @@ _LEAD = 16
 _PREFETCH = 2
 
 
-def patch_stream(
+def patch_stream(  # noqa: PLR0913
     store: Store,
     recipe: Recipe,
     case_ids: Sequence[str],
@@ -55,8 +56,12 @@ def patch_stream(
     epochs: range,
     rank: int = 0,
     start_step: int = 0,
+    local_world_size: int | None = None,
 ) -> Iterator[PatchBatch]:
     """One rank's batches of those epochs, one after another; of the first epoch without its first `start_step`.
+
+    Tasks read on this rank's own node as long as it has CPUs, shared among its `local_world_size` ranks (None: all
+    ranks are on it).
 
     Call it where Ray runs, such as in a training worker, and close it when done with it (a generator's `close`).
     """
@@ -65,7 +70,7 @@ def patch_stream(
     bare = recipe.model_copy(update={"network": NetworkConfig(kind=recipe.network.kind)})
     spec = _Spec(uuid4().hex, store.uri, store.digest, bare, tuple(case_ids), schedule)
     todo = stretches(recipe, schedule, epochs, rank=rank, start_step=start_step)
-    return _follow(spec, todo, _num_readers(schedule.world_size))
+    return _follow(spec, todo, _readers(local_world_size or schedule.world_size))
 
 
 def reader_cpus(world_size: int) -> float:
@@ -88,21 +93,41 @@ class _Spec:
     schedule: Schedule
 
 
-def _num_readers(world_size: int) -> int:
-    return int(min(MAX_READERS, max(1.0, cluster_total("CPU") / world_size / 2)))
+@dataclass(frozen=True)
+class _Readers:
+    """The reading tasks of one rank: how many at once, how much they may hold, and where they should run."""
+
+    number: int
+    object_store_bytes: float
+    node_id: str | None
+    """None where there is but one node."""
 
 
-def _follow(spec: _Spec, todo: Iterator[Round], num_readers: int) -> Iterator[PatchBatch]:
+def _readers(local_world_size: int) -> _Readers:
+    """What this node has for each of its ranks."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    own_id = ray.get_runtime_context().get_node_id()
+    own = next((node["Resources"] for node in nodes if node["NodeID"] == own_id), ray.cluster_resources())
+    return _Readers(
+        number=int(min(MAX_READERS, max(1.0, own.get("CPU", 0.0) / local_world_size / 2))),
+        object_store_bytes=own.get("object_store_memory", 0.0) / local_world_size / 2,
+        node_id=own_id if len(nodes) > 1 else None,
+    )
+
+
+def _follow(spec: _Spec, todo: Iterator[Round], readers: _Readers) -> Iterator[PatchBatch]:
     """The batches of segment after segment, each segment's dataset started before the last one's end."""
     configure_data()
     segments = (rounds for rounds in iter(lambda: list(islice(todo, _SEGMENT)), []))
-    running = [_Segment(spec, rounds, num_readers) for rounds in islice(segments, 1)]
+    running = [_Segment(spec, rounds, readers) for rounds in islice(segments, 1)]
     try:
         while running:
             current = running[0]
             for left, batch in current.batches():
                 if left <= _LEAD and len(running) == 1:
-                    running += [_Segment(spec, rounds, num_readers) for rounds in islice(segments, 1)]
+                    running += [_Segment(spec, rounds, readers) for rounds in islice(segments, 1)]
                 yield batch
             running.remove(current)
     finally:
@@ -113,11 +138,11 @@ def _follow(spec: _Spec, todo: Iterator[Round], num_readers: int) -> Iterator[Pa
 class _Segment:
     """A dataset over some stretches, drained by a thread of its own into a short queue."""
 
-    def __init__(self, spec: _Spec, rounds: list[Round], num_readers: int) -> None:
+    def __init__(self, spec: _Spec, rounds: list[Round], readers: _Readers) -> None:
         self._num_batches = sum(one.last - one.first for one in rounds)
         self._ready: queue.Queue[PatchBatch | BaseException] = queue.Queue(_PREFETCH)
         self._stopped = Switch()
-        self._thread = threading.Thread(target=self._drain, args=(spec, rounds, num_readers), daemon=True)
+        self._thread = threading.Thread(target=self._drain, args=(spec, rounds, readers), daemon=True)
         self._thread.start()
 
     def batches(self) -> Iterator[tuple[int, PatchBatch]]:
@@ -142,9 +167,9 @@ class _Segment:
                 if time.monotonic() - begin > STALL_S:
                     return _stalled()
 
-    def _drain(self, spec: _Spec, rounds: list[Round], num_readers: int) -> None:
+    def _drain(self, spec: _Spec, rounds: list[Round], readers: _Readers) -> None:
         try:
-            for batch in _dataset_batches(spec, rounds, num_readers, self._stopped):
+            for batch in _dataset_batches(spec, rounds, readers, self._stopped):
                 if not self._put(batch):
                     return
         except BaseException as error:
@@ -160,7 +185,7 @@ class _Segment:
         return False
 
 
-def _dataset_batches(spec: _Spec, rounds: list[Round], num_readers: int, stop: Switch) -> Iterator[PatchBatch]:
+def _dataset_batches(spec: _Spec, rounds: list[Round], readers: _Readers, stop: Switch) -> Iterator[PatchBatch]:
     import ray.data
 
     rows = [{"round": [one.epoch, one.number, one.rank, one.first, one.last]} for one in rounds]
@@ -170,16 +195,27 @@ def _dataset_batches(spec: _Spec, rounds: list[Round], num_readers: int, stop: S
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=READER_CPUS,
-        compute=ray.data.TaskPoolStrategy(size=num_readers),
+        compute=ray.data.TaskPoolStrategy(size=readers.number),
+        **_scheduling(readers),
     )
     dataset.context.execution_no_progress_timeout_s = -1  # a worker that validates for minutes does not stall
     dataset.context.custom_execution_callback_classes.append(ends_at(stop))
     options = dataset.context.execution_options
     options.preserve_order = True
-    share = cluster_total("object_store_memory") / spec.schedule.world_size / 2
-    options.resource_limits = ray.data.ExecutionResources.for_limits(object_store_memory=share)
+    limits = ray.data.ExecutionResources.for_limits(object_store_memory=readers.object_store_bytes)
+    options.resource_limits = limits
     for table in dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
         yield from_table(table)
+
+
+def _scheduling(readers: _Readers) -> dict[str, Any]:
+    """Reads beside the worker that asks, and elsewhere where that node has no CPU left."""
+    if readers.node_id is None:
+        return {}
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    beside = NodeAffinitySchedulingStrategy(readers.node_id, soft=True, _spill_on_unavailable=True)
+    return {"scheduling_strategy": beside}
 
 
 def _cut(block: pa.Table, spec: _Spec) -> Iterator[pa.Table]:

@@ -1,20 +1,25 @@
-"""Where training workers find room: how many logical CPUs each takes, and whether a GPU.
+"""How much each training worker and each actor of a pool takes: logical CPUs that fit its node, and whether a GPU.
 
-Workers that take every CPU leave none for the tasks that feed them, and wait for ever; so room is left for those, and
-a cluster that has none is told so before anything starts.
+Workers that take every CPU leave none for the tasks that feed them, and wait for ever; so room is left for those on
+every node with workers, and a cluster that can never have it is told so before anything starts. A cluster that can
+grow is sized by the nodes that it may add, and the request itself makes them come.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from voxray.core.errors import ConfigError, ResourceError
-from voxray.distributed.cluster import cluster_total, require_cpus
-from voxray.distributed.patch_stream import reader_cpus
+from voxray.distributed.capacity import Capacity, NodeShape, cluster_capacity
+from voxray.distributed.patch_stream import READER_CPUS
 
 SHARES = (16.0, 12.0, 8.0, 6.0, 4.0, 3.0, 2.0, 1.0, 0.5, 0.25)
-"""Logical CPUs that a worker may take, the most first."""
+"""Logical CPUs that a training worker may take, the most first."""
+
+SHARES_WITH_GPU = (1.0, 0.5, 0.25)
+"""The same of a worker with a GPU: it drives the GPU, and its readers take the node's other CPUs."""
 
 CPUS_OF_WORKER, CPUS_OF_GPU_WORKER = 4.0, 1.0
 """Logical CPUs that a worker has at the least where trainings go side by side of their own accord."""
@@ -33,7 +38,7 @@ class Placement:
     @property
     def max_threads(self) -> int | None:
         """Of torch in a worker; None: its part of the machine's cores."""
-        return max(1, int(self.cpus)) if self.shared else None
+        return max(1, int(self.cpus)) if self.shared and not self.on_gpu else None
 
     def resources(self) -> dict[str, float]:
         """Of each worker, by Ray's names."""
@@ -43,26 +48,34 @@ class Placement:
 def place_workers(workers: int, gpus: int | None, *, share: int = 1) -> Placement:
     """The placement on the Ray cluster at hand; a ResourceError where it can never hold the workers.
 
-    `gpus` None takes a GPU per worker where there are any. The workers of all trainings that `share` the cluster must
-    find room at once, so that none waits for what another holds.
+    `gpus` None takes a GPU per worker where there are any, or may be. The workers of all trainings that `share` the
+    cluster must find room at once, so that none waits for what another holds.
     """
-    total = workers * share
-    each = f"{share} trainings with {workers} workers each" if share > 1 else f"{workers} workers"
-    have = cluster_total("GPU")
     if gpus is not None and gpus not in (0, 1):
         raise ConfigError(f"gpus: a worker takes 0 or 1 GPU, got {gpus}; for more GPUs use more workers.")
-    on_gpu = gpus == 1 or (gpus is None and have > 0)
-    if on_gpu and have < total:
+    return placement(cluster_capacity(), workers, gpus, share=share)
+
+
+def placement(capacity: Capacity, workers: int, gpus: int | None, *, share: int = 1) -> Placement:
+    """The placement on a cluster of that capacity; a ResourceError where it can never hold the workers."""
+    total = workers * share
+    on_gpu = gpus == 1 or (gpus is None and capacity.gpus > 0)
+    cpus = fitting_share(capacity.nodes, total, on_gpu=on_gpu)
+    if cpus is None and capacity.is_known:
+        each = f"{share} trainings with {workers} workers each" if share > 1 else f"{workers} workers"
+        raise ResourceError(_does_not_fit(capacity, each, total, on_gpu=on_gpu))
+    return Placement(workers, cpus or 1.0, on_gpu, shared=share > 1)
+
+
+def require_cpus(needed: float, what: str) -> None:
+    """A ResourceError unless one node can ever have that many logical CPUs; say in `what` who needs them."""
+    found = cluster_capacity()
+    if found.is_known and max((node.cpus for node in found.nodes), default=0.0) + 1e-6 < needed:
         raise ResourceError(
-            f"{each} need {total} GPUs, the cluster has {have:g}; use fewer workers, add nodes, or "
-            f"train on CPUs, with a Ray that knows of no GPU (CUDA_VISIBLE_DEVICES=, or `ray start --num-gpus=0`)."
+            f"{what} needs {needed:g} logical CPUs on one node, the cluster can have {found.cpus:g} ({found}): it "
+            f"would wait for ever. Use fewer or smaller workers, add nodes, or start Ray with more logical CPUs "
+            f"(`ray start --head --num-cpus={math.ceil(needed)}`; they may outnumber the cores)."
         )
-    cpus = fitting_share(_nodes(), total, on_gpu=on_gpu)
-    if cpus is None:
-        cpus = 1.0
-        doing = f"{each} and" if share > 1 else f"Training with {each} and"
-        require_cpus(total * cpus + _spare(total), f"{doing} the tasks that feed them")
-    return Placement(workers, cpus, on_gpu, shared=share > 1)
 
 
 def trainings_at_once(most: int, workers: int) -> int:
@@ -71,12 +84,12 @@ def trainings_at_once(most: int, workers: int) -> int:
     Each worker has a GPU to itself where there are GPUs, and else `CPUS_OF_WORKER`: with fewer, side by side is no
     faster than one after the other.
     """
-    on_gpu = cluster_total("GPU") > 0
-    return fitting_trainings(_nodes(), most, max(1, workers), on_gpu=on_gpu)
+    found = cluster_capacity()
+    return fitting_trainings(found.nodes, most, max(1, workers), on_gpu=found.gpus > 0)
 
 
-def fitting_trainings(nodes: Sequence[tuple[float, float]], most: int, workers: int, *, on_gpu: bool) -> int:
-    """The most trainings that nodes of (CPUs, GPUs) hold side by side."""
+def fitting_trainings(nodes: Sequence[NodeShape], most: int, workers: int, *, on_gpu: bool) -> int:
+    """The most trainings that nodes hold side by side."""
     enough = CPUS_OF_GPU_WORKER if on_gpu else CPUS_OF_WORKER
     for number in range(most, 1, -1):
         cpus = fitting_share(nodes, workers * number, on_gpu=on_gpu)
@@ -85,22 +98,48 @@ def fitting_trainings(nodes: Sequence[tuple[float, float]], most: int, workers: 
     return 1
 
 
-def fitting_share(nodes: Sequence[tuple[float, float]], workers: int, *, on_gpu: bool) -> float | None:
-    """The most CPUs that each worker can take on nodes of (CPUs, GPUs), with room to spare for the feeding tasks."""
-    total = sum(cpus for cpus, _ in nodes)
-    for share in SHARES:
-        room = sum(int(min(cpus // share, gpus if on_gpu else workers)) for cpus, gpus in nodes)
-        if room >= workers and total - workers * share >= _spare(workers):
+def fitting_share(nodes: Sequence[NodeShape], workers: int, *, on_gpu: bool) -> float | None:
+    """The most CPUs that each training worker can take, with room for its feeding tasks on its own node."""
+    for share in SHARES_WITH_GPU if on_gpu else SHARES:
+        if sum(_workers_on(node, share, on_gpu=on_gpu) for node in nodes) >= workers:
             return share
     return None
 
 
-def _spare(workers: int) -> float:
-    return max(1.0, reader_cpus(workers))
+def _workers_on(node: NodeShape, share: float, *, on_gpu: bool) -> int:
+    """How many workers of that share a node holds beside their readers, for which one CPU is left at the least."""
+    by_cpus = min((node.cpus - 1.0) // share, node.cpus // (share + READER_CPUS))
+    return max(0, int(min(by_cpus, node.gpus) if on_gpu else by_cpus))
 
 
-def _nodes() -> list[tuple[float, float]]:
-    import ray
+def actor_cpus(nodes: Sequence[NodeShape], actors: int, *, on_gpu: bool) -> float | None:
+    """The most CPUs that each of a pool's actors can take, one left in the cluster for other tasks; None: no room.
 
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [(float(found.get("CPU", 0.0)), float(found.get("GPU", 0.0))) for found in alive]
+    Whole numbers above 1, which torch uses as its threads. With a GPU each, an actor takes its part of a node's CPUs.
+    """
+    total = sum(node.cpus for node in nodes)
+    spare = max(total - 1.0, 0.5)
+    most = max((node.cpus for node in nodes), default=0.0)
+    whole = range(int(min(most, spare / actors)), 0, -1)
+    fraction = round(min(spare / actors, 0.99) - 5e-5, 4)
+    for share in (*map(float, whole), *(round(fraction / part, 4) for part in (1, 2, 4))):
+        room = (min(node.cpus // share, node.gpus) if on_gpu else node.cpus // share for node in nodes)
+        if sum(map(int, room)) >= actors:
+            return share
+    return None
+
+
+def _does_not_fit(capacity: Capacity, each: str, total: int, *, on_gpu: bool) -> str:
+    if on_gpu and capacity.gpus < total:
+        return (
+            f"{each} need {total} GPUs, the cluster can have {capacity.gpus:g} ({capacity}); use fewer workers, or "
+            f"add nodes."
+        )
+    least = (SHARES_WITH_GPU if on_gpu else SHARES)[-1] + READER_CPUS
+    needed = max(2.0, math.ceil(total * least))
+    return (
+        f"Training with {each} and the tasks that feed them need {needed:g} logical CPUs on nodes with room for "
+        f"both, the cluster can have {capacity.cpus:g} ({capacity}): they would wait for ever. Use fewer workers, "
+        f"add nodes, or start Ray with more logical CPUs (`ray start --head --num-cpus={needed:g}`; they may "
+        f"outnumber the cores)."
+    )

@@ -80,6 +80,11 @@ class Follower:
         if folder.exists(name):
             self._tracking.log_file(name, folder.read(name))
 
+    @property
+    def steps_done(self) -> int:
+        """The optimizer steps that the training has told of."""
+        return self._last_tick
+
     def _reach(self, steps_done: int, advance: Advance) -> None:
         """A training that was started again from a checkpoint is behind for a while."""
         if steps_done > self._steps_done:

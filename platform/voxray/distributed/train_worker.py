@@ -88,7 +88,8 @@ def train_on_ray(config: dict[str, Any]) -> None:
         if record.validated:
             ray.train.report(record.row())
 
-    guarded(job, partial(work, job, collective, open_stream=patch_stream, report=report))
+    stream = partial(patch_stream, local_world_size=context.get_local_world_size())
+    guarded(job, partial(work, job, collective, open_stream=stream, report=report))
 
 
 def train_here(job: TrainJob) -> None:

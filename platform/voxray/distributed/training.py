@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +38,7 @@ from voxray.distributed.mlflow_run import REMEMBERED, Tracking, open_tracking
 from voxray.distributed.placement import Placement, place_workers
 from voxray.distributed.run_follower import Follower, following
 from voxray.distributed.train_worker import TrainJob, schedule_of, train_here, train_on_ray
+from voxray.distributed.watchdog import cluster_demand, listener, wait_limit_s, watched
 from voxray.loading.inputs import keep_out_of_store
 from voxray.store import Store
 from voxray.training.checkpoint import RunState, find_state, read_state, require_run_folder
@@ -55,6 +56,9 @@ MAX_FAILURES = 3
 WORKER_ENV = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Threads that spin while they wait make a step ten times slower where other processes want the cores too."""
 
+START_TIMEOUT_S = 60.0
+"""How long Ray Train waits for all workers of a group before it asks for them anew."""
+
 STALLED_WORKER_S = 3600
 """How long a worker waits for the others, such as while rank 0 scores a validation."""
 
@@ -68,7 +72,7 @@ class TrainOptions:
     workers: int = 1
     """Ray workers; 0 trains in this process, without Ray."""
     gpus: int | None = None
-    """GPUs per worker, 0 or 1; None takes them where every worker can have one."""
+    """GPUs per worker, 0 or 1; None takes one where the cluster has GPUs, or may add nodes with them."""
     seed: int = 0
     name: str | None = None
     """The run's name; by default that of its folder."""
@@ -265,7 +269,7 @@ def _train(job: TrainJob, recipe: Recipe, *, options: TrainOptions, progress: Pr
             if options.workers == 0:
                 train_here(job)
             else:
-                train_on_cluster(job, workers=options.workers, gpus=options.gpus, share=options.share)
+                train_on_cluster(job, options, progress=progress, steps_done=lambda: follower.steps_done)
 
 
 @contextmanager
@@ -292,14 +296,17 @@ def _track_data(tracking: Tracking, run: Run) -> None:
         tracking.log_file("run.json", to_json(run).encode())
 
 
-def train_on_cluster(job: TrainJob, *, workers: int, gpus: int | None, share: int = 1) -> None:
+def train_on_cluster(
+    job: TrainJob, options: TrainOptions, *, progress: Progress, steps_done: Callable[[], float]
+) -> None:
     """Runs the workers on Ray until the last epoch; those that are lost are started again.
 
-    So many trainings `share` the cluster.
+    While no step is done, what the workers wait for is said.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    with connect():
-        placement = place_workers(workers, gpus, share=share)
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", f"{START_TIMEOUT_S:g}")
+    with connect(), watched(listener(progress), steps_done):
+        placement = place_workers(options.workers, options.gpus, share=options.share)
         done = -1
         while (now := _epochs_done(job.location)) > done:
             done, lost = now, _fit(job, placement)
@@ -314,7 +321,7 @@ def train_on_cluster(job: TrainJob, *, workers: int, gpus: int | None, share: in
 def _fit(job: TrainJob, placement: Placement) -> str | None:
     """Runs one Ray Train job; why workers were lost too often, or None where it ended well."""
     from ray.exceptions import RayActorError
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, WorkerGroupError
+    from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     scratch = Place.of(f"{job.location}/.ray")
@@ -331,7 +338,7 @@ def _fit(job: TrainJob, placement: Placement) -> str | None:
             worker_runtime_env={"env_vars": WORKER_ENV},
             storage_path=path,
             storage_filesystem=system,
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=_num_restarts()),
             callbacks=_callbacks(),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
@@ -339,6 +346,8 @@ def _fit(job: TrainJob, placement: Placement) -> str | None:
     try:
         with own_interrupt():
             trainer.fit()
+    except ControllerError as error:
+        raise _not_started(error.controller_failure, placement) from error
     except WorkerGroupError as error:
         known = read_failure(job.location)
         if known is not None:
@@ -346,7 +355,7 @@ def _fit(job: TrainJob, placement: Placement) -> str | None:
         lost = [cause for cause in error.worker_failures.values() if isinstance(cause, RayActorError)]
         if not lost:
             raise
-        return str(lost[0]).strip().splitlines()[0]
+        return _first_line(lost[0])
     finally:
         with suppress(ResourceError):  # storage that is away must not hide what went wrong
             scratch.once().clear()
@@ -354,6 +363,27 @@ def _fit(job: TrainJob, placement: Placement) -> str | None:
     if known is not None:
         raise known
     return None
+
+
+def _num_restarts() -> int:
+    """How often Ray Train may ask for all workers anew before it gives up: it waits `START_TIMEOUT_S` each time."""
+    return max(0, math.ceil(wait_limit_s() / START_TIMEOUT_S) - 1)
+
+
+def _not_started(error: Exception, placement: Placement) -> ResourceError:
+    """Why the workers never ran together."""
+    found = cluster_demand()
+    each = ", ".join(f"{name}: {amount:g}" for name, amount in placement.resources().items())
+    reason = f"the cluster lacks {found}" if found else f"Ray says: {_first_line(error)}"
+    return ResourceError(
+        f"{placement.workers} training workers of {{{each}}} did not start within {wait_limit_s():g} s: {reason}. "
+        f"Add nodes, use fewer workers, or wait longer with --wait-nodes; the same command goes on from the last "
+        f"checkpoint."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
 
 
 def _callbacks() -> list[UserCallback]:

@@ -15,7 +15,8 @@ from voxray.core.config import parse
 from voxray.core.errors import ConfigError, ResourceError
 from voxray.core.progress import Progress
 from voxray.core.storage import Place
-from voxray.distributed.cluster import cluster_total, connect
+from voxray.distributed.capacity import cluster_capacity
+from voxray.distributed.cluster import connect
 from voxray.serving.cards import card
 from voxray.serving.config import LOOPBACK, ServeConfig
 from voxray.serving.flow import PROXY_HALF, PROXY_SETTING
@@ -91,11 +92,13 @@ def require_same_host(config: ServeConfig, listening: str | None) -> None:
 
 def _require_gpus(config: ServeConfig) -> None:
     """A sentence where replicas would wait for ever for a GPU."""
+    found = cluster_capacity()
+    largest = max((node.gpus for node in found.nodes), default=0.0)
     for name, model in config.models.items():
-        if model.num_gpus and cluster_total("GPU") < model.num_gpus:
+        if found.is_known and model.num_gpus and largest < model.num_gpus:
             raise ResourceError(
-                f"models.{name}: each replica wants num_gpus {model.num_gpus:g}, and the cluster has "
-                f"{cluster_total('GPU'):g}; add a node with a GPU, or set num_gpus to 0."
+                f"models.{name}: each replica wants num_gpus {model.num_gpus:g}, and no node of the cluster can have "
+                f"more than {largest:g} ({found}); add a node with a GPU, or set num_gpus to 0."
             )
 
 

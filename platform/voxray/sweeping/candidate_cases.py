@@ -94,7 +94,7 @@ def record_cases(
     What is kept is taken for cases whose scan and truth hold what they held then. Where the dataset is not in reach
     that cannot be known, which is said.
     """
-    with open_pool(request.workers, device=request.device) as pool:
+    with open_pool(request.workers, device=request.device, progress=progress) as pool:
         engine = open_engine(request.run, overrides=as_overrides(variant), device=pool.device)
         if not engine.run.val_cases:
             raise ConfigError(f"run {engine.run.name} validated on no cases; sweep a run of a fold.")

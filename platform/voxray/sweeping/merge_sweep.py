@@ -23,7 +23,8 @@ from voxray.core.errors import ConfigError, DataError
 from voxray.core.progress import Progress
 from voxray.core.recipe import DetectionMerge, Merge
 from voxray.core.run import Run
-from voxray.distributed.cluster import cluster_total, connect
+from voxray.distributed.capacity import cluster_capacity
+from voxray.distributed.cluster import connect
 from voxray.distributed.mlflow_run import open_sweep
 from voxray.distributed.mlflow_server import tracking_uri
 from voxray.inference.candidates.file import RecordedCase
@@ -144,7 +145,7 @@ def sweep_merges(
             say=progress.say,
         )
         with ended_with(tracking):
-            workers = int(cluster_total("CPU")) if on_ray else 1
+            workers = int(cluster_capacity().cpus) if on_ray else 1
             with open_runner(context.replays, workers=max(1, workers), on_ray=on_ray) as runner:
                 without_parts, tuned = _tune_all(context, parts, runner, progress)
                 report = _report(context, parts, without_parts, tuned)

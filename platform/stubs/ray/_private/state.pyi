@@ -1,4 +1,3 @@
-class GlobalState:
-    def get_max_resources_from_cluster_config(self) -> dict[str, float] | None: ...
+from collections.abc import Mapping
 
-state: GlobalState
+def actors(*, job_id: object, actor_state_name: str) -> Mapping[str, object]: ...

@@ -13,7 +13,7 @@ class ScalingConfig:
     def __init__(self, *, num_workers: int, use_gpu: bool, resources_per_worker: Mapping[str, float]) -> None: ...
 
 class FailureConfig:
-    def __init__(self, *, max_failures: int) -> None: ...
+    def __init__(self, *, max_failures: int, controller_failure_limit: int = -1) -> None: ...
 
 class LoggingConfig:
     def __init__(self, *, log_level: str) -> None: ...
@@ -30,6 +30,9 @@ class RunConfig:
         callbacks: Sequence[UserCallback],
         logging_config: LoggingConfig,
     ) -> None: ...
+
+class ControllerError(Exception):
+    controller_failure: Exception
 
 class WorkerGroupError(Exception):
     worker_failures: Mapping[int, Exception]

@@ -1,0 +1,116 @@
+"""Ray clusters of processes on this machine: a head, and nodes that a fake autoscaler starts and ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_HEAD_ID = "f" * 51 + "00000"
+_HEAD_TYPE = "ray.head.default"  # the fake provider knows no other
+_PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+_START_S = 120.0
+
+
+def free_port() -> int:
+    """A port that nothing listens at."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@contextmanager
+def growing_cluster(folder: Path, workers: Mapping[str, Any], *, head_cpus: int = 1) -> Iterator[str]:
+    """The address of a head node without workers, whose autoscaler starts nodes of these types on demand.
+
+    `workers` holds node types as a cluster file does: ``{"cpu": {"resources": {"CPU": 2}, "max_workers": 2}}``.
+    """
+    port, host = free_port(), socket.gethostbyname(socket.gethostname())
+    config = folder / "autoscaler.json"
+    config.write_text(json.dumps(_config(f"{host}:{port}", workers, head_cpus)))
+    log = folder / "head.log"
+    words = [
+        *("start", "--head", f"--port={port}", f"--num-cpus={head_cpus}", "--object-store-memory=150000000"),
+        *(f"--autoscaling-config={config}", "--include-dashboard=false", "--disable-usage-stats", "--block"),
+        *(f"--ray-client-server-port={free_port()}", f"--dashboard-port={free_port()}"),
+    ]
+    environment = {
+        **os.environ,
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_FAKE_CLUSTER": "1",
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": _HEAD_ID,
+    }
+    with log.open("wb") as stream:
+        head = subprocess.Popen(
+            [sys.executable, "-m", "ray.scripts.scripts", *words],
+            stdout=stream,
+            stderr=stream,
+            env=environment,
+            start_new_session=True,
+        )
+    try:
+        _wait_for(head, log)
+        yield f"{host}:{port}"
+    finally:
+        _end(head)
+
+
+def _config(gcs_address: str, workers: Mapping[str, Any], head_cpus: int) -> dict[str, Any]:
+    types = {name: {"node_config": {}, "min_workers": 0, **one} for name, one in workers.items()}
+    head = {"node_config": {}, "max_workers": 0, "resources": {"CPU": head_cpus}}
+    empty: dict[str, Any] = {
+        **{name: {} for name in ("file_mounts", "auth")},
+        **{name: [] for name in ("cluster_synced_files", "initialization_commands", "setup_commands")},
+        **{name: [] for name in ("head_setup_commands", "worker_setup_commands")},
+        **{name: [] for name in ("head_start_ray_commands", "worker_start_ray_commands")},
+    }
+    return {
+        **empty,
+        "cluster_name": "fake",
+        "max_workers": sum(one["max_workers"] for one in workers.values()),
+        "provider": {
+            "type": "external",
+            "module": _PROVIDER,
+            "gcs_address": gcs_address,
+            "head_node_id": _HEAD_ID,
+            **dict.fromkeys(("use_node_id_as_ip", "disable_node_updaters", "disable_launch_config_check"), True),
+            "launch_multiple": True,
+        },
+        "idle_timeout_minutes": 0.1,
+        "upscaling_speed": 1.0,
+        "head_node_type": _HEAD_TYPE,
+        "available_node_types": {_HEAD_TYPE: head, **types},
+        "file_mounts_sync_continuously": False,
+    }
+
+
+def _wait_for(head: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + _START_S
+    while b"Ray runtime started" not in log.read_bytes():
+        assert head.poll() is None, log.read_text()
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.1)
+
+
+def _end(head: subprocess.Popen[bytes]) -> None:
+    """Ends the head and all processes of its session, the nodes that its autoscaler started among them."""
+    import psutil
+
+    family = psutil.Process(head.pid).children(recursive=True)
+    head.send_signal(signal.SIGTERM)
+    try:
+        head.wait(30)
+    except subprocess.TimeoutExpired:
+        head.kill()
+    _, alive = psutil.wait_procs(family, timeout=5)
+    for one in alive:
+        one.kill()
