@@ -6,11 +6,13 @@ import json
 import math
 import sqlite3
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -18,6 +20,8 @@ from support.tiny_training import segmentation_recipe
 from voxray.core.config import to_json
 from voxray.core.errors import ConfigError, ResourceError
 from voxray.core.run import Run
+from voxray.core.storage import Place
+from voxray.distributed import mlflow_in_run
 from voxray.distributed.mlflow_run import Tracking, end_unfinished, metric_name, open_tracking, prepare_tracking
 from voxray.distributed.mlflow_server import tracking_uri
 
@@ -313,3 +317,35 @@ def test_ending_what_was_deleted_or_forgotten_says_nothing(run: Run, tmp_path: P
 def test_metric_names_are_those_that_mlflow_allows() -> None:
     assert metric_name("val/AP@0.10/nodule") == "val/AP_at_0.10/nodule"
     assert metric_name("val/dice/aorta (left)") == "val/dice/aorta _left_"
+
+
+def test_of_a_run_elsewhere_the_tables_are_in_the_run(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Beside a job they would go with the job's temporary folder."""
+    place, told = Place.of(f"memory://{uuid4().hex}/run"), list[str]()
+    tracking = open_tracking(run, place.uri, say=told.append)
+    assert tracking.uri == f"{place.uri}/mlflow.db"
+    assert told == [
+        f"MLflow: without a server (MLFLOW_TRACKING_URI) its tables are kept in the run, as {place.uri}/mlflow.db."
+    ]
+    tracking.log_row({"rate": 0.1}, step=1)
+    tracking.log_file("pictures/epoch_0001.png", b"png")
+    assert place.names(f"mlartifacts/{tracking.run_id}/artifacts/pictures") == ["epoch_0001.png"]
+    tracking.log_row({"rate": 0.05}, step=2)
+    tracking.end("FINISHED")
+    # As another process on another node finds it; MLflow, too, remembers where a run's artifacts were.
+    monkeypatch.setattr(mlflow_in_run, "_urls", {})
+    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._artifact_repos_cache", OrderedDict())
+    again = open_tracking(run, place.uri, say=told.append)
+    assert again.run_id == tracking.run_id
+    assert again.last_epoch() == 2
+    again.log_file("curves.png", b"png")
+    assert place.names(f"mlartifacts/{tracking.run_id}/artifacts") == ["curves.png", "recipe.toml", "run.json"]
+    again.end("FINISHED")
+    place.fetch("mlflow.db", tmp_path / "fetched.db")
+    from mlflow import MlflowClient
+
+    found = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/fetched.db").get_run(tracking.run_id)
+    assert found.info.artifact_uri == f"{place.uri}/mlartifacts/{tracking.run_id}/artifacts"
+    assert found.data.metrics == {"rate": 0.05}

@@ -63,9 +63,8 @@ def patiently(action: Callable[[], T], root: str, *, clock: Clock | None = None)
                     raise
                 raise StorageAwayError(f"{error} It was asked again for {_span(waited_s)}.") from error
             pause_s = min(pause_s, limit_s - waited_s)
-            log.warning(
-                "%s Asked again in %.0f s, until %s from now.", error, pause_s, _span(max(0.0, limit_s - waited_s))
-            )
+            what, left = str(error).rpartition("; ")[0] or str(error), _span(limit_s - waited_s)
+            log.warning("%s. Asked again in %.0f s, and given up in %s.", what, pause_s, left)
             clock.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         except FileNotFoundError:

@@ -10,9 +10,11 @@ import json
 import math
 import os
 import re
+import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from voxray.core.config import to_json, to_toml
 from voxray.core.errors import ConfigError, ResourceError
 from voxray.core.run import Run
 from voxray.core.storage import Place
+from voxray.distributed.mlflow_in_run import place_of, put_back, shown
 from voxray.distributed.mlflow_server import (
     Say,
     client_of,
@@ -51,8 +54,9 @@ class Tracking:
     Where the run is deleted meanwhile it is restored, once.
     """
 
-    def __init__(self, client: Any, run_id: str, uri: str, *, say: Say) -> None:
-        self._client, self.run_id, self.uri, self._say = client, run_id, uri, say
+    def __init__(self, client: Any, run_id: str, url: str, *, say: Say) -> None:
+        self._client, self.run_id, self._url, self._say = client, run_id, url, say
+        self.uri = _shown(url)
         self._is_up, self._was_restored = True, False
 
     def last_epoch(self) -> int:
@@ -88,6 +92,8 @@ class Tracking:
                 self._client.log_artifact(self.run_id, str(path), folder or None)
 
         self._attempt(send)
+        with suppress(ResourceError, OSError, sqlite3.Error):  # it is tried again with the next file, and at the end
+            put_back(self._url)
 
     def tag(self, name: str, value: str) -> None:
         """What is said of the run in a word."""
@@ -96,6 +102,10 @@ class Tracking:
     def end(self, status: str) -> None:
         """FINISHED, FAILED or KILLED."""
         self._attempt(lambda: self._client.set_terminated(self.run_id, status))
+        try:
+            put_back(self._url)
+        except (ResourceError, OSError, sqlite3.Error) as error:
+            self._say(f"MLflow's tables are not in the run as they were at the end: {line(error)}")
 
     def _attempt(self, send: Callable[[], None]) -> None:
         if not self._is_up:
@@ -148,21 +158,23 @@ def open_sweep(run: Run, folder: Location, *, uri: str, name: str, params: Mappi
 def _opened(location: Location, uri: str, create: Callable[[Any], str], *, say: Say) -> Tracking:
     """The MLflow run that the folder remembers, or a new one that it will."""
     client, folder = client_of(uri), Place.of(location)
+    if place_of(uri) is not None:
+        say(f"MLflow: without a server (MLFLOW_TRACKING_URI) its tables are kept in the run, as {_shown(uri)}.")
     try:
         run_id = _remembered(folder, client, uri, say) or create(client)
-        folder.write(REMEMBERED, json.dumps({"uri": without_password(uri), "run_id": run_id}).encode())
+        folder.write(REMEMBERED, json.dumps({"uri": _shown(uri), "run_id": run_id}).encode())
         client.update_run(run_id, status="RUNNING")
     except (ConfigError, ResourceError):
         raise
     except Exception as error:
         raise unusable(uri, error) from error
-    return Tracking(client, run_id, uri=without_password(uri), say=say)
+    return Tracking(client, run_id, uri, say=say)
 
 
 def end_unfinished(location: Location, uri: str, *, say: Say) -> None:
     """Marks the MLflow run of a training that was stopped from outside as killed, if it still counts as running."""
     run_id, known = _noted(Place.of(location), say)
-    if run_id is None or known != without_password(uri):
+    if run_id is None or known != _shown(uri):
         return
     try:
         client = client_of(uri)
@@ -181,6 +193,11 @@ def prepare_tracking(uri: str) -> None:
         client.search_experiments(max_results=1)
     except Exception as error:
         raise unusable(uri, error) from error
+
+
+def _shown(uri: str) -> str:
+    """The address as it is said and remembered."""
+    return shown(without_password(uri))
 
 
 def metric_name(name: str) -> str:
@@ -205,8 +222,8 @@ def _remembered(folder: Place, client: Any, uri: str, say: Say) -> str | None:
     run_id, known = _noted(folder, say)
     if run_id is None:
         return None
-    if known != without_password(uri):
-        say(f"{folder.path(REMEMBERED)} names MLflow at {known}; at {without_password(uri)} a new run is made.")
+    if known != _shown(uri):
+        say(f"{folder.path(REMEMBERED)} names MLflow at {known}; at {_shown(uri)} a new run is made.")
         return None
     if is_there(client, run_id, say=say):
         return run_id

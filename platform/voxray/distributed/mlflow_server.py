@@ -15,6 +15,7 @@ from typing import Any
 
 from voxray.core.addresses import Location, file_url, local_path, sqlite_path, sqlite_url
 from voxray.core.errors import ConfigError, ResourceError
+from voxray.distributed.mlflow_in_run import url_in_run
 
 Say = Callable[[str], None]
 
@@ -28,11 +29,11 @@ _NO_ANSWER = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "IO_ERROR", "DEADLINE
 
 
 def tracking_uri(location: Location) -> str:
-    """Where MLflow is: ``MLFLOW_TRACKING_URI``, or else an SQLite file beside the run."""
+    """Where MLflow is: ``MLFLOW_TRACKING_URI``, or else an SQLite file beside the run; of one elsewhere, in it."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
     if not uri:
         path = local_path(location)
-        return sqlite_url((Path.cwd() if path is None else path.resolve().parent) / "mlflow.db")
+        return url_in_run(location) if path is None else sqlite_url(path.resolve().parent / "mlflow.db")
     scheme, colon, _ = uri.partition(":")
     if not colon or scheme == "file" or len(scheme) == 1 or "/" in scheme:
         raise ConfigError(
