@@ -127,17 +127,17 @@ def _evaluate(
         return _scored(report, options, other, is_written=True)
     if options.which not in (None, *FILE_CASES):
         raise ConfigError(f"--cases {options.which}: of answers in files must be {' or '.join(FILE_CASES)}.")
-    if truth is None:
-        raise ConfigError(f"{answers}: holds answers; say what to score them against: a dataset's file or a folder.")
     return _evaluate_given(answers, truth, options, brought, progress=progress)
 
 
 def _evaluate_given(
-    answers: str, truth: Path, options: FileOptions, brought: Brought, *, progress: Progress
+    answers: str, truth: Path | None, options: FileOptions, brought: Brought, *, progress: Progress
 ) -> Scored:
     """The score of answers in files."""
     place = _present(brought.given(answers))
     found = read_answers(place, trust_pickle=options.trust_pickle)
+    if truth is None:
+        raise ConfigError(f"{answers}: holds answers; say what to score them against: a dataset's file or a folder.")
     options = replace(options, output=brought.results(options.output))
     by_luna16 = options.rules == "luna16" or (options.rules is None and found.marks is not None)
     files = ResultFiles(
