@@ -19,7 +19,10 @@ from voxray.distributed.worker_code import JOB_CONFIG
 Verb = Callable[..., None]
 VERBS: dict[str, Any] = {str(command.name): command.callback for command in cli.app.registered_commands}
 NO_PLACES = frozenset(
-    ("ARGS", "FIELD", "FORMS", "JOB", "MAX", "MIN", "N", "NAME", "NAMES", "ORIGIN", "UID", "URL", "VALUE", "VERB")
+    (
+        *("ARGS", "FIELD", "FORMS", "JOB", "MAX", "MIN", "N", "NAME", "NAMES", "ORIGIN"),
+        *("TIME", "UID", "URL", "VALUE", "VERB"),
+    )
 ) | set("XYZ")
 """Words of metavars that stand for something else."""
 
