@@ -222,12 +222,6 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
     assert not (tmp_path / "cv").exists()
 
 
-def test_held_out_answers_are_files(data: Path) -> None:
-    options = CrossvalOptions(workers=0)
-    with pytest.raises(ConfigError, match="held-out answers are files in a folder"):
-        crossval(data / "store", RECIPE, "s3://bucket/cv", options, progress=SilentProgress())
-
-
 def test_a_number_of_folds_takes_the_place_of_random_folds_alone(tmp_path: Path) -> None:
     assert chosen_folds(KFold(seed=3, test_share=0.2), 4) == KFold(num_folds=4, seed=3, test_share=0.2)
     assert chosen_folds(NoFolds(), 3) == KFold(num_folds=3)

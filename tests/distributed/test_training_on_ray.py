@@ -98,7 +98,7 @@ def test_ctrl_c_and_sigterm_keep_the_last_checkpoint_and_the_same_command_goes_o
     store: Store, tmp_path: Path
 ) -> None:
     run, uri = tmp_path / "run", f"sqlite:///{tmp_path / 'mlflow.db'}"
-    overrides = ("optim.epochs=30", "optim.steps_per_epoch=3", "optim.validate_every=30")
+    overrides = ("optim.epochs=60", "optim.steps_per_epoch=10", "optim.validate_every=60")
     words = [sys.executable, "-m", "support.tiny_training", store.uri, str(run), "1", *overrides]
     paths = os.pathsep.join((str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")))
     env = os.environ | {"PYTHONPATH": paths, "MLFLOW_TRACKING_URI": uri}
@@ -109,7 +109,7 @@ def test_ctrl_c_and_sigterm_keep_the_last_checkpoint_and_the_same_command_goes_o
         process.send_signal(number)
         _, complaints = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == code, complaints
-        assert done < _epochs_done(run) < 30
+        assert done < _epochs_done(run) < 60
         assert _mlflow_status(uri, run) == "KILLED"
         done = _epochs_done(run)
     process = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
