@@ -89,7 +89,9 @@ def test_folds_side_by_side_stop_together_and_go_on(data: Path, tmp_path: Path) 
 def test_folds_that_would_wait_for_each_other_are_refused(data: Path, tmp_path: Path) -> None:
     store = store_of(data, tmp_path / "store")
     options = CrossvalOptions(workers=9, at_once=2)
-    with pytest.raises(ResourceError, match="2 trainings with 9 workers each and the tasks that feed them needs"):
+    with pytest.raises(
+        ResourceError, match="2 trainings with 9 workers each and the tasks that feed them need 9 logical CPUs"
+    ):
         crossval(store.uri, RECIPE, tmp_path / "cv", options, progress=SilentProgress())
 
 

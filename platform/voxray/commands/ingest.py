@@ -148,7 +148,7 @@ def ingest(
 
 def _nothing(failed: Mapping[str, FailedCase]) -> DataError:
     text = f"none of {len(failed)} cases can be used."
-    return DataError("ingest.nothing", text, remedy=next(iter(failed.values())).message)
+    return DataError("ingest.nothing", text, remedy=failed[min(failed)].message)
 
 
 def _foreseen(dataset: Dataset, recipe: Recipe, stored: Mapping[str, StoredCase]) -> tuple[str, ...]:

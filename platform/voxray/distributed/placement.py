@@ -138,7 +138,7 @@ def _does_not_fit(capacity: Capacity, each: str, total: int, *, on_gpu: bool) ->
     least = (SHARES_WITH_GPU if on_gpu else SHARES)[-1] + READER_CPUS
     needed = max(2.0, math.ceil(total * least))
     return (
-        f"Training with {each} and the tasks that feed them need {needed:g} logical CPUs on nodes with room for "
+        f"{each} and the tasks that feed them need {needed:g} logical CPUs on nodes with room for "
         f"both, the cluster can have {capacity.cpus:g} ({capacity}): they would wait for ever. Use fewer workers, "
         f"add nodes, or start Ray with more logical CPUs (`ray start --head --num-cpus={needed:g}`; they may "
         f"outnumber the cores)."

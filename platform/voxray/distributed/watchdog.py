@@ -65,7 +65,8 @@ def has_living_actors() -> bool:
     import ray
     from ray._private.state import actors
 
-    return bool(actors(job_id=ray.get_runtime_context().job_id, actor_state_name="ALIVE"))
+    job_id = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+    return bool(actors(job_id=job_id, actor_state_name="ALIVE"))
 
 
 def wait_limit_s() -> float:
