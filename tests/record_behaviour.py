@@ -293,7 +293,7 @@ def service(folder: Path, model: str) -> Record:
 
 
 def _fetched(port: int, process: subprocess.Popen[bytes]) -> bytes:
-    end = time.monotonic() + 180
+    end = time.monotonic() + 600  # on a busy machine Ray alone takes minutes
     while time.monotonic() < end and process.poll() is None:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/openapi.json", timeout=5) as answer:
