@@ -33,7 +33,9 @@ def growing_cluster(folder: Path, workers: Mapping[str, Any], *, head_cpus: int 
 
     `workers` holds node types as a cluster file does: ``{"cpu": {"resources": {"CPU": 2}, "max_workers": 2}}``.
     """
-    port, host = free_port(), socket.gethostbyname(socket.gethostname())
+    from ray.util import get_node_ip_address
+
+    port, host = free_port(), get_node_ip_address()  # where Ray's head will be, whatever the host's name says
     config = folder / "autoscaler.json"
     config.write_text(json.dumps(_config(f"{host}:{port}", workers, head_cpus)))
     log = folder / "head.log"
