@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from voxray.cli import terminal
-from voxray.cli.options import RecipeArgument, RootOption, SeriesOption, SetOption, WaitNodesOption
+from voxray.cli.options import RecipeArgument, RootOption, SeriesOption, SetOption
 from voxray.core.errors import ConfigError
 
 
@@ -91,7 +91,6 @@ def ingest(
     ],
     root: RootOption = None,
     set_: SetOption = None,
-    _wait_nodes: WaitNodesOption = None,
 ) -> None:
     """Preprocess a dataset once into shards that training streams."""
     from voxray.commands.ingest import ingest as run_ingest
