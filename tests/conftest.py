@@ -47,7 +47,9 @@ def one_ray(pytestconfig: pytest.Config) -> None:
         from voxray.distributed.cluster import connect
 
         with ExitStack() as stack:
-            stack.enter_context(pytest.MonkeyPatch.context()).delenv("RAY_ADDRESS", raising=False)
+            patch = stack.enter_context(pytest.MonkeyPatch.context())
+            patch.delenv("RAY_ADDRESS", raising=False)
+            patch.setenv("RAY_metrics_report_interval_ms", "500")  # Ray's own 10 s are long for a test
             stack.enter_context(connect(num_cpus=RAY_CPUS))
             pytestconfig.stash[_RAY] = stack.pop_all()
 

@@ -12,6 +12,7 @@ from voxray.core.errors import ConfigError, DataError, ResourceError
 from voxray.core.progress import SilentProgress
 from voxray.core.storage import Place
 from voxray.distributed.run_follower import Follower, epoch_line, following
+from voxray.training.machine_load import machine_load
 from voxray.training.run_files import clear_failure, read_failure, write_failure
 from voxray.training.source_commit import git_commit
 
@@ -89,6 +90,23 @@ def test_every_epoch_is_told_once(tmp_path: Path) -> None:
     assert [line.split(",")[0] for line in heard.lines] == ["epoch 1: loss 1", "epoch 2: loss 0.5"]
     assert [step for step, _ in kept.rows] == [4, 1, 2]
     assert kept.files == ["pictures/epoch_0002.png", "curves.png"]
+
+
+def test_mlflow_gets_a_ticks_numbers_and_rank_0s_machine_as_its_system_metrics(tmp_path: Path) -> None:
+    kept = Kept()
+    tick = {"epoch": 1, "steps_done": 4, "loss": 0.7, "samples_per_s": 3.0, "wait_share": 0.1, "step_s": 0.5}
+    (tmp_path / "ticker.json").write_text(json.dumps({**tick, "system": machine_load()}))
+    _follower(tmp_path, kept, Heard()).look(Steps())
+    ((step, row),) = kept.rows
+    assert step == 4
+    assert {name: row[f"step/{name}"] for name in ("loss", "wait_share", "step_s")} == {
+        "loss": 0.7,
+        "wait_share": 0.1,
+        "step_s": 0.5,
+    }
+    assert 0 < row["system/system_memory_usage_percentage"] < 100
+    assert 0 <= row["system/cpu_utilization_percentage"] <= 100
+    assert row["system/disk_available_megabytes"] > 0
 
 
 def test_a_training_that_goes_on_tells_only_what_is_new(tmp_path: Path) -> None:

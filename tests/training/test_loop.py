@@ -199,6 +199,7 @@ def test_ticks_tell_of_the_steps(make_recipe: MakeRecipe, make_patches: MakePatc
     _fit(make_recipe("optim.epochs=2"), _batches(make_patches), tick=ticks.append)
     assert [(tick.epoch, tick.steps_done) for tick in ticks] == [(1, 3), (2, 6)]
     assert all(tick.loss > 0 and tick.samples_per_s > 0 for tick in ticks)
+    assert all(0 <= tick.wait_share < 1 and tick.step_s > 0 for tick in ticks)
 
 
 def test_waiting_for_patches_is_measured(make_recipe: MakeRecipe, make_patches: MakePatches) -> None:

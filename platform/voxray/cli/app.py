@@ -18,6 +18,7 @@ from voxray.cli import answers, cluster, data, getting_started, models, serve, t
 from voxray.cli.job_paths import refuse_relative
 from voxray.core.addresses import at_home
 from voxray.core.errors import TerminatedError
+from voxray.distributed.metrics import set_verb
 from voxray.distributed.worker_code import in_a_job
 
 app = typer.Typer(
@@ -48,6 +49,7 @@ def guarded(function: Callable[P, None], *, resume: str) -> Callable[P, None]:
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
+            set_verb(function.__name__.replace("_", "-"))
             if in_a_job():
                 refuse_relative(function, kwargs, folder=Path.cwd())
             function(*args, **{name: at_home(value) for name, value in kwargs.items()})  # type: ignore[arg-type]

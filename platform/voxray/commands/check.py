@@ -25,6 +25,7 @@ from voxray.core.recipe import GridConfig, Recipe
 from voxray.core.volume import Shape, Vector
 from voxray.dataset import CaseSource, Dataset, num_folds, split
 from voxray.distributed.cluster import connect
+from voxray.distributed.metrics import count_case
 from voxray.distributed.parallel import TaskOptions, task_map
 from voxray.loading import examine, survey
 from voxray.preprocess import prepare_case, require_volume
@@ -130,6 +131,7 @@ def check(dataset: Dataset, *, recipe: Recipe | None = None, progress: Progress)
         closing(check_cases(work, dataset, found.cases, progress=progress)) as results,
     ):
         for _, (checked, noted) in results:
+            count_case(done=checked is not None)
             cases += [] if checked is None else [checked]
             notes += noted
             advance(1)

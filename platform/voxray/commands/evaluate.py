@@ -31,6 +31,7 @@ from voxray.core.storage import Location, Place
 from voxray.core.working_copy import working_copy
 from voxray.core.written import SCORES, require_own
 from voxray.dataset import CaseSource, Dataset, read_dataset, split
+from voxray.distributed.metrics import count_case
 from voxray.distributed.mlflow_run import REMEMBERED, open_tracking
 from voxray.distributed.parallel import DIED, open_pool, pool_map
 from voxray.inference.predictor import Prediction
@@ -148,6 +149,7 @@ def evaluate(
             scorer = partial(Scorer, engine, data, place, overwrite=options.overwrite)
             for score in pool_map(scorer, asked, pool, lost=lost_case):
                 scores.append(score)
+                count_case(done=not score.error)
                 tell_warnings(progress, f"case {score.case_id}", score.warnings)
                 advance(1)
     about_score = {"run": engine.run.name, "dataset": data.name, "which": options.which}

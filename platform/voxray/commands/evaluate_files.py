@@ -22,6 +22,7 @@ from voxray.core.progress import Progress, tell_warnings
 from voxray.core.storage import Location, Place
 from voxray.core.text import first_few
 from voxray.dataset.naming import parse_values
+from voxray.distributed.metrics import count_case
 from voxray.distributed.parallel import DIED, WorkerPool, open_pool, pool_map
 from voxray.inference.package import is_package
 from voxray.metrics.record import compare
@@ -202,6 +203,7 @@ def evaluate_files(
         scorer = partial(FileScorer, answers, truth, names, naming)
         for score in pool_map(scorer, cases, pool, lost=lambda case: unjudged(case, truth.patients[case], DIED)):
             scores.append(score)
+            count_case(done=not score.error)
             tell_warnings(progress, f"case {score.case_id}", score.warnings)
             advance(1)
     about = {"run": answers.name, "dataset": truth.name, "which": which}

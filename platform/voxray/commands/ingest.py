@@ -26,6 +26,7 @@ from voxray.core.recipe import NetworkConfig, Recipe
 from voxray.core.storage import Place
 from voxray.dataset import CaseSource, Dataset
 from voxray.distributed.cluster import connect
+from voxray.distributed.metrics import count_case
 from voxray.distributed.parallel import TaskOptions, task_map
 from voxray.distributed.placement import require_cpus
 from voxray.loading import case_content, load_case, survey
@@ -115,6 +116,7 @@ def ingest(
     job = _Job(place, seen, _without_network(recipe))
     with progress.track("ingest", total=len(todo), unit="cases") as advance:
         for case_id, result in _on_ray(job, todo, progress) if todo else ():
+            count_case(done=not isinstance(result, FailedCase))
             if isinstance(result, FailedCase):
                 failed[case_id] = result
                 progress.say(f"set aside: {result.message}")

@@ -18,6 +18,7 @@ from voxray.core.progress import Progress, tell_warnings
 from voxray.core.storage import Location, Place
 from voxray.core.volume import Volume
 from voxray.core.working_copy import named, working_copy
+from voxray.distributed.metrics import count_case
 from voxray.distributed.parallel import DIED, WorkerPool, open_pool, pool_map
 from voxray.inference.candidates.folder import FOLDER, CandidateFolder
 from voxray.inference.predictor import Prediction
@@ -217,6 +218,7 @@ def _outcomes(
     with progress.track("predict", total=len(todo), unit="scans") as advance:
         for outcome in pool_map(answerer, todo, pool, at_once=AT_ONCE, lost=_died):
             found.append(outcome)
+            count_case(done=not outcome.error)
             tell_warnings(progress, outcome.name, outcome.warnings)
             advance(1)
     return found

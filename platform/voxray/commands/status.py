@@ -13,8 +13,9 @@ from voxray.core.errors import ConfigError, ResourceError, VoxrayError
 from voxray.core.storage import Place
 from voxray.distributed.run_follower import epoch_line
 from voxray.distributed.submitted_jobs import JobsAddress, SubmittedJob, last_cause, without_colours
+from voxray.distributed.watchdog import SAY_EVERY_S
 from voxray.training.checkpoint import RunState, find_state, read_run
-from voxray.training.run_files import HISTORY, TICKER, read_failure, read_news
+from voxray.training.run_files import HISTORY, TICKER, WAITS, read_failure, read_news
 
 Rows = Sequence[tuple[str, str]]
 """What is known, as names and texts."""
@@ -23,6 +24,7 @@ SILENT_S = 300.0
 """A training writes every few seconds but for validations, which may take minutes."""
 _SIGNS = (TICKER, HISTORY, "state.json", "run.json")
 _SHOWN = 5
+_WAIT_S = 4 * SAY_EVERY_S
 
 
 def is_run(target: str) -> bool:
@@ -33,7 +35,7 @@ def is_run(target: str) -> bool:
 
 def status_of_run(location: str, *, now: float | None = None) -> Rows:
     """State, epochs, steps, last numbers and last sign of life of a run's folder."""
-    place = Place.of(location)
+    place, now = Place.of(location), time.time() if now is None else now
     if not place.exists("run.json") and not place.exists("state.json"):
         raise ConfigError(
             f"{place.uri}: no run here (it has no run.json); give the folder that `voxray train -o` made."
@@ -48,9 +50,11 @@ def status_of_run(location: str, *, now: float | None = None) -> Rows:
         rows.append(("recipe", f"{run.recipe.get('name', '?')} on {run.dataset}"))
         rows.append(("epochs", f"{state.epochs_done if state else 0} of {epochs}"))
     seen = last_sign(place)
-    rows.append(("state", _state_text(place.uri, state, seen, time.time() if now is None else now)))
+    rows.append(("state", _state_text(place, state, seen, now)))
     if tick and not (state and state.finished):
-        rows.append(("step", f"{tick['steps_done']}, loss {tick['loss']:.4g}, {tick['samples_per_s']:.1f} patches/s"))
+        rows.append(("step", _step_text(tick)))
+    if state and (saved := place.modified("state.json")) is not None:
+        rows.append(("last checkpoint", f"{ago(now - saved)} ago"))
     if history:
         rows += [("last epoch", epoch_line(history[-1]).partition(": ")[2]), *_validated(history)]
     if state and state.best_value is not None:
@@ -99,13 +103,29 @@ def ago(seconds: float) -> str:
     return f"{seconds / 86400:.0f} days"
 
 
-def _state_text(location: str, state: RunState | None, seen: float | None, now: float) -> str:
+def _step_text(tick: Mapping[str, float]) -> str:
+    text = f"{tick['steps_done']}, loss {tick['loss']:.4g}, {tick['samples_per_s']:.1f} patches/s"
+    return f"{text}, {tick['wait_share']:.0%} waiting".replace("%", " %") if "wait_share" in tick else text
+
+
+def _wait_of(place: Place, seen: float | None, now: float) -> str | None:
+    """What the driver said last that it waits for, if nothing went on since."""
+    said = place.modified(WAITS)
+    if said is None or now - said > _WAIT_S or (seen is not None and seen > said):
+        return None
+    found = read_news(place.uri, WAITS)
+    return f"{found['text']}; said {ago(now - said)} ago" if found else None
+
+
+def _state_text(place: Place, state: RunState | None, seen: float | None, now: float) -> str:
     since = "" if seen is None else f"last sign of life {ago(now - seen)} ago"
     if state is not None and state.finished:
         return f"finished{f'; {since}' if since else ''}"
-    failure = read_failure(location)
+    failure = read_failure(place.uri)
     if failure is not None:
         return f"failed: {failure}"
+    if (waits := _wait_of(place, seen, now)) is not None:
+        return waits
     if seen is None:
         return "unfinished"
     if now - seen <= SILENT_S:

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _answered: set[str] = set()
+_tellers: list[Callable[[], None]] = []
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Clock:
 def trust(root: str) -> None:
     """From now on the storage counts as having answered, as it did for whoever started this process."""
     _answered.add(root)
+
+
+def tell_retries(tell: Callable[[], None]) -> None:
+    """From now on `tell` is called whenever storage is asked again in this process."""
+    _tellers.append(tell)
 
 
 def is_trusted(root: str) -> bool:
@@ -65,6 +71,8 @@ def patiently(action: Callable[[], T], root: str, *, clock: Clock | None = None)
             pause_s = min(pause_s, limit_s - waited_s)
             what, left = str(error).rpartition("; ")[0] or str(error), _span(limit_s - waited_s)
             log.warning("%s. Asked again in %.0f s, and given up in %s.", what, pause_s, left)
+            for tell in _tellers:
+                tell()
             clock.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         except FileNotFoundError:

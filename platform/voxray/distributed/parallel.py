@@ -31,6 +31,7 @@ from voxray.distributed.cancellation import Switch, ends_at
 from voxray.distributed.capacity import Capacity, cluster_capacity
 from voxray.distributed.cluster import connect
 from voxray.distributed.errors import find_raised
+from voxray.distributed.metrics import count_restart, count_retry
 from voxray.distributed.placement import actor_cpus
 from voxray.distributed.watchdog import has_living_actors, listener, wait_limit_s, watched
 from voxray.inference.sliding import in_turn
@@ -197,6 +198,7 @@ def task_map(
                 except RayError as error:
                     if attempt <= options.retries and not isinstance(error, RayTaskError | TaskCancelledError):
                         waiting.append((item, attempt + 1))
+                        count_retry("task")
                         continue
                     if lost is None:
                         raise (find_raised(error, VoxrayError) or error) from None
@@ -330,6 +332,7 @@ class _Holder:
     def __init__(self) -> None:
         self._work: Callable[[Any], Any] | None = None
         self._making = threading.Lock()
+        count_restart()
 
     def __call__(self, block: pa.Table, make: Shared[Callable[[], Callable[[Any], Any]]]) -> pa.Table:
         """The results for a block of items; what the work raises is a result, too."""

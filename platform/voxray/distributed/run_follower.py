@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from voxray.core.errors import ResourceError
@@ -13,9 +14,11 @@ from voxray.core.progress import Advance, Progress
 from voxray.core.storage import Location, Place
 from voxray.distributed.mlflow_run import Tracking
 from voxray.results.pictures import draw_curves
-from voxray.training.run_files import HISTORY, TICKER, read_news
+from voxray.training.run_files import HISTORY, TICKER, WAITS, read_news
 
 POLL_S = 1.0
+
+_OF_STEPS = ("loss", "samples_per_s", "wait_share", "step_s")
 
 _Row = Mapping[str, float]
 
@@ -50,8 +53,7 @@ class Follower:
         tick: Any = read_news(self._location, TICKER)
         if tick and tick["steps_done"] > self._last_tick:
             self._last_tick = tick["steps_done"]
-            row = {"step/loss": float(tick["loss"]), "step/samples_per_s": float(tick["samples_per_s"])}
-            self._tracking.log_row(row, step=self._last_tick)
+            self._tracking.log_row(_numbers(tick), step=self._last_tick)
             self._reach(self._last_tick, advance)
         self.history = read_news(self._location, HISTORY) or ()
         for row in self.history:
@@ -111,6 +113,22 @@ def following(follower: Follower, advance: Advance, *, every_s: float = POLL_S) 
         follower.look(advance)
 
 
+class NotesWaits:
+    """A progress whose lines, on what a training waits for, are left in the run's folder, too."""
+
+    def __init__(self, progress: Progress, location: Location) -> None:
+        self._progress, self._location = progress, location
+
+    def track(self, name: str, *, total: float | None, unit: str = "") -> AbstractContextManager[Advance]:
+        """That of the progress."""
+        return self._progress.track(name, total=total, unit=unit)
+
+    def say(self, line: str) -> None:
+        """The line, for who is here and for who asks with ``voxray status``."""
+        self._progress.say(line)
+        Place.of(self._location).offer(WAITS, json.dumps({"text": line}).encode())
+
+
 def epoch_line(row: _Row) -> str:
     """``epoch 12: loss 0.431, 8.3 patches/s, 1 % waiting, mAP 0.52``."""
     parts = [
@@ -123,6 +141,12 @@ def epoch_line(row: _Row) -> str:
     shown = {name.removeprefix("val/"): value for name, value in row.items() if name.startswith("val/")}
     parts += [f"{name} {value:.3f}" for name, value in shown.items() if "/" not in name]
     return f"epoch {row['epoch']:.0f}: {', '.join(parts)}"
+
+
+def _numbers(tick: Mapping[str, Any]) -> _Row:
+    """What MLflow gets of a tick: the step's numbers, and rank 0's machine as its system metrics."""
+    steps = {f"step/{name}": float(tick[name]) for name in _OF_STEPS if name in tick}
+    return steps | {f"system/{name}": float(value) for name, value in tick.get("system", {}).items()}
 
 
 def _series(history: Sequence[_Row]) -> dict[str, list[tuple[float, float]]]:

@@ -22,6 +22,7 @@ from voxray.core.run import Run
 from voxray.core.storage import Place
 from voxray.distributed.patch_stream import patch_stream
 from voxray.distributed.placement_groups import note_room
+from voxray.distributed.training_metrics import recorded_checkpoint, recorded_ticks
 from voxray.distributed.validation import Validator
 from voxray.inference.candidates.folder import candidates_folder, forget_candidates
 from voxray.sampling import Schedule, default_steps
@@ -133,7 +134,8 @@ def work(
     )
 
     def save(training: TrainingState, record: EpochRecord) -> None:
-        writer.save(training, record)
+        with recorded_checkpoint(run.name, training, rank=collective.rank):
+            writer.save(training, record)
         if record.validated and collective.rank == 0:
             forget_candidates(job.location, but=record.epoch)
         report(record)
@@ -146,7 +148,7 @@ def work(
             num_steps=schedule.steps_per_epoch,
             validate=validator if run.val_cases else None,
             save=save,
-            tick=writer.tick,
+            tick=recorded_ticks(run.name, collective.rank, writer.tick),
         )
         fit(training, task=task, recipe=recipe, around=around, collective=collective, seed=run.seed)
 

@@ -36,8 +36,9 @@ from voxray.dataset.folds import CsvSides, Folds, Lists, Luna16Subsets
 from voxray.distributed.cluster import connect
 from voxray.distributed.mlflow_run import REMEMBERED, Tracking, open_tracking
 from voxray.distributed.placement import Placement, place_workers
-from voxray.distributed.run_follower import Follower, following
+from voxray.distributed.run_follower import Follower, NotesWaits, following
 from voxray.distributed.train_worker import TrainJob, schedule_of, train_here, train_on_ray
+from voxray.distributed.training_metrics import loss_counter
 from voxray.distributed.watchdog import cluster_demand, listener, wait_limit_s, watched
 from voxray.loading.inputs import keep_out_of_store
 from voxray.store import Store
@@ -305,7 +306,7 @@ def train_on_cluster(
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", f"{START_TIMEOUT_S:g}")
-    with connect(), watched(listener(progress), steps_done):
+    with connect(), watched(listener(NotesWaits(progress, job.location)), steps_done):
         placement = place_workers(options.workers, options.gpus, share=options.share)
         done = -1
         while (now := _epochs_done(job.location)) > done:
@@ -387,13 +388,12 @@ def _first_line(error: Exception) -> str:
 
 
 def _callbacks() -> list[UserCallback]:
-    """Where this training is a trial of Ray Tune, its validations go there."""
+    """Lost workers are counted; where this training is a trial of Ray Tune, its validations go there."""
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    try:
-        return [TuneReportCallback()]
-    except RuntimeError:
-        return []
+    with suppress(RuntimeError):
+        return [loss_counter(), TuneReportCallback()]
+    return [loss_counter()]
 
 
 @contextmanager

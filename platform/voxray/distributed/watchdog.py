@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from voxray.core.errors import ConfigError, ResourceError
 from voxray.core.progress import Progress
+from voxray.distributed.metrics import count_wait
 
 WAIT_NODES = "VOXRAY_WAIT_NODES"
 """Environment variable, set by ``--wait-nodes``: how long to wait for nodes that a cluster lacks."""
@@ -136,11 +137,14 @@ class _Watch:
     def run(self) -> None:
         """Looks until the block is over, or has waited too long."""
         last, since = self._state(), time.monotonic()
+        looked = since
         while not self.over.wait(self._next_look(since)):
             found, works = Demand({}), False
             with suppress(Exception):  # a head that restarts, or an older Ray's answer: the work itself will tell
                 found, works = self._demand(), self._works()
-            now = self._state()
+            now, was, looked = self._state(), looked, time.monotonic()
+            if found and now == last and not works:
+                count_wait(looked - was)
             if now != last or works or not found:
                 said = bool(found) and now == last
                 last, since = now, time.monotonic()

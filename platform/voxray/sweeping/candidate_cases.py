@@ -22,6 +22,7 @@ from voxray.core.progress import Progress, tell_warnings
 from voxray.core.recipe import Recipe
 from voxray.core.storage import Place
 from voxray.dataset import CaseSource, Dataset, read_dataset
+from voxray.distributed.metrics import count_case
 from voxray.distributed.parallel import DIED, open_pool, pool_map
 from voxray.inference.candidates.file import (
     RecordedCase,
@@ -119,6 +120,7 @@ def record_cases(
                 recorder = partial(CaseRecorder, engine, reached.dataset, candidates)
                 for case, warnings, error in pool_map(recorder, todo, pool, lost=_died):
                     tell_warnings(progress, f"case {case}", warnings)
+                    count_case(done=not error)
                     failed |= {case: error} if error else {}
                     advance(1)
     folders_of = {case: place if has_truth else candidates.folder for case, (place, has_truth) in places.items()}

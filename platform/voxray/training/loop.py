@@ -35,6 +35,9 @@ class Tick:
     """Of the whole training."""
     loss: float
     samples_per_s: float
+    wait_share: float = 0.0
+    """Of these steps' time on this rank, spent waiting for patches."""
+    step_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ class _Meter:
         self._sums: dict[str, Tensor] = {}
         self._num_applied = self._num_recent = self._recent_samples = 0
         self._recent, self._recent_s = torch.zeros((), device=training.device), 0.0
-        self._since_tick = 0
+        self._since_tick, self._recent_waited_s = 0, 0.0
         self.num_samples, self.waited_s, self.total_s = 0, 0.0, 0.0
 
     def add(self, parts: dict[str, Tensor] | None, num_samples: int, waited_s: float, step_s: float) -> None:
@@ -155,6 +158,7 @@ class _Meter:
         self.waited_s += waited_s
         self.total_s += step_s
         self._recent_s += step_s
+        self._recent_waited_s += waited_s
         self._since_tick += 1
         if parts is not None:
             self._num_applied += 1
@@ -170,9 +174,10 @@ class _Meter:
             return
         loss = float(self._recent) / self._num_recent if self._num_recent else float("nan")
         speed = self._recent_samples * self._world_size / max(self._recent_s, 1e-9)
-        self._tick(Tick(self._epoch + 1, self._training.num_steps, loss, speed))
+        wait_share, step_s = self._recent_waited_s / max(self._recent_s, 1e-9), self._recent_s / self._since_tick
+        self._tick(Tick(self._epoch + 1, self._training.num_steps, loss, speed, wait_share, step_s))
         self._since_tick = self._num_recent = self._recent_samples = 0
-        self._recent, self._recent_s = torch.zeros_like(self._recent), 0.0
+        self._recent, self._recent_s, self._recent_waited_s = torch.zeros_like(self._recent), 0.0, 0.0
 
     def losses(self) -> dict[str, float]:
         means = {name: float(total) / self._num_applied for name, total in self._sums.items()}

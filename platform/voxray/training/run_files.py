@@ -1,7 +1,8 @@
 """What a training leaves in its run's folder while it works, besides checkpoints; the driver reads it from there.
 
 RUN/history.json           one row of numbers per epoch
-RUN/ticker.json            where the current epoch is, a few seconds old
+RUN/ticker.json            where the current epoch is and how busy rank 0's machine is, a few seconds old
+RUN/waits.json             what its driver said last that the training waits for
 RUN/pictures/epoch_0005.png   a validation case with its answer
 RUN/failure.json           why the workers stopped, where a user can mend it
 
@@ -21,9 +22,10 @@ from voxray.core.run import Run
 from voxray.core.storage import Location, Place
 from voxray.training.checkpoint import Checkpoint, write_checkpoint
 from voxray.training.loop import EpochRecord, Tick
+from voxray.training.machine_load import machine_load
 from voxray.training.state import TrainingState
 
-HISTORY, TICKER, FAILURE = "history.json", "ticker.json", "failure.json"
+HISTORY, TICKER, FAILURE, WAITS = "history.json", "ticker.json", "failure.json", "waits.json"
 
 _TICK_EVERY_S = 5.0
 _KINDS: dict[str, type[VoxrayError]] = {
@@ -76,7 +78,7 @@ class RunWriter:
         now = time.monotonic()
         if not self._writes or now - self._ticked_s < _TICK_EVERY_S or self._ticking.is_alive():
             return
-        self._ticked_s, data = now, json.dumps(tick.__dict__).encode()
+        self._ticked_s, data = now, json.dumps({**tick.__dict__, "system": machine_load()}).encode()
         if self._folder.is_local:
             self._folder.offer(TICKER, data)
             return

@@ -2,7 +2,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow.fs
-from ray.train.callbacks import UserCallback
+from ray.train.callbacks import UserCallback as UserCallback
 
 class TrainContext:
     def get_world_rank(self) -> int: ...

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import replace
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from voxray.serving.config import ServeConfig
 from voxray.serving.intake.study import is_small, read_study
@@ -61,7 +61,7 @@ class LocalWorkers:
 
 
 def open_scheduler(
-    config: ServeConfig, store: JobStore, workers: LocalWorkers, places: Places, **times: float
+    config: ServeConfig, store: JobStore, workers: LocalWorkers, places: Places, **times: Any
 ) -> Scheduler:
     """A scheduler for these workers; whoever opens it runs it."""
     widths = {name: model.at_once for name, model in config.models.items()}

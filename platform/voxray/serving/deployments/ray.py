@@ -23,6 +23,7 @@ from ray.serve.handle import DeploymentHandle
 from voxray.core.errors import VoxrayError
 from voxray.distributed.cluster import QUIET
 from voxray.distributed.errors import find_raised, is_loss
+from voxray.distributed.metrics import record
 from voxray.serving.config import Replicas, ServeConfig, ServedModel
 from voxray.serving.errors import ProblemError
 from voxray.serving.flow import ReplicaHalf
@@ -172,7 +173,9 @@ class SchedulerReplica:
         set_up_logs(Places(made.root).logs, "desk")
         workers = RayWorkers(made, cards_of(cards), readers, models)
         widths = {name: model.replicas.max * model.at_once for name, model in made.models.items()}
-        self._scheduler = Scheduler(JobStore(made.database_url), workers, Places(made.root).prepared(), widths)
+        self._scheduler = Scheduler(
+            JobStore(made.database_url), workers, Places(made.root).prepared(), widths, tell_states=_JobStates()
+        )
         self._task: asyncio.Task[None] | None = None
 
     async def reconfigure(self, _user_config: Any) -> None:
@@ -220,6 +223,19 @@ class HttpReplica:
         app = make_app(self._service)
         app.add_middleware(ReplicaHalf)
         return app
+
+
+class _JobStates:
+    """Records how many jobs are in which state; states that nobody is in any more are told once, as 0."""
+
+    def __init__(self) -> None:
+        self._told: set[tuple[str, str]] = set()
+
+    def __call__(self, states: Sequence[tuple[str, str, int]]) -> None:
+        now = {(model, state): number for model, state, number in states}
+        for model, state in self._told | now.keys():
+            record("voxray_service_jobs", now.get((model, state), 0), model=model, state=state)
+        self._told = set(now)
 
 
 def cards_of(cards: Sequence[dict[str, Any]]) -> list[ModelInfo]:

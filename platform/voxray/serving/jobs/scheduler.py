@@ -12,7 +12,7 @@ import logging
 import shutil
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -58,13 +58,15 @@ class Scheduler:
         *,
         lease_s: float = LEASE_S,
         tidy_s: float = TIDY_S,
+        tell_states: Callable[[Sequence[tuple[str, str, int]]], None] = lambda _: None,
     ) -> None:
+        """`tell_states` hears every few seconds how many jobs of each model are in each state."""
         self._store, self._workers, self._places = store, workers, places
         self._widths, self._lease_s, self._tidy_s, self._name = dict(widths), lease_s, tidy_s, new_id()
         self._running: dict[str, tuple[str, asyncio.Task[None]]] = {}
         self._poked, self._stopping = asyncio.Event(), False
         self._ended, self._told = 0, asyncio.Event()
-        self._metrics = Metrics(store)
+        self._metrics, self._tell_states = Metrics(store), tell_states
 
     def poke(self) -> None:
         """There is something new: a job, or one that was cancelled."""
@@ -121,6 +123,7 @@ class Scheduler:
                     self._running[job][1].cancel()
         if sweep:
             await asyncio.to_thread(self._store.requeue_lapsed)
+            self._tell_states(await asyncio.to_thread(self._store.states))
 
     def _claim(self) -> list[JobRow]:
         busy = [model for model, _ in self._running.values()]

@@ -1,0 +1,19 @@
+from collections.abc import Mapping, Sequence
+
+class Counter:
+    def __init__(self, name: str, description: str = "", tag_keys: Sequence[str] | None = None) -> None: ...
+    def inc(self, value: float = 1.0, tags: Mapping[str, str] | None = None) -> None: ...
+
+class Gauge:
+    def __init__(self, name: str, description: str = "", tag_keys: Sequence[str] | None = None) -> None: ...
+    def set(self, value: float, tags: Mapping[str, str] | None = None) -> None: ...
+
+class Histogram:
+    def __init__(
+        self,
+        name: str,
+        description: str = "",
+        boundaries: Sequence[float] = (),
+        tag_keys: Sequence[str] | None = None,
+    ) -> None: ...
+    def observe(self, value: float, tags: Mapping[str, str] | None = None) -> None: ...
