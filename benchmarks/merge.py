@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from table import Row, options, show
 
-from voxray.boxes.cluster import Clustering, Evidence, Fused, fuse_groups, group
+from voxray.boxes.clustering import Clustering, Evidence, Fused, fuse_groups, group
 from voxray.boxes.neighbours import Neighbours
 from voxray.boxes.nms import nms
 from voxray.core.config import Setting
@@ -33,8 +33,8 @@ from voxray.distributed.cluster import connect
 from voxray.inference.candidates.replay import DetectionReplay, Replay, ReplayCase
 from voxray.recipes import read_recipe
 from voxray.sweeping.journal import Journal
+from voxray.sweeping.optuna_study import Plan, SweepStudy, TrialResult
 from voxray.sweeping.search_space import read_space
-from voxray.sweeping.study import Plan, SweepStudy, TrialResult
 from voxray.sweeping.trials import MergeTrial, open_runner
 from voxray.tasks.candidates import Placed
 

@@ -34,9 +34,10 @@ sys.path[0] = str(Path(__file__).resolve().parents[1] / "tests")
 from support.service_load import resident_mib, right_answers, use  # noqa: E402
 from support.services import Served, await_ready, small_models, small_scan, start  # noqa: E402
 from support.small_runs import write_small_run  # noqa: E402
+from voxray.inference.trained_model import open_model  # noqa: E402
 from voxray.phantoms import draw_phantom  # noqa: E402
 from voxray.readers import read_volume, write_nifti  # noqa: E402
-from voxray.results.answers import open_engine, write_answer  # noqa: E402
+from voxray.results.answers import write_answer  # noqa: E402
 
 ROUNDS = 5
 WINDOWS = ["inference.window_vox=[96,96,64]", "inference.overlap=0.25"]
@@ -74,12 +75,12 @@ def overhead(folder: Path, *, quick: bool) -> list[Row]:
     small = small_scan(folder / "small.nii.gz")
     whole = folder / "whole.nii.gz"
     write_nifti(draw_phantom("abdomen", 1, size="small" if quick else "large").image, whole)
-    engine = open_engine(str(run), runtime="torch", device="cpu", overrides=WINDOWS)
-    predictor = engine.predictor()
+    model = open_model(str(run), runtime="torch", device="cpu", overrides=WINDOWS)
+    predictor = model.predictor()
 
     def bare(path: Path) -> float:
         begin = time.perf_counter()
-        write_answer(predictor.predict(read_volume(path)), folder, case=path.name, engine=engine)
+        write_answer(predictor.predict(read_volume(path)), folder, case=path.name, model=model)
         return time.perf_counter() - begin
 
     alone: dict[Path, list[float]] = {small: [], whole: []}

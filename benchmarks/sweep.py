@@ -43,10 +43,10 @@ from voxray.phantoms import write_toy
 from voxray.recipes import read_recipe
 from voxray.sweeping.candidate_cases import CaseRequest, record_cases
 from voxray.sweeping.merge_sweep import bounds_of
+from voxray.sweeping.optuna_study import SAMPLERS
 from voxray.sweeping.parts import parts_of
-from voxray.sweeping.report import SweepOptions
 from voxray.sweeping.search_space import Space, read_space
-from voxray.sweeping.study import SAMPLERS
+from voxray.sweeping.sweep_report import SweepOptions
 from voxray.training.checkpoint import Checkpoint, find_state, load_model, read_state, write_checkpoint
 
 SPACE = Path(__file__).resolve().parents[1] / "search_spaces" / "detection.toml"

@@ -319,11 +319,12 @@ def write_series(folder: Path) -> None:
     write_volume(folder / "series", orient(volume, "LPS"))
 
 
-def record(only: Sequence[str]) -> Record:
-    """The whole record; `only` names the steps whose names hold one of these words."""
+def record(only: Sequence[str], where: Path | None) -> Record:
+    """The whole record, of the steps whose names hold a word of `only`; their files stay in `where`."""
     found = helps() | error_codes()
     with tempfile.TemporaryDirectory(prefix="behaviour_") as name:
-        folder = Path(name).resolve()
+        folder = (where or Path(name)).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
         for step in steps():
             if only and not any(word in step.name for word in only):
                 continue
@@ -352,8 +353,9 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="where the record is written")
     parser.add_argument("--against", type=Path, help="an earlier record")
     parser.add_argument("--only", nargs="*", default=[], help="steps whose names hold one of these words")
+    parser.add_argument("--folder", type=Path, help="where the files are left, to look at what differs")
     options = parser.parse_args()
-    found = record(options.only)
+    found = record(options.only, options.folder)
     options.file.write_text(json.dumps(found, indent=1, sort_keys=True), encoding="utf-8")
     if options.against is not None:
         lines = differences(json.loads(options.against.read_text(encoding="utf-8")), found)

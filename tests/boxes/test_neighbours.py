@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from voxray.boxes.cluster import group
+from voxray.boxes.clustering import group
 from voxray.boxes.neighbours import Neighbours
 from voxray.boxes.nms import nms
 

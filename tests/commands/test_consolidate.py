@@ -25,7 +25,7 @@ from voxray.core.progress import SilentProgress
 from voxray.core.volume import Volume
 from voxray.inference.package import read_package, sha256_of
 from voxray.inference.predictor import Predictor
-from voxray.results.answers import open_engine
+from voxray.inference.trained_model import open_model
 from voxray.training.checkpoint import load_model
 
 
@@ -54,13 +54,13 @@ def test_a_package_of_several_answers_as_their_networks_together(folder: Path) -
     run, recipe, _ = loaded[0]
     together = Predictor(run, recipe, [module for _, _, module in loaded]).predict(scan()).labels
     alone = Predictor(run, recipe, loaded[0][2]).predict(scan()).labels
-    found = open_engine(folder / "model").predictor().predict(scan()).labels
+    found = open_model(folder / "model").predictor().predict(scan()).labels
     assert together is not None
     assert alone is not None
     assert found is not None
     np.testing.assert_array_equal(found.voxels, together.voxels)
     assert (found.voxels != alone.voxels).mean() > 0.001
-    engine = open_engine(folder / "model", runtime="auto")
+    engine = open_model(folder / "model", runtime="auto")
     assert engine.choice is not None
     assert engine.choice.runtime == "openvino"
     converted = engine.predictor().predict(scan()).labels
@@ -73,7 +73,7 @@ def test_it_names_every_run(folder: Path) -> None:
     assert (package.schema_version, package.runtime, package.engines) == (2, "torch", ())
     assert package.ensemble is not None
     members = package.ensemble.members
-    stamps = [open_engine(folder / f"run_{seed}").stamp for seed in range(3)]
+    stamps = [open_model(folder / f"run_{seed}").stamp for seed in range(3)]
     assert [member.provenance.weights_sha256 for member in members] == [stamp.sha256 for stamp in stamps]
     assert [member.weights for member in members] == [f"weights-{number}.safetensors" for number in (1, 2, 3)]
     assert {member.checkpoint for member in members} == {"epoch_0000"}
@@ -236,16 +236,16 @@ def test_an_exported_ensemble_answers_with_all_its_engines(
     assert {entry.file for entry in package.engines if entry.form == form} == {name.format(i) for i in (1, 2, 3)}
     assert [entry.member for entry in package.engines if entry.form == "onnx"] == [1, 2, 3]
     assert all(row.is_within for row in report.parity.outputs)
-    engine = open_engine(tmp_path / "engines")
+    engine = open_model(tmp_path / "engines")
     assert engine.choice is not None
     assert engine.choice.runtime == package.runtime == ("openvino" if form == "openvino" else "onnxruntime")
     assert [network.module for network in engine.networks] == [None, None, None]
     found = engine.predictor().predict(scan()).labels
-    together = open_engine(folder / "model").predictor().predict(scan()).labels
+    together = open_model(folder / "model").predictor().predict(scan()).labels
     assert found is not None
     assert together is not None
     assert (found.voxels != together.voxels).mean() < 1e-3
-    by_torch = open_engine(tmp_path / "engines", runtime="torch").predictor().predict(scan()).labels
+    by_torch = open_model(tmp_path / "engines", runtime="torch").predictor().predict(scan()).labels
     assert by_torch is not None
     np.testing.assert_array_equal(by_torch.voxels, together.voxels)
     card = (tmp_path / "engines" / "README.md").read_text()

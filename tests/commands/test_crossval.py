@@ -21,8 +21,8 @@ from voxray.core.errors import ConfigError
 from voxray.core.evaluation import read_evaluation, write_evaluation
 from voxray.core.progress import SilentProgress
 from voxray.dataset.folds import Folds, Holdout, KFold, Lists, Luna16Subsets, NoFolds
+from voxray.inference.trained_model import open_model
 from voxray.readers import read_label_map
-from voxray.results.answers import open_engine
 from voxray.training.checkpoint import read_run
 from voxray.training.crossval_folder import finished_folds, read_crossval
 
@@ -120,7 +120,7 @@ def test_a_partial_set_can_be_scored_and_consolidated(data: Path, half: Path, tm
     made = consolidate([output], tmp_path / "model", progress=SilentProgress())
     assert made.members == (f"{output}/fold_0",)
     assert made.left_out == {"fold 1": "has trained 0 of 2 epochs"}
-    assert len(open_engine(tmp_path / "model").networks) == 1
+    assert len(open_model(tmp_path / "model").networks) == 1
 
 
 def test_the_folds_make_one_package_whose_card_says_what_they_scored(
@@ -129,7 +129,7 @@ def test_the_folds_make_one_package_whose_card_says_what_they_scored(
     output, report, _ = done
     made = consolidate([output], tmp_path / "model", progress=SilentProgress())
     assert (len(made.members), made.left_out) == (2, {})
-    engine = open_engine(tmp_path / "model")
+    engine = open_model(tmp_path / "model")
     assert (engine.run.name, len(engine.networks)) == ("cv", 2)
     card = (tmp_path / "model" / "README.md").read_text()
     assert f"| dice | {report.evaluation.metrics['dice']:.3f} |" in card

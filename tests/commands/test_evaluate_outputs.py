@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import SimpleITK
 
-from results.test_answer_outputs import contents
+from results.test_answers import contents
 from support.bright_runs import register, write_run, write_spheres
 from voxray.commands.evaluate_files import FileOptions, evaluate_anything
 from voxray.core.errors import ConfigError

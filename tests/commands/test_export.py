@@ -22,9 +22,9 @@ from voxray.core.volume import Volume
 from voxray.exporting import parity as comparing
 from voxray.exporting.sample_patches import patch_for
 from voxray.inference.package import FileEntry, Package, read_package, sha256_of
+from voxray.inference.trained_model import open_model
 from voxray.readers import write_nifti
 from voxray.recipes import read_recipe
-from voxray.results.answers import open_engine
 from voxray.runtimes.tensorrt_build import find_flavour
 
 
@@ -108,13 +108,13 @@ def test_a_package_says_what_it_is(folder: Path) -> None:
 
 def test_packages_answer_as_their_run_does(folder: Path) -> None:
     volume = scan()
-    expected = open_engine(folder / "unet").predictor().predict(volume).labels
+    expected = open_model(folder / "unet").predictor().predict(volume).labels
     assert expected is not None
     assert expected.voxels.any()
     for runtime in (None, "torch", "openvino"):
-        engine = open_engine(folder / "package", runtime=runtime)
+        engine = open_model(folder / "package", runtime=runtime)
         found = engine.predictor().predict(volume).labels
-        assert engine.stamp.model_copy(update={"engine": "torch"}) == open_engine(folder / "unet").stamp
+        assert engine.stamp.model_copy(update={"engine": "torch"}) == open_model(folder / "unet").stamp
         assert found is not None
         assert (found.voxels != expected.voxels).mean() < 1e-4
 
@@ -126,8 +126,8 @@ def test_boxes_of_a_package_are_those_of_its_run(folder: Path, tmp_path: Path) -
     assert {"model.xml", "model.bin", "model.onnx"} <= {path.name for path in (tmp_path / "model").iterdir()}
     overrides = ["inference.window_vox=[32,32,32]", "inference.candidate_floor=0.0", "merge.score_floor=0.0"]
     volume = scan()
-    expected = open_engine(folder / "retinanet", overrides=overrides).predictor().predict(volume).world
-    found = open_engine(tmp_path / "model", overrides=overrides[1:]).predictor().predict(volume).world
+    expected = open_model(folder / "retinanet", overrides=overrides).predictor().predict(volume).world
+    found = open_model(tmp_path / "model", overrides=overrides[1:]).predictor().predict(volume).world
     assert len(expected) == len(found) > 0
     np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.1)
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-3)
@@ -146,12 +146,12 @@ def test_a_tensorrt_package_is_built_without_a_gpu_and_answers_there_by_another_
     if not torch.cuda.is_available():
         assert report.parity.measured_with == "onnxruntime on cpu, from the same graph"
         assert report.speed.engine_half is None
-        engine = open_engine(tmp_path / "model")
+        engine = open_model(tmp_path / "model")
         assert engine.choice is not None
         assert engine.choice.runtime == "openvino"
         assert "runs on an NVIDIA GPU" in engine.choice.why
         labels = engine.predictor().predict(scan()).labels
-        expected = open_engine(folder / "unet").predictor().predict(scan()).labels
+        expected = open_model(folder / "unet").predictor().predict(scan()).labels
         assert labels is not None
         assert expected is not None
         assert (labels.voxels != expected.voxels).mean() < 1e-4
@@ -226,7 +226,7 @@ def test_a_file_that_is_not_what_it_was_is_refused(folder: Path, tmp_path: Path,
         read_package(package)
     (package / name).unlink()
     with pytest.raises(DataError, match=rf"{name}: is missing") as caught:
-        open_engine(package)
+        open_model(package)
     assert caught.value.code == "package.missing"
 
 
@@ -293,7 +293,7 @@ def test_what_is_no_package_is_refused(tmp_path: Path) -> None:
 
 def test_a_package_without_the_asked_runtime_says_so(folder: Path) -> None:
     with pytest.raises((ConfigError, ResourceError), match="runs on an NVIDIA GPU"):
-        open_engine(folder / "package", runtime="tensorrt")
+        open_model(folder / "package", runtime="tensorrt")
 
 
 def test_large_windows_are_compared_in_part_on_a_cpu() -> None:
@@ -338,13 +338,13 @@ def test_the_command_line_exports_and_predicts_at_int8(folder: Path, tmp_path: P
     assert f"Dice of labels: {agreement['value']:.4f}." in (model / "README.md").read_text()
     package: Package = read_package(model)[0]
     assert [(entry.form, entry.precision) for entry in package.engines] == [("onnx", "fp32"), ("openvino", "int8")]
-    engine = open_engine(model)
+    engine = open_model(model)
     assert engine.choice is not None
     assert (engine.choice.runtime, engine.choice.precision) == ("openvino", "int8")
     done = CliRunner().invoke(app, ["predict", str(model), str(folder / "scan.nii.gz"), "-o", str(out)])
     assert done.exit_code == 0, done.output
-    exact = open_engine(model, precision="fp32").predictor().predict(scan()).labels
-    expected = open_engine(folder / "unet").predictor().predict(scan()).labels
+    exact = open_model(model, precision="fp32").predictor().predict(scan()).labels
+    expected = open_model(folder / "unet").predictor().predict(scan()).labels
     assert exact is not None
     assert expected is not None
     assert (exact.voxels != expected.voxels).mean() < 1e-4

@@ -19,9 +19,9 @@ from voxray.core.answer_json import FindingsFile, LabelsFile, read_file
 from voxray.core.errors import ConfigError
 from voxray.core.progress import SilentProgress
 from voxray.core.volume import Volume
+from voxray.inference.trained_model import open_model
 from voxray.readers import read_label_map, read_volume, write_nifti
 from voxray.recipes import read_recipe
-from voxray.results.answers import open_engine
 from voxray.training.checkpoint import Checkpoint, write_checkpoint
 
 
@@ -203,12 +203,12 @@ def test_another_runtime_answers_alike_and_says_which_it_was(tmp_path: Path, sca
 
 def test_auto_is_the_best_runtime_that_the_network_goes_on(tmp_path: Path) -> None:
     write_small_unet(tmp_path / "unet")
-    fast = open_engine(tmp_path / "unet", runtime="auto")
+    fast = open_model(tmp_path / "unet", runtime="auto")
     assert fast.choice is not None
     assert (fast.choice.runtime, fast.choice.precision) == ("openvino", "fp32")
     assert list((tmp_path / "unet" / "runtimes").glob("*.onnx")), "what was converted is kept"
     write_run(tmp_path / "bright", "detection")
-    slow = open_engine(tmp_path / "bright", runtime="auto")
+    slow = open_model(tmp_path / "bright", runtime="auto")
     assert slow.choice is not None
     assert slow.choice.runtime == "torch"
     assert "BrightBoxes cannot be converted" in slow.choice.why

@@ -22,12 +22,12 @@ from voxray.core.recipe import DetectionMerge, SegmentationMerge
 from voxray.core.storage import Place
 from voxray.core.volume import Volume
 from voxray.inference.candidates.file import RecordedCase, read_recorded, write_recorded
+from voxray.inference.trained_model import weights_digest
 from voxray.metrics import coco
 from voxray.readers import read_label_map, read_volume, write_nifti
-from voxray.results.answers import weights_digest
 from voxray.sweeping.candidate_cases import CaseRequest, content_of_recorded, record_cases
 from voxray.sweeping.parts import parts_of
-from voxray.sweeping.report import SweepOptions, SweepReport
+from voxray.sweeping.sweep_report import SweepOptions, SweepReport
 from voxray.tasks.merging import merge_candidates
 from voxray.training.checkpoint import load_model
 

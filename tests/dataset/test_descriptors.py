@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from voxray.annotations.tables import read_boxes_json
+from voxray.annotations.object_tables import read_boxes_json
 from voxray.dataset import num_folds, read_dataset, split
 from voxray.dataset.truth import MaskFolder
 from voxray.loading import list_cases, load_case

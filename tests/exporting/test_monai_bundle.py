@@ -26,9 +26,9 @@ from voxray.core.progress import SilentProgress
 from voxray.core.run import Run
 from voxray.core.volume import Volume
 from voxray.exporting.monai_bundle import network_definition, write_segmentation_bundle
+from voxray.inference.trained_model import open_model
 from voxray.preprocess import normalise, orient, resample
 from voxray.readers import read_label_map, read_volume, write_nifti
-from voxray.results.answers import open_engine
 
 needs_monai_bundle = pytest.mark.skipif(
     any(find_spec(name) is None for name in ("fire", "ignite")), reason="pip install 'voxray[monai-bundle]'"
@@ -94,7 +94,7 @@ def test_monai_runs_a_segmentation_bundle_and_agrees(kind: str, scans: Path, tmp
     (file,) = (tmp_path / "out").rglob("*.nii.gz")
     found = read_label_map(file)
     overrides = ['inference.restore="labels"', "inference.window_vox=[40,32,40]"]
-    expected = open_engine(run, overrides=overrides).predictor().predict(volume).labels
+    expected = open_model(run, overrides=overrides).predictor().predict(volume).labels
     assert expected is not None
     assert found.grid.shape == expected.grid.shape
     assert dice(expected.voxels == 1, volume.voxels > 0) > 0.75, "the network has learnt what is bright"
@@ -110,7 +110,7 @@ def test_monai_runs_a_detection_bundle_and_gives_the_runs_answer(scans: Path, tm
     export_bundle(run, tmp_path / "bundle", options, progress=SilentProgress())
     run_bundle(tmp_path / "bundle", scans, tmp_path / "out")
     answer = json.loads((tmp_path / "out" / "scan.json").read_text())
-    expected = open_engine(run).predictor().predict(read_volume(scans / "scan.nii.gz")).world
+    expected = open_model(run).predictor().predict(read_volume(scans / "scan.nii.gz")).world
     assert len(answer["findings"]) == len(expected)
     boxes = [finding["box_mm"] for finding in answer["findings"]]
     np.testing.assert_allclose(np.reshape(boxes, (-1, 6)), expected.boxes, atol=0.1)

@@ -23,9 +23,9 @@ from voxray.core.answer_json import FindingsFile, detections_of, read_file
 from voxray.core.errors import ConfigError, DataError
 from voxray.core.progress import PlainProgress, SilentProgress
 from voxray.inference.predictor import Prediction
+from voxray.inference.trained_model import open_model
 from voxray.loading.scans import find_scans
 from voxray.readers import read_label_map, read_volume, write_nifti
-from voxray.results.answers import open_engine
 from voxray.results.case_answer import CaseAnswer
 from voxray.results.formats import FORMATS, SERVED, format_named, served_formats, write_format
 from voxray.results.saving import chosen_formats, gather
@@ -188,7 +188,7 @@ def test_a_form_made_later_of_the_files_is_the_same(tmp_path: Path, scans: Path)
 @pytest.mark.parametrize("task", ["detection", "segmentation"])
 def test_every_form_of_a_case(tmp_path: Path, scans: Path, task: str) -> None:
     write_run(tmp_path / "run", task)
-    engine = open_engine(tmp_path / "run")
+    engine = open_model(tmp_path / "run")
     prediction = engine.predictor().predict(read_volume(scans / "series"))
     answer = CaseAnswer("one", prediction, engine.run.classes, engine.stamp, scans / "series")
     made = {}
@@ -206,7 +206,7 @@ def test_every_form_of_a_case(tmp_path: Path, scans: Path, task: str) -> None:
 
 def test_a_form_that_needs_dicom_is_refused_for_a_file(tmp_path: Path, scans: Path) -> None:
     write_run(tmp_path / "run", "detection")
-    engine = open_engine(tmp_path / "run")
+    engine = open_model(tmp_path / "run")
     source = scans / "file.nii.gz"
     answer = CaseAnswer(
         "one", engine.predictor().predict(read_volume(source)), engine.run.classes, engine.stamp, source

@@ -130,7 +130,7 @@ def test_damaged_files_are_refused() -> None:
 
 
 def test_a_conversion_is_kept_beside_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from voxray.runtimes.onnx import export
+    from voxray.runtimes.onnx import conversion
 
     calls: list[str] = []
 
@@ -139,7 +139,7 @@ def test_a_conversion_is_kept_beside_the_run(tmp_path: Path, monkeypatch: pytest
         return exported_onnx("unet")
 
     # The conversion itself is tested above; here it is only counted.
-    monkeypatch.setattr(export, "export_onnx", instead)
+    monkeypatch.setattr(conversion, "export_onnx", instead)
     network = replace(exported("unet"), digest="0123456789abcdef" * 4, folder=tmp_path / "runtimes")
     assert network.onnx() == network.onnx() == exported_onnx("unet")
     assert calls == ["logits"]

@@ -18,7 +18,7 @@ from voxray.serving.deployments.local import LocalWorkers, open_scheduler
 from voxray.serving.http.application import make_app
 from voxray.serving.jobs.service import Service
 from voxray.serving.jobs.store import JobStore
-from voxray.serving.paths import Places
+from voxray.serving.paths import ServicePaths
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Listening:
 def listening(folder: Path, models: dict[str, Any], **fields: Any) -> Iterator[Listening]:
     """A service with these models for the block; `fields` go into its configuration."""
     config = ServeConfig.model_validate({"models": models, "folder": str(folder / "service"), **fields})
-    places = Places(config.root).prepared()
+    places = ServicePaths(config.root).prepared()
     store = JobStore(config.database_url)
     workers = LocalWorkers(config, places)
     service = Service(config, store, workers, places, check(config))

@@ -28,7 +28,7 @@ from voxray.serving.deployments.local import LocalWorkers, open_scheduler
 from voxray.serving.http.application import make_app
 from voxray.serving.jobs.service import Service
 from voxray.serving.jobs.store import JobStore
-from voxray.serving.paths import Places
+from voxray.serving.paths import ServicePaths
 
 SURE = ["merge.score_floor=0.0", "merge.max_detections=20", "inference.candidate_floor=0.0"]
 """So that a network that has learnt nothing finds something."""
@@ -66,7 +66,7 @@ async def in_process(folder: Path, **fields: Any) -> AsyncIterator[httpx.AsyncCl
     times = fields.pop("times", {})
     models = fields.pop("models", None) or small_models(folder / "runs")
     config = ServeConfig.model_validate({"models": models, "folder": str(folder / "service"), **fields})
-    places = Places(config.root).prepared()
+    places = ServicePaths(config.root).prepared()
     store = JobStore(config.database_url)
     workers = LocalWorkers(config, places)
     scheduler = open_scheduler(config, store, workers, places, **times)

@@ -16,7 +16,7 @@ from voxray.core.errors import ConfigError
 from voxray.core.progress import SilentProgress
 from voxray.dataset.folds import KFold
 from voxray.distributed.training import split_store
-from voxray.sweeping.report import SweepOptions, SweepReport
+from voxray.sweeping.sweep_report import SweepOptions, SweepReport
 from voxray.training.checkpoint import read_run, read_state
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's use of SQLAlchemy

@@ -18,7 +18,7 @@ from voxray.core.storage import Place
 from voxray.recipes import read_recipe
 from voxray.training.checkpoint import read_state
 from voxray.training.loop import EpochRecord, Tick
-from voxray.training.run_files import HISTORY, TICKER, RunWriter, read_failure, read_news, write_failure
+from voxray.training.run_files import HISTORY, TICKER, RunWriter, read_failure, read_progress_file, write_failure
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +70,10 @@ def test_news_that_cannot_be_written_end_no_training(s3: Buckets) -> None:
     finally:
         s3.open()
     assert read_state(location).last == "epoch_0001"
-    assert read_news(location, TICKER) is None
-    assert read_news(location, HISTORY) is None
+    assert read_progress_file(location, TICKER) is None
+    assert read_progress_file(location, HISTORY) is None
     writer.save(training, _record())
-    assert read_news(location, HISTORY) == [{"epoch": 1}]
+    assert read_progress_file(location, HISTORY) == [{"epoch": 1}]
 
 
 def test_the_ticker_is_written_beside_the_training(s3: Buckets) -> None:
@@ -81,7 +81,7 @@ def test_the_ticker_is_written_beside_the_training(s3: Buckets) -> None:
     writer = _writer(location)
     writer.tick(Tick(epoch=1, steps_done=3, loss=0.5, samples_per_s=1.0))
     _settle()
-    assert read_news(location, TICKER)["steps_done"] == 3
+    assert read_progress_file(location, TICKER)["steps_done"] == 3
 
 
 def test_a_checkpoint_waits_for_storage_and_then_says_what_is_wrong(

@@ -65,7 +65,7 @@ class Neighbours:
     def group(
         self, chosen: Int64[np.ndarray, " c"], *, iou: float
     ) -> tuple[Int64[np.ndarray, " k"], Int64[np.ndarray, " c"]]:
-        """The ranks of those that stay, and the number of each one's cluster: `boxes.cluster.group`."""
+        """The ranks of those that stay, and the number of each one's cluster: `boxes.clustering.group`."""
         cluster = np.full(len(self.first) - 1, -1, np.int64)
         kept = self._pass(chosen, iou=iou, most=None, cluster=cluster)
         return kept, cluster[chosen]

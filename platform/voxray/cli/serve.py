@@ -114,10 +114,10 @@ def token(
     from voxray.serving.config import database_url
     from voxray.serving.jobs.store import JobStore
     from voxray.serving.jobs.tokens import make_token
-    from voxray.serving.paths import Places
+    from voxray.serving.paths import ServicePaths
 
     if not database:
-        Places(folder.expanduser().absolute()).require_own()
+        ServicePaths(folder.expanduser().absolute()).require_own()
     store = JobStore(database_url(folder, database))
     if action is TokenAction.LIST:
         rows = [(row.name, terminal.date(row.created)) for row in store.tokens()]

@@ -86,7 +86,7 @@ def sweep(  # noqa: PLR0913
     """Find the settings that score best, on kept candidates or by training, and their worth on unseen cases."""
     from voxray.commands.sweep import sweep as run_sweep
     from voxray.scoring.summary import parse_ious
-    from voxray.sweeping.report import SweepOptions
+    from voxray.sweeping.sweep_report import SweepOptions
 
     options = SweepOptions(
         trials=trials,

@@ -23,8 +23,8 @@ from voxray.core.storage import Location, Place
 from voxray.core.working_copy import local_file
 from voxray.exporting.card import ensemble_card
 from voxray.inference.package import Ensemble, Member, Provenance, write_manifest, writing
+from voxray.inference.trained_model import weights_digest
 from voxray.loading.inputs import keep_out_of_run
-from voxray.results.answers import weights_digest
 from voxray.store import number_of_cases
 from voxray.sweeping.settings import read_setting, with_setting
 from voxray.training.checkpoint import load_model, read_state

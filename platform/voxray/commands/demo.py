@@ -32,11 +32,12 @@ from voxray.core.written import require_empty
 from voxray.dataset import read_dataset
 from voxray.distributed.cluster import connect
 from voxray.distributed.training import TrainOptions
+from voxray.inference.trained_model import open_model
 from voxray.loading import list_cases, load_case
 from voxray.phantoms import write_toy
 from voxray.phantoms.write import MARK
 from voxray.recipes import read_recipe
-from voxray.results.answers import open_engine, read_answer
+from voxray.results.answers import read_answer
 from voxray.results.pictures import draw_detections, draw_labels
 from voxray.training.checkpoint import Checkpoint, read_run, recipe_of, write_checkpoint
 
@@ -258,18 +259,18 @@ def write_untrained(run: Path, output: Path) -> None:
 
 def draw_answers(run: Path, dataset_file: Path, answers: Path, output: Path) -> tuple[str, ...]:
     """Pictures of the first validation cases' answers over their truth."""
-    engine, dataset = open_engine(str(run)), read_dataset(dataset_file)
-    sources = [source for source in list_cases(dataset) if source.case_id in engine.run.val_cases]
+    model, dataset = open_model(str(run)), read_dataset(dataset_file)
+    sources = [source for source in list_cases(dataset) if source.case_id in model.run.val_cases]
     written = []
     output.mkdir(parents=True, exist_ok=True)
     for source in sources[:NUM_PICTURES]:
         case = load_case(dataset, source)
-        answer = read_answer(answers, case=source.case_id, grid=case.image.grid, engine=engine)
+        answer = read_answer(answers, case=source.case_id, grid=case.image.grid, model=model)
         if answer.labels is None:
             picture = draw_detections(case, answer.detections, classes=dataset.classes)
         else:
             picture = draw_labels(case.image, answer.labels.voxels, case.labels, classes=dataset.classes)
-        path = output / f"{engine.recipe.name}_{source.case_id}.png"
+        path = output / f"{model.recipe.name}_{source.case_id}.png"
         path.write_bytes(picture)
         written.append(str(path))
     return tuple(written)

@@ -35,15 +35,15 @@ from voxray.distributed.metrics import count_case
 from voxray.distributed.mlflow_run import REMEMBERED, open_tracking
 from voxray.distributed.parallel import DIED, open_pool, pool_map
 from voxray.inference.predictor import Prediction
+from voxray.inference.trained_model import TrainedModel, about_of, open_model
 from voxray.loading import CaseContent, examine, list_cases, truth_content
 from voxray.loading.inputs import dataset_inputs, keep_out_of_run, require_no_scan_of, run_inputs
 from voxray.loading.scans import Scan
 from voxray.metrics.coco import IOUS
 from voxray.metrics.segmentation import StructureTable, structure_table, table_of_unread
-from voxray.results.answer_outputs import AnswerFiles, about_of, answer_names, folder_names
-from voxray.results.answers import Engine, open_engine, read_answer, write_answer
+from voxray.results.answers import AnswerFiles, answer_names, folder_names, read_answer, write_answer
 from voxray.results.class_names import is_incomparable
-from voxray.results.standing import Standing, find_standings
+from voxray.results.earlier_answers import ScanToAnswer, find_earlier_answers
 from voxray.scoring.luna16_official import official_names
 from voxray.scoring.summary import CaseScore, summarise
 from voxray.training.checkpoint import read_state, recipe_of
@@ -140,27 +140,27 @@ def evaluate(
         if options.official and given is not None:
             official = ResultFiles(folder, options.json_file, about.name, options.overwrite)
             official.require_free(dataset_inputs(every))
-        engine = open_engine(run, device=pool.device)
+        model = open_model(run, device=pool.device)
         is_own = place == Place.of(default_folder(run)) or (folder / EVALUATION).exists()
-        asked = cases_to_score(sources, folder, engine, progress=progress, is_own=is_own)
+        asked = cases_to_score(sources, folder, model, progress=progress, is_own=is_own)
         folder.mkdir(parents=True, exist_ok=True)
         scores = []
         with progress.track("evaluate", total=len(sources), unit="cases") as advance:
-            scorer = partial(Scorer, engine, data, place, overwrite=options.overwrite)
+            scorer = partial(Scorer, model, data, place, overwrite=options.overwrite)
             for score in pool_map(scorer, asked, pool, lost=lost_case):
                 scores.append(score)
                 count_case(done=not score.error)
                 tell_warnings(progress, f"case {score.case_id}", score.warnings)
                 advance(1)
-    about_score = {"run": engine.run.name, "dataset": data.name, "which": options.which}
-    report = summarise(scores, engine.run.classes, task=engine.recipe.task, ious=options.ious, **about_score)
-    weights = (engine.stamp.sha256,)
+    about_score = {"run": model.run.name, "dataset": data.name, "which": options.which}
+    report = summarise(scores, model.run.classes, task=model.recipe.task, ious=options.ious, **about_score)
+    weights = (model.stamp.sha256,)
     report = report.model_copy(
         update={"output": str(output), "weights_sha256": weights, "seconds": time.monotonic() - begin}
     )
     with working_copy(output, [EVALUATION]) as folder:
         path = write_evaluation(report, folder / EVALUATION)
-        track(report, engine.run, run, path, progress=progress)
+        track(report, model.run, run, path, progress=progress)
     return report
 
 
@@ -174,11 +174,11 @@ class CaseToScore(NamedTuple):
     """A case to score, and what stands in the folder of answers under its name."""
 
     source: CaseSource
-    standing: Standing
+    scan: ScanToAnswer
 
 
 def cases_to_score(
-    sources: Sequence[CaseSource], output: Path, engine: Engine, *, progress: Progress, is_own: bool
+    sources: Sequence[CaseSource], output: Path, model: TrainedModel, *, progress: Progress, is_own: bool
 ) -> list[CaseToScore]:
     """The cases with what is answered of them, and a line for each that is answered anew though an answer is there.
 
@@ -186,32 +186,32 @@ def cases_to_score(
     other folder they stay, and a ConfigError says so.
     """
     scans = [Scan(source.case_id, Path(source.image)) for source in sources]
-    standings = find_standings(scans, output, engine.stamp)
-    for one in standings:
-        if one.others and not is_own:
+    asked = find_earlier_answers(scans, output, model.stamp)
+    for one in asked:
+        if one.other_scan and not is_own:
             raise ConfigError(
-                f"{output}: answers another scan named {one.scan.name}, {one.others}, and holds no score; give "
+                f"{output}: answers another scan named {one.scan.name}, {one.other_scan}, and holds no score; give "
                 f"another folder with -o."
             )
-        remark = f"its answer there is of another scan, {one.others}" if one.others else one.remark
+        remark = f"its answer there is of another scan, {one.other_scan}" if one.other_scan else one.remark
         if remark:
             progress.say(f"case {one.scan.name}: {remark}; it is answered anew")
-    return [CaseToScore(source, standing) for source, standing in zip(sources, standings, strict=True)]
+    return [CaseToScore(source, scan) for source, scan in zip(sources, asked, strict=True)]
 
 
 class Scorer:
     """Answers one case after another and counts what is right; an answer that is there already is taken."""
 
-    def __init__(self, engine: Engine, dataset: Dataset, output: Place, *, overwrite: bool = False) -> None:
-        self._engine, self._dataset, self._output, self._overwrite = engine, dataset, output, overwrite
-        self._predictor = engine.predictor()
+    def __init__(self, model: TrainedModel, dataset: Dataset, output: Place, *, overwrite: bool = False) -> None:
+        self._model, self._dataset, self._output, self._overwrite = model, dataset, output, overwrite
+        self._predictor = model.predictor()
         output.trust()
 
     def __call__(self, asked: CaseToScore) -> CaseScore:
         """What the case adds to the score."""
         source = asked.source
         # Before the files are read, so that a later change is noticed; why one cannot be read is said below.
-        stamp = optional(asked.standing.stamp)
+        stamp = optional(asked.scan.stamp)
         truth = optional(partial(truth_content, self._dataset, source))
         try:
             score = self._scored(asked, stamp)
@@ -242,18 +242,18 @@ class Scorer:
     def _answer(self, asked: CaseToScore, case: Case, stamp: ScanStamp | None) -> Prediction:
         name = asked.source.case_id
         with working_copy(self._output.uri, answer_names(name)) as output:
-            if asked.standing.is_answered:
-                return read_answer(output, case=name, grid=case.image.grid, engine=self._engine)
-            AnswerFiles(output, self._engine.recipe.task, overwrite=self._overwrite).require_unchanged(name)
+            if asked.scan.is_answered:
+                return read_answer(output, case=name, grid=case.image.grid, model=self._model)
+            AnswerFiles(output, self._model.recipe.task, overwrite=self._overwrite).require_unchanged(name)
             prediction = self._predictor.predict(case.image)
-            write_answer(prediction, output, case=name, engine=self._engine, scan=stamp, overwrite=self._overwrite)
+            write_answer(prediction, output, case=name, model=self._model, scan=stamp, overwrite=self._overwrite)
             return prediction
 
     def _score(self, source: CaseSource, case: Case | None, answer: Prediction | None, error: str) -> CaseScore:
         found = (answer.detections if answer else None) or Detections.empty()
         boxes, classes = _truth_boxes(source, case)
         table = None
-        if self._engine.recipe.task == "segmentation":
+        if self._model.recipe.task == "segmentation":
             table = _table(case, answer, len(self._dataset.classes))
         warnings = case.warnings if case is not None else ()
         return CaseScore(source.case_id, source.patient_id, found, boxes, classes, table, error, warnings)

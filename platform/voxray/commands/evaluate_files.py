@@ -39,9 +39,9 @@ from voxray.scoring.answer_files import (
     naming_of,
     read_answers,
 )
-from voxray.scoring.luna16_official import Luna16Truth, evaluate_luna16, is_luna16_folder, unwritten
+from voxray.scoring.luna16_official import Luna16Truth, evaluate_luna16, is_luna16_folder, try_write_evaluation
+from voxray.scoring.printed_tables import ScoreTable, difference_table, luna16_tables, score_tables
 from voxray.scoring.summary import CaseScore, parse_ious, summarise
-from voxray.scoring.tables import ScoreTable, difference_table, luna16_tables, score_tables
 from voxray.scoring.truth_files import CaseTruth, TruthSet, case_truth, read_luna16_truth, read_truth, truth_inputs
 from voxray.training.checkpoint import read_best_run
 
@@ -348,10 +348,10 @@ def _scored(
         except Exception as error:
             lost.append(sentence_of(error))
     if options.json_file is not None:
-        why = unwritten(report, Path(options.json_file))
+        why = try_write_evaluation(report, Path(options.json_file))
         (lost if why else ending).append(why or f"written: {options.json_file}")
     if report.output:
-        why = "" if is_written else unwritten(report, Path(options.output or report.output) / EVALUATION)
+        why = "" if is_written else try_write_evaluation(report, Path(options.output or report.output) / EVALUATION)
         (lost if why else ending).append(why or f"answers and {EVALUATION}: {report.output}")
     cases = f"{judged} of {judged + not_judged}" if not_judged else f"{judged}"
     head = f"{report.run} on {cases} {noun} ({report.which}) of {report.dataset}"

@@ -17,9 +17,9 @@ from voxray.core.working_copy import working_copy
 from voxray.dataset import CaseSource, Dataset, split
 from voxray.dataset.folds import Folds
 from voxray.distributed.parallel import WorkerPool, pool_map
+from voxray.inference.trained_model import TrainedModel, open_model
 from voxray.loading import list_cases
-from voxray.results.answer_outputs import folder_names
-from voxray.results.answers import Engine, open_engine
+from voxray.results.answers import folder_names
 from voxray.scoring.summary import CaseScore, summarise
 from voxray.store import Store
 from voxray.training.checkpoint import read_run
@@ -55,17 +55,17 @@ def score_out_of_fold(
     total = sum(map(len, chosen.values()))
     with progress.track("answer held-out cases", total=total, unit="cases") as advance:
         for fold in finished:
-            engine = open_engine(fold_folder(location, fold), device=pool.device)
+            model = open_model(fold_folder(location, fold), device=pool.device)
             found = []
             names = folder_names(source.case_id for source in chosen[fold])
             with working_copy(output.uri, names) as folder:
                 folder.mkdir(parents=True, exist_ok=True)
-                asked = cases_to_score(chosen[fold], folder, engine, progress=progress, is_own=True)
-            for score in pool_map(partial(Scorer, engine, data, output), asked, pool, lost=lost_case):
+                asked = cases_to_score(chosen[fold], folder, model, progress=progress, is_own=True)
+            for score in pool_map(partial(Scorer, model, data, output), asked, pool, lost=lost_case):
                 found.append(score)
                 tell_warnings(progress, f"case {score.case_id}", score.warnings)
                 advance(1)
-            folds[fold] = _fold_score(found, engine, data, location, record.scored, progress)
+            folds[fold] = _fold_score(found, model, data, location, record.scored, progress)
             scores += found
     name = location.rpartition("/")[2]
     task = folds[finished[0]].task
@@ -96,14 +96,14 @@ def held_out(
 
 
 def _fold_score(
-    scores: Sequence[CaseScore], engine: Engine, data: Dataset, location: str, scored: str, progress: Progress
+    scores: Sequence[CaseScore], model: TrainedModel, data: Dataset, location: str, scored: str, progress: Progress
 ) -> Evaluation:
     """One fold's score, left beside its run and in the MLflow run of its training."""
-    run = engine.run
+    run = model.run
     assert run.fold is not None
     folder = fold_folder(location, run.fold)
-    found = summarise(scores, data.classes, task=engine.recipe.task, run=run.name, dataset=data.name, which=scored)
-    found = found.model_copy(update={"weights_sha256": (engine.stamp.sha256,)})
+    found = summarise(scores, data.classes, task=model.recipe.task, run=run.name, dataset=data.name, which=scored)
+    found = found.model_copy(update={"weights_sha256": (model.stamp.sha256,)})
     with working_copy(f"{folder}/evaluation", [EVALUATION]) as beside:
         path = write_evaluation(found, beside / EVALUATION)
         track(found, run, folder, path, progress=progress)

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from voxray.core.answer_json import ScanStamp
 from voxray.core.apart import Input
-from voxray.core.bulkhead import attempt
+from voxray.core.bulkhead import attempt, sentence_of
 from voxray.core.progress import Progress, tell_warnings
 from voxray.core.storage import Location, Place
 from voxray.core.volume import Volume
@@ -22,12 +21,21 @@ from voxray.distributed.metrics import count_case
 from voxray.distributed.parallel import DIED, WorkerPool, open_pool, pool_map
 from voxray.inference.candidates.folder import FOLDER, CandidateFolder
 from voxray.inference.predictor import Prediction
+from voxray.inference.trained_model import TrainedModel, open_model, task_of
 from voxray.loading.inputs import keep_out_of_run, run_inputs, scan_inputs
 from voxray.loading.scans import Scan, find_scans
 from voxray.readers import read_volume
-from voxray.results.answer_outputs import AnswerFiles, answer_names, folder_names, gathered_names, task_of
-from voxray.results.answers import Engine, open_engine, read_answer, warnings_of, write_answer
+from voxray.results.answers import (
+    AnswerFiles,
+    answer_names,
+    folder_names,
+    gathered_names,
+    read_answer,
+    warnings_of,
+    write_answer,
+)
 from voxray.results.case_answer import CaseAnswer
+from voxray.results.earlier_answers import ScanToAnswer, find_earlier_answers, name_taken
 from voxray.results.formats import ResultFormat
 from voxray.results.saving import (
     NotMade,
@@ -38,7 +46,6 @@ from voxray.results.saving import (
     lacking_dicom,
     save_formats,
 )
-from voxray.results.standing import Standing, find_standings, refusal_of
 
 AT_ONCE = 2
 """Scans under way in each worker: while one is answered, the next is read and the last is written."""
@@ -156,29 +163,31 @@ def predict(
     ):
         _require_free(run, scans, inputs, folder, formats=formats, options=options)
         _say_unsupported(formats, scans, progress)
-        engine = _engine(run, pool.device, options)
-        candidates = _candidates(engine, output, options)
-        if engine.choice is not None:
-            progress.say(engine.choice.why)
+        model = open_model(
+            run, overrides=options.overrides, device=pool.device, runtime=options.runtime, precision=options.precision
+        )
+        candidates = _candidates(model, output, options)
+        if model.choice is not None:
+            progress.say(model.choice.why)
         folder.mkdir(parents=True, exist_ok=True)
-        standings = find_standings(scans, folder, engine.stamp)
-        refused = {one.scan.name: refusal_of(one, output) for one in standings if one.others}
-        free = [one for one in standings if not one.others]
-        skipped = [one.scan for one in free if is_saved(one, folder, engine, formats, candidates)]
+        earlier = find_earlier_answers(scans, folder, model.stamp)
+        refused = {one.scan.name: name_taken(one, output) for one in earlier if one.other_scan}
+        free = [one for one in earlier if not one.other_scan]
+        skipped = [one.scan for one in free if is_saved(one, folder, model, formats, candidates)]
         todo = [one for one in free if one.scan not in skipped]
-        warnings = {scan.name: warnings_of(folder, case=scan.name, engine=engine) for scan in skipped}
+        warnings = {scan.name: warnings_of(folder, case=scan.name, model=model) for scan in skipped}
         for name, texts in warnings.items():
             tell_warnings(progress, name, texts)
         for one in todo:
             if one.remark:
                 progress.say(f"{one.scan.name}: {named(one.remark, folder, output)}; it is answered anew")
         how = {"overwrite": options.overwrite, "accept_values": options.accept_values}
-        answerer = partial(Answerer, engine, place, formats, candidates, **how)
+        answerer = partial(Answerer, model, place, formats, candidates, **how)
         outcomes = _outcomes(answerer, todo, pool, progress)
     warnings |= {outcome.name: outcome.warnings for outcome in outcomes}
     failed = refused | {outcome.name: outcome.error for outcome in outcomes if outcome.error}
     answered = [scan for scan in scans if scan.name not in failed]
-    gathered = _gathered(place, formats, answered, engine, options)
+    gathered = _gathered(place, formats, answered, model, options)
     without = {outcome.name: outcome.without for outcome in outcomes if outcome.without}
     return PredictReport(
         output=output,
@@ -193,25 +202,19 @@ def predict(
 
 
 def _gathered(
-    place: Place, formats: Sequence[ResultFormat], answered: Sequence[Scan], engine: Engine, options: AnswerOptions
+    place: Place,
+    formats: Sequence[ResultFormat],
+    answered: Sequence[Scan],
+    model: TrainedModel,
+    options: AnswerOptions,
 ) -> Mapping[str, tuple[NotMade, ...]]:
     """Writes the files that hold the answers to all scans; what is not in them."""
     with working_copy(place.uri, gathered_names(formats, [scan.name for scan in answered])) as folder:
-        return gather(formats, answered, folder, engine.run.classes, overwrite=options.overwrite)
-
-
-def _engine(run: str | Path, device: str, options: AnswerOptions) -> Engine:
-    return open_engine(
-        run,
-        overrides=options.overrides,
-        device=device,
-        runtime=options.runtime,
-        precision=options.precision,
-    )
+        return gather(formats, answered, folder, model.run.classes, overwrite=options.overwrite)
 
 
 def _outcomes(
-    answerer: Callable[[], Answerer], todo: Sequence[Standing], pool: WorkerPool, progress: Progress
+    answerer: Callable[[], Answerer], todo: Sequence[ScanToAnswer], pool: WorkerPool, progress: Progress
 ) -> list[ScanOutcome]:
     """What becomes of each scan, told as it is known."""
     found: list[ScanOutcome] = []
@@ -224,7 +227,7 @@ def _outcomes(
     return found
 
 
-def _died(asked: Standing) -> ScanOutcome:
+def _died(asked: ScanToAnswer) -> ScanOutcome:
     return ScanOutcome(asked.scan.name, DIED)
 
 
@@ -236,7 +239,7 @@ class Answerer:
 
     def __init__(
         self,
-        engine: Engine,
+        model: TrainedModel,
         output: Place,
         formats: Sequence[ResultFormat] = (),
         candidates: CandidateFolder | None = None,
@@ -245,52 +248,43 @@ class Answerer:
         accept_values: bool = False,
     ) -> None:
         self._overwrite, self._accept_values = overwrite, accept_values
-        self._engine, self._output, self._formats, self._candidates = engine, output, formats, candidates
-        self._predictor, self._busy = engine.predictor(), threading.Lock()
+        self._model, self._output, self._formats, self._candidates = model, output, formats, candidates
+        self._predictor, self._busy = model.predictor(), threading.Lock()
         output.trust()
 
-    def __call__(self, asked: Standing) -> ScanOutcome:
+    def __call__(self, asked: ScanToAnswer) -> ScanOutcome:
         """What became of the scan."""
-        held: dict[str, Any] = {}
-        without: list[NotMade] = []
-        error = attempt(lambda: held.update(self._read(asked)))
-        if not error:
-            error = attempt(lambda: without.extend(self._answer(asked, held["stamp"], held["volume"])))
-        read = held.get("volume")
-        return ScanOutcome(asked.scan.name, error, tuple(without), read.warnings if read else ())
+        scan, volume = asked.scan, None
+        try:
+            stamp = asked.stamp()  # before the scan is read, so that a later change is noticed by the next run
+            volume = read_volume(scan.path, series_uid=scan.series_uid, accept_values=self._accept_values)
+            return ScanOutcome(scan.name, "", tuple(self._answer(asked, stamp, volume)), volume.warnings)
+        except Exception as error:
+            return ScanOutcome(scan.name, sentence_of(error), (), volume.warnings if volume is not None else ())
 
-    def _read(self, asked: Standing) -> dict[str, Any]:
-        """The scan, and what it is: its content first, so that a later change is noticed by the next run."""
-        scan = asked.scan
-        stamp = asked.stamp()
-        volume = read_volume(scan.path, series_uid=scan.series_uid, accept_values=self._accept_values)
-        return {"stamp": stamp, "volume": volume}
-
-    def _answer(self, asked: Standing, stamp: ScanStamp, volume: Volume) -> list[NotMade]:
+    def _answer(self, asked: ScanToAnswer, stamp: ScanStamp, volume: Volume) -> list[NotMade]:
         """Writes the answer and its forms; the forms that could not be made."""
         with working_copy(self._output.uri, answer_names(asked.scan.name)) as output:
             not_made = self._answer_in(output, asked, stamp, volume)
             return [replace(one, why=named(one.why, output, self._output.uri)) for one in not_made]
 
-    def _answer_in(self, output: Path, asked: Standing, stamp: ScanStamp, volume: Volume) -> list[NotMade]:
-        scan, engine = asked.scan, self._engine
-        before = asked.is_answered and is_kept(asked, engine, self._candidates)
+    def _answer_in(self, output: Path, asked: ScanToAnswer, stamp: ScanStamp, volume: Volume) -> list[NotMade]:
+        scan, model = asked.scan, self._model
+        before = asked.is_answered and has_candidates(asked, model, self._candidates)
         not_made: list[NotMade] = []
         if not before:
-            AnswerFiles(output, engine.recipe.task, overwrite=self._overwrite).require_unchanged(scan.name)
+            AnswerFiles(output, model.recipe.task, overwrite=self._overwrite).require_unchanged(scan.name)
         prediction = (
-            read_answer(output, case=scan.name, grid=volume.grid, engine=engine)
+            read_answer(output, case=scan.name, grid=volume.grid, model=model)
             if before
             else self._predict(scan, volume, stamp.sha256, not_made)
         )
-        answer = CaseAnswer(
-            scan.name, prediction, engine.run.classes, engine.stamp, scan.path, volume, scan.series_uid
-        )
+        answer = CaseAnswer(scan.name, prediction, model.run.classes, model.stamp, scan.path, volume, scan.series_uid)
         if not before:
             drop_answer(output, scan.name)
         not_made += save_formats(self._formats, answer, output, overwrite=self._overwrite)
         if not before:
-            write_answer(prediction, output, case=scan.name, engine=engine, scan=stamp, overwrite=self._overwrite)
+            write_answer(prediction, output, case=scan.name, model=model, scan=stamp, overwrite=self._overwrite)
         return not_made
 
     def _predict(self, scan: Scan, volume: Volume, content: str, not_made: list[NotMade]) -> Prediction:
@@ -299,23 +293,27 @@ class Answerer:
         with self._busy:
             prediction = self._predictor.predict(volume, recorder=recorder)
         if candidates is not None and recorder is not None:
-            source = self._engine.record_source(scan.name, volume.grid, content=content)
+            source = self._model.record_source(scan.name, volume.grid, content=content)
             error = attempt(lambda: candidates.write(recorder, source))
             not_made += [NotMade("candidates", error, is_unsupported=False)] if error else []
         return prediction
 
 
 def is_saved(
-    asked: Standing, output: Path, engine: Engine, formats: Sequence[ResultFormat], candidates: CandidateFolder | None
+    asked: ScanToAnswer,
+    output: Path,
+    model: TrainedModel,
+    formats: Sequence[ResultFormat],
+    candidates: CandidateFolder | None,
 ) -> bool:
     """Whether the scan has its answer, and its forms and candidates where they are wanted."""
     made = are_saved(formats, output, asked.scan.name)
-    return asked.is_answered and made and is_kept(asked, engine, candidates)
+    return asked.is_answered and made and has_candidates(asked, model, candidates)
 
 
-def is_kept(asked: Standing, engine: Engine, candidates: CandidateFolder | None) -> bool:
+def has_candidates(asked: ScanToAnswer, model: TrainedModel, candidates: CandidateFolder | None) -> bool:
     """Whether the scan's candidates are there, where they are wanted."""
-    head = None if candidates is None else candidates.find(asked.scan.name, engine.stamp)
+    head = None if candidates is None else candidates.find(asked.scan.name, model.stamp)
     return candidates is None or (head is not None and head.scan_sha256 == asked.content)
 
 
@@ -345,8 +343,8 @@ def _say_unsupported(formats: Sequence[ResultFormat], scans: Sequence[Scan], pro
         )
 
 
-def _candidates(engine: Engine, output: Location, options: AnswerOptions) -> CandidateFolder | None:
+def _candidates(model: TrainedModel, output: Location, options: AnswerOptions) -> CandidateFolder | None:
     if not options.keep_candidates:
         return None
     folder = Place.of(output).below(FOLDER)
-    return CandidateFolder.of(folder, engine.recipe, engine.run.classes, options.keep_classes)
+    return CandidateFolder.of(folder, model.recipe, model.run.classes, options.keep_classes)

@@ -19,13 +19,13 @@ from voxray.core.storage import Place, whole
 from voxray.core.written import PAGE, mark_of, require_own
 from voxray.distributed.mlflow_run import REMEMBERED, open_tracking
 from voxray.inference.package import is_package, read_package
+from voxray.inference.trained_model import weights_digest
 from voxray.loading.inputs import dataset_inputs, run_inputs
 from voxray.metrics.bootstrap import Difference
 from voxray.metrics.record import compare
 from voxray.report import Comparisons, Entry, Training, compose
-from voxray.results.answers import weights_digest
 from voxray.training.checkpoint import find_state, load_model, read_run, recipe_of
-from voxray.training.run_files import HISTORY, read_failure, read_news
+from voxray.training.run_files import HISTORY, read_failure, read_progress_file
 
 REPORT = "report.html"
 
@@ -144,7 +144,7 @@ def read_training(run: Path) -> Training:
     return Training(
         run=about,
         recipe=to_toml(recipe_of(about)),
-        history=tuple(_rows(read_news(run, HISTORY))),
+        history=tuple(_rows(read_progress_file(run, HISTORY))),
         epochs_done=state.epochs_done,
         finished=state.finished,
         best=chosen,

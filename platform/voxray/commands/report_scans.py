@@ -30,8 +30,8 @@ from voxray.report.entry import PictureKind
 from voxray.report.objects import sizes_in
 from voxray.report.picks import Pick, pick_cases, pick_findings
 from voxray.results.class_names import read_labels
+from voxray.results.earlier_answers import read_any
 from voxray.results.pictures import cut_closeup, draw_labels, draw_montage
-from voxray.results.standing import read_any
 
 CLOSEUP_MM, CLOSEUP_PX, CASE_PX = 60.0, 150, 300
 _KINDS = {"hit": "hit", "false": "false finding", "missed": "missed object"}

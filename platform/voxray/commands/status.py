@@ -15,7 +15,7 @@ from voxray.distributed.run_follower import epoch_line
 from voxray.distributed.submitted_jobs import JobsAddress, SubmittedJob, last_cause, without_colours
 from voxray.distributed.watchdog import SAY_EVERY_S
 from voxray.training.checkpoint import RunState, find_state, read_run
-from voxray.training.run_files import HISTORY, TICKER, WAITS, read_failure, read_news
+from voxray.training.run_files import HISTORY, TICKER, WAITS, read_failure, read_progress_file
 
 Rows = Sequence[tuple[str, str]]
 """What is known, as names and texts."""
@@ -40,8 +40,8 @@ def status_of_run(location: str, *, now: float | None = None) -> Rows:
         raise ConfigError(
             f"{place.uri}: no run here (it has no run.json); give the folder that `voxray train -o` made."
         )
-    state, tick = find_state(place.uri), read_news(place.uri, TICKER)
-    history = read_news(place.uri, HISTORY) or []
+    state, tick = find_state(place.uri), read_progress_file(place.uri, TICKER)
+    history = read_progress_file(place.uri, HISTORY) or []
     rows = [("run", place.uri)]
     if place.exists("run.json"):
         run = read_run(place.uri)
@@ -113,7 +113,7 @@ def _wait_of(place: Place, seen: float | None, now: float) -> str | None:
     said = place.modified(WAITS)
     if said is None or now - said > _WAIT_S or (seen is not None and seen > said):
         return None
-    found = read_news(place.uri, WAITS)
+    found = read_progress_file(place.uri, WAITS)
     return f"{found['text']}; said {ago(now - said)} ago" if found else None
 
 

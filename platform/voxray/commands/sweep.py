@@ -14,9 +14,9 @@ from voxray.core.run import Run
 from voxray.metrics.coco import IOUS
 from voxray.models import MODELS
 from voxray.sweeping.merge_sweep import sweep_merges
-from voxray.sweeping.report import SweepOptions, SweepReport, require_sweep_folder
+from voxray.sweeping.optuna_study import SAMPLERS
 from voxray.sweeping.search_space import Space, read_space
-from voxray.sweeping.study import SAMPLERS
+from voxray.sweeping.sweep_report import SweepOptions, SweepReport, require_sweep_folder
 from voxray.sweeping.training_trials import sweep_trainings
 from voxray.training.checkpoint import read_best_run
 

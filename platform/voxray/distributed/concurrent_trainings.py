@@ -21,7 +21,7 @@ from voxray.distributed.placement_groups import give_back_rooms, rooms
 from voxray.distributed.run_follower import epoch_line
 from voxray.distributed.training import TrainOptions, own_interrupt, train
 from voxray.training.checkpoint import find_state
-from voxray.training.run_files import HISTORY, read_news
+from voxray.training.run_files import HISTORY, read_progress_file
 
 GRACE_S = 30.0
 """How long a training that is stopped may take to say so to MLflow."""
@@ -80,7 +80,7 @@ class _Listener:
         """Passes on what has come since the last look."""
         for one in self._trainings:
             try:
-                news = read_news(one.location, HISTORY) or ()
+                news = read_progress_file(one.location, HISTORY) or ()
             except ResourceError:
                 continue  # it is read again in a moment
             for row in news:

@@ -14,7 +14,7 @@ from voxray.core.progress import Advance, Progress
 from voxray.core.storage import Location, Place
 from voxray.distributed.mlflow_run import Tracking
 from voxray.results.pictures import draw_curves
-from voxray.training.run_files import HISTORY, TICKER, WAITS, read_news
+from voxray.training.run_files import HISTORY, TICKER, WAITS, read_progress_file
 
 POLL_S = 1.0
 
@@ -50,12 +50,12 @@ class Follower:
         self._is_away = False
 
     def _look(self, advance: Advance) -> None:
-        tick: Any = read_news(self._location, TICKER)
+        tick: Any = read_progress_file(self._location, TICKER)
         if tick and tick["steps_done"] > self._last_tick:
             self._last_tick = tick["steps_done"]
             self._tracking.log_row(_numbers(tick), step=self._last_tick)
             self._reach(self._last_tick, advance)
-        self.history = read_news(self._location, HISTORY) or ()
+        self.history = read_progress_file(self._location, HISTORY) or ()
         for row in self.history:
             self._pass_on(row, advance)
 

@@ -45,7 +45,7 @@ from voxray.store import Store
 from voxray.training.checkpoint import RunState, find_state, read_state, require_run_folder
 from voxray.training.data import Planned, claim_run, plan_run
 from voxray.training.preflight import SplitSummaries, data_findings, judged, recipe_findings
-from voxray.training.run_files import HISTORY, clear_failure, read_failure, read_news
+from voxray.training.run_files import HISTORY, clear_failure, read_failure, read_progress_file
 from voxray.training.source_commit import git_commit
 
 if TYPE_CHECKING:
@@ -236,9 +236,9 @@ def folds_of(store: Store, folds: Folds | None = None) -> Folds:
 def report_of(location: str, run: Run, before: RunState | None, *, seconds: float) -> TrainReport:
     """What the run's folder says now."""
     state = read_state(location)
-    history = read_news(location, HISTORY) or [{}]
+    history = read_progress_file(location, HISTORY) or [{}]
     validated = [row for row in history if any(name.startswith("val/") for name in row)] or [{}]
-    remembered = read_news(location, REMEMBERED) or {}
+    remembered = read_progress_file(location, REMEMBERED) or {}
     return TrainReport(
         output=location,
         name=run.name,

@@ -27,7 +27,7 @@ from voxray.core.volume import Grid, Volume
 from voxray.inference.candidates.file import RecordedTruth
 from voxray.inference.candidates.folder import CandidateFolder, RecordSource
 from voxray.inference.predictor import Predictor
-from voxray.results.answers import weights_digest
+from voxray.inference.trained_model import weights_digest
 from voxray.results.pictures import draw_detections, draw_labels
 from voxray.store import Store
 from voxray.tasks import build_task

@@ -19,7 +19,7 @@ from voxray.inference.package import (
     package_folder,
     read_package,
 )
-from voxray.results.answers import runtimes_folder, weights_digest
+from voxray.inference.trained_model import runtimes_folder, weights_digest
 from voxray.training.checkpoint import load_model
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from voxray.loading.cases import Examination, examine, load_case
-from voxray.loading.content import CaseContent, case_content, truth_content
 from voxray.loading.survey import Survey, list_cases, read_excluded, survey
+from voxray.loading.truth_content import CaseContent, case_content, truth_content
 
 __all__ = [
     "CaseContent",

@@ -12,7 +12,7 @@ from voxray.core.errors import DataError
 from voxray.core.volume import Volume
 from voxray.dataset import Dataset
 from voxray.dataset.source import CaseSource
-from voxray.loading.maps import read_maps, value_or_problem
+from voxray.loading.map_files import read_maps, value_or_problem
 from voxray.readers import read_volume
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from voxray.annotations.tables import (
+from voxray.annotations.object_tables import (
     BoxFile,
     Spheres,
     read_boxes_csv,

@@ -1,216 +1,128 @@
-"""A run that answers, and its answers as files: written whole or not at all, and found again by a rerun."""
+"""Answers as files: which files a case has, written whole or not at all, and found again by a rerun."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-import torch
-from torch import nn
-
-from voxray.core.addresses import local_path
 from voxray.core.answer_json import (
     FindingsFile,
     LabelsFile,
-    ModelStamp,
     ScanStamp,
     detections_of,
     findings_file,
     labels_file,
     read_file,
-    stamp,
     to_text,
 )
-from voxray.core.errors import ConfigError
-from voxray.core.recipe import Recipe, parse_recipe
-from voxray.core.run import Run
+from voxray.core.apart import Input, keep_apart, require_folder
+from voxray.core.errors import ConfigError, DataError
 from voxray.core.storage import whole
 from voxray.core.volume import Grid
-from voxray.inference.candidates.folder import RecordSource
-from voxray.inference.package import Package, is_package, package_folder, package_networks, read_package
-from voxray.inference.predictor import Prediction, Predictor
-from voxray.models import MODELS
-from voxray.readers import content_of, write_nifti
-from voxray.results.answer_outputs import AnswerFiles
+from voxray.core.written import ANSWERS, LABEL_MAP, RECORD, mark_of, require_own, sha256_of
+from voxray.inference.candidates.file import file_name
+from voxray.inference.candidates.folder import FOLDER
+from voxray.inference.predictor import Prediction
+from voxray.inference.trained_model import TrainedModel
+from voxray.loading.inputs import ELSEWHERE, keep_out_of_run
+from voxray.readers import content_of, read_label_map, write_nifti
 from voxray.results.class_names import read_labels
-from voxray.runtimes import (
-    Choice,
-    Precision,
-    TrainedNetwork,
-    choose_runtime,
-    network_of,
-    open_runtime,
-    prefer_runtime,
-)
-from voxray.runtimes.device import half_on
-from voxray.runtimes.openvino.engine import require_calibrated
-from voxray.training.checkpoint import load_model
+from voxray.results.formats import FORMATS, ResultFormat
+from voxray.results.saving import case_files, gathered_files
 
-ANSWERING_FIELDS = ("merge", "inference")
-"""The recipe's groups that may be set when a trained run answers; the others are in its weights."""
+_EVERY = tuple(FORMATS.values())
 
 
 @dataclass(frozen=True)
-class Engine:
-    """A run or a package that is ready to answer on a device, and the stamp that its answers carry."""
+class AnswerFiles:
+    """Where the answers of a task go, each case's under its own name."""
 
-    run: Run
-    recipe: Recipe
-    stamp: ModelStamp
-    device: str
-    networks: tuple[TrainedNetwork, ...]
-    """Of an ensemble several."""
-    choice: Choice | None = None
-    """The runtime that answers, and why; None is torch in the precision that the recipe's plan says."""
-    fetched_from: str = ""
-    """Where the package lies whose files are copies on this node; on another one they are fetched again."""
+    output: Path
+    task: str
+    formats: tuple[ResultFormat, ...] = ()
+    """What is saved beside the answers themselves."""
+    with_candidates: bool = False
+    overwrite: bool = False
+    """Whether what somebody else wrote may be written over. What is read never is."""
 
-    def predictor(self) -> Predictor:
-        """The predictor of this process."""
-        if self.fetched_from:
-            package_folder(self.fetched_from)
-        if self.choice is None:
-            modules = [network.module for network in self.networks if network.module is not None]
-            assert len(modules) == len(self.networks)
-            return Predictor(self.run, self.recipe, modules, self.device)
-        name, precision = self.choice.runtime, self.choice.precision
-        runtimes = [open_runtime(name, network, device=self.device, precision=precision) for network in self.networks]
-        return Predictor(self.run, self.recipe, runtimes, self.device)
+    def of(self, case: str) -> list[Path]:
+        """All files of a case."""
+        found = [self.output / f"{case}.json"]
+        if self.task == "segmentation":
+            found.append(self.output / f"{case}.nii.gz")
+        if self.with_candidates:
+            found.append(self.output / FOLDER / file_name(case))
+        return [*found, *case_files(self.formats, self.output, case)]
 
-    def record_source(self, case: str, scan_grid: Grid, *, content: str, patient: str = "") -> RecordSource:
-        """What a recording of its answer to a scan says of itself."""
-        return RecordSource(self.recipe, self.stamp, self.run.classes, case, scan_grid, patient, scan_sha256=content)
+    @property
+    def gathered(self) -> list[Path]:
+        """The files that hold the answers to all cases."""
+        return gathered_files(self.formats, self.output)
 
+    def require_free(self, cases: Iterable[str], read: Iterable[Input], *, run: str | Path) -> None:
+        """A ConfigError where anything that is read, or that somebody else wrote, would be written over."""
+        require_folder(self.output, "-o")
+        keep_out_of_run(self.output, run)
+        of_case = {case: self.of(case) for case in cases}
+        written = [*self.gathered, *(path for paths in of_case.values() for path in paths)]
+        keep_apart([self.output, *written], read, instead=ELSEWHERE)
+        require_own(self.gathered, overwrite=self.overwrite)
+        for case in of_case:
+            self.require_own(case)
 
-def open_engine(
-    run: str | Path,
-    *,
-    overrides: Sequence[str] = (),
-    device: str = "cpu",
-    runtime: str | None = None,
-    precision: str = "auto",
-) -> Engine:
-    """The run's best weights, or the package, with its recipe and `merge.` and `inference.` overrides applied.
+    def require_unchanged(self, case: str) -> None:
+        """A ConfigError where somebody has corrected the label map of an answer; one that is damaged is no loss."""
+        path = self.output / f"{case}.json"
+        if self.overwrite or self.task != "segmentation" or not mark_of(path).startswith("voxray-labels/"):
+            return
+        try:
+            index = read_file(LabelsFile, path)
+            labels = self.output / index.file
+            if not index.file_sha256 or sha256_of(labels) == index.file_sha256:
+                return
+            read_label_map(labels)
+        except (ConfigError, DataError, OSError):
+            return
+        raise ConfigError(
+            f"{labels}: was changed since voxray wrote it, and would be written over; move it away, give another "
+            f"folder with -o, or have it written over with --overwrite."
+        )
 
-    Without a runtime a run answers with torch, and a package with the one that it was made for; ``auto`` is the best
-    that this machine has for a run. Precision ``auto`` is half where the recipe's plan is the fast one.
-    """
-    for override in overrides:
-        if override.split(".")[0] not in ANSWERING_FIELDS:
-            raise ConfigError(
-                f"--set {override}: a trained run answers with its own recipe; "
-                f"only {' and '.join(f'{name}.*' for name in ANSWERING_FIELDS)} can be set."
-            )
-    if is_package(run):
-        folder = package_folder(run)
-        engine = _open_package(folder, overrides, device=device, runtime=runtime, precision=precision)
-        return engine if local_path(run) is not None else replace(engine, fetched_from=str(run))
-    about, recipe, module = load_model(run)
-    if overrides:
-        recipe = parse_recipe(about.recipe, MODELS, overrides=overrides, where=f"{run}: run.json")
-    digest = weights_digest(module)
-    network = network_of(recipe, module, digest=digest, folder=runtimes_folder(run))
-    choice = _chosen(recipe, network, runtime, device=device, precision=precision)
-    return Engine(
-        run=about,
-        recipe=recipe,
-        stamp=stamp(about, recipe, sha256=digest, engine=_engine(choice)),
-        device=device,
-        networks=(network,),
-        choice=choice,
-    )
+    def require_own(self, case: str) -> None:
+        """A ConfigError where one of the case's files is there and was not written by voxray."""
+        damaged = self.output / f"{case}.json"
+        paths = [path for path in self.of(case) if path != damaged or not self._is_damaged(case)]
+        require_own(paths, ANSWERS, overwrite=self.overwrite)
 
-
-def _open_package(
-    folder: Path, overrides: Sequence[str], *, device: str, runtime: str | None, precision: str
-) -> Engine:
-    package, recipe = read_package(folder)
-    if overrides:
-        recipe = parse_recipe(package.recipe, MODELS, overrides=overrides, where=f"{folder}: package.json")
-    if package.ensemble is not None and not package.engines:
-        return _open_ensemble(folder, package, recipe, device=device, runtime=runtime, precision=precision)
-    wanted = package.precision if precision == "auto" else precision
-    require_calibrated(wanted, [(entry.form, entry.precision) for entry in package.engines])
-    if runtime not in (None, "auto"):
-        choice = choose_runtime(runtime, device=device, precision=wanted)
-    else:
-        choice = prefer_runtime(package.runtime, device=device, precision=wanted)
-    with_module = choice.runtime.startswith("torch")
-    return Engine(
-        run=package.run,
-        recipe=recipe,
-        stamp=stamp(package.run, recipe, sha256=package.provenance.weights_sha256, engine=_engine(choice)),
-        device=device,
-        networks=package_networks(folder, package, recipe, with_module=with_module),
-        choice=choice,
-    )
+    def _is_damaged(self, case: str) -> bool:
+        """Whether what lies beside voxray's label map of the case is no JSON at all: a copy that was cut short."""
+        path, labels = self.output / f"{case}.json", self.output / f"{case}.nii.gz"
+        if self.task != "segmentation" or not path.is_file() or mark_of(labels) != LABEL_MAP:
+            return False
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return True
+        return False
 
 
-def _open_ensemble(
-    folder: Path, package: Package, recipe: Recipe, *, device: str, runtime: str | None, precision: str
-) -> Engine:
-    """As a run is opened: it holds weights, which torch loads and others convert."""
-    networks = package_networks(folder, package, recipe, with_module=True)
-    choice = _chosen(recipe, networks[0], runtime, device=device, precision=precision)
-    return Engine(
-        run=package.run,
-        recipe=recipe,
-        stamp=stamp(package.run, recipe, sha256=package.provenance.weights_sha256, engine=_engine(choice)),
-        device=device,
-        networks=networks,
-        choice=choice,
-    )
+def answer_names(case: str) -> list[str]:
+    """The names of all files that an answer to a case may have in its folder, but for its candidates."""
+    return [f"{case}.json", f"{case}.nii.gz", *(path.name for path in case_files(_EVERY, Path(), case))]
 
 
-def _chosen(
-    recipe: Recipe, network: TrainedNetwork, runtime: str | None, *, device: str, precision: str
-) -> Choice | None:
-    """The runtime that was asked for, of which ``auto`` is one that the network goes on; None where nothing was."""
-    if runtime is None and precision == "auto":
-        return None
-    if precision == "auto" and recipe.inference.plan == "fast":
-        precision = _name(half_on(torch.device(device)))
-    trained_in = _name(recipe.optim.amp)
-    choice = choose_runtime(runtime or "torch", device=device, precision=precision, trained_in=trained_in)
-    require_calibrated(choice.precision, network.files)
-    return _within_reach(choice, network) if runtime == "auto" else choice
+def folder_names(cases: Iterable[str]) -> list[str]:
+    """Those of all cases, and of what is gathered of them."""
+    gathered = [path.name for path in gathered_files(_EVERY, Path())]
+    return [RECORD, *gathered, *(name for case in cases for name in answer_names(case))]
 
 
-def _within_reach(choice: Choice, network: TrainedNetwork) -> Choice:
-    """The choice, or torch where the network is one that cannot be converted; what is converted is kept."""
-    if choice.runtime.startswith("torch"):
-        return choice
-    try:
-        network.onnx()
-    except ConfigError as error:
-        return Choice("torch", choice.precision, f"torch at {choice.precision}: {error}")
-    return choice
-
-
-def _name(amp: Literal["off", "bf16", "fp16"]) -> Precision:
-    return "fp32" if amp == "off" else amp
-
-
-def _engine(choice: Choice | None) -> str:
-    return "torch" if choice is None else f"{choice.runtime} {choice.precision}"
-
-
-def runtimes_folder(run: str | Path) -> Path | None:
-    """Where what is converted from a run is kept; a run on object storage has no such folder."""
-    path = local_path(run)
-    return None if path is None else path / "runtimes"
-
-
-def weights_digest(model: nn.Module) -> str:
-    """The SHA-256 over names and values of the weights, wherever they were loaded from."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def gathered_names(formats: Sequence[ResultFormat], cases: Iterable[str]) -> list[str]:
+    """Those that are read and written to gather the answers to the cases; none where nothing is to be gathered."""
+    files = [path.name for path in gathered_files(formats, Path())]
+    return [RECORD, *files, *(f"{case}.json" for case in cases)] if files else []
 
 
 def write_answer(
@@ -218,7 +130,7 @@ def write_answer(
     output: Path,
     *,
     case: str,
-    engine: Engine,
+    model: TrainedModel,
     scan: ScanStamp | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -226,37 +138,37 @@ def write_answer(
 
     Files of these names that somebody else wrote are written over only where that is wanted.
     """
-    AnswerFiles(output, engine.recipe.task, overwrite=overwrite).require_own(case)
+    AnswerFiles(output, model.recipe.task, overwrite=overwrite).require_own(case)
     (output / f"{case}.json").unlink(missing_ok=True)  # it says nothing of the label map that comes now
-    classes = engine.run.classes
+    classes = model.run.classes
     file: FindingsFile | LabelsFile
     update: dict[str, object] = {"warnings": prediction.warnings, "scan": scan}
     if prediction.labels is not None:
         name = f"{case}.nii.gz"
         write_nifti(prediction.labels, output / name)
-        file = labels_file(prediction.labels, case=case, file=name, classes=classes, model=engine.stamp)
+        file = labels_file(prediction.labels, case=case, file=name, classes=classes, model=model.stamp)
         update["file_sha256"] = content_of([output / name])
     else:
         assert prediction.detections is not None
-        file = findings_file(prediction.detections, prediction.grid, case=case, classes=classes, model=engine.stamp)
+        file = findings_file(prediction.detections, prediction.grid, case=case, classes=classes, model=model.stamp)
     file = file.model_copy(update=update)
     with whole(output / f"{case}.json") as path:
         path.write_text(to_text(file), encoding="utf-8")
     return output / f"{case}.json"
 
 
-def warnings_of(output: Path, *, case: str, engine: Engine) -> tuple[str, ...]:
+def warnings_of(output: Path, *, case: str, model: TrainedModel) -> tuple[str, ...]:
     """What the answer that `write_answer` wrote says of its scan."""
     path = output / f"{case}.json"
-    if engine.recipe.task == "segmentation":
+    if model.recipe.task == "segmentation":
         return read_file(LabelsFile, path).warnings
     return read_file(FindingsFile, path).warnings
 
 
-def read_answer(output: Path, *, case: str, grid: Grid, engine: Engine) -> Prediction:
+def read_answer(output: Path, *, case: str, grid: Grid, model: TrainedModel) -> Prediction:
     """What `write_answer` wrote for a scan on `grid`."""
     path = output / f"{case}.json"
-    if engine.recipe.task == "segmentation":
-        return Prediction(grid, labels=read_labels(path, engine.run.classes, grid))
+    if model.recipe.task == "segmentation":
+        return Prediction(grid, labels=read_labels(path, model.run.classes, grid))
     findings = read_file(FindingsFile, path)
-    return Prediction(grid, detections=detections_of(findings, engine.run.classes, frame="voxel"))
+    return Prediction(grid, detections=detections_of(findings, model.run.classes, frame="voxel"))

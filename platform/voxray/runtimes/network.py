@@ -67,7 +67,7 @@ class TrainedNetwork:
 
     def _plain(self) -> bytes:
         """The float32 graph, of which the others are made."""
-        from voxray.runtimes.onnx.export import FORMAT, export_onnx
+        from voxray.runtimes.onnx.conversion import FORMAT, export_onnx
 
         brought = self.files.get(("onnx", "fp32"))
         if brought is not None:

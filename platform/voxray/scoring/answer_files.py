@@ -22,7 +22,7 @@ from voxray.core.text import first_few, on_disk, same
 from voxray.dataset import CaseSource
 from voxray.readers import label_names, read_label_map, volume_content
 from voxray.results.class_names import Naming, incomparable, named_labels, read_labels, refuse_unknown
-from voxray.results.standing import is_whole, read_any
+from voxray.results.earlier_answers import is_whole, read_any
 from voxray.scoring.foreign import PICKLE_SUFFIX, MarkTable, read_marks, read_monai, read_pickles
 from voxray.scoring.foreign.checks import problem, read_text
 from voxray.scoring.foreign.monai import is_monai, read_monai_names

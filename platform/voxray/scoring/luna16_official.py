@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from voxray.annotations.tables import Spheres, read_spheres_by_case
+from voxray.annotations.object_tables import Spheres, read_spheres_by_case
 from voxray.core.bulkhead import sentence_of
 from voxray.core.errors import DataError
 from voxray.core.evaluation import Bootstrap, Evaluation, Line, Luna16Evaluation, write_evaluation
@@ -70,11 +70,11 @@ def evaluate_luna16(
         except Exception as error:
             lost.append(_not_written(output, error))
     if json_file is not None:
-        lost.append(unwritten(result, json_file))
+        lost.append(try_write_evaluation(result, json_file))
     return result, tuple(filter(None, lost))
 
 
-def unwritten(evaluation: Evaluation | Luna16Evaluation, path: Path) -> str:
+def try_write_evaluation(evaluation: Evaluation | Luna16Evaluation, path: Path) -> str:
     """Writes a score; why it could not be written, or an empty text, as what was measured is told all the same."""
     try:
         write_evaluation(evaluation, path)

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
 from voxray.annotations.maps import component_boxes, value_counts
+from voxray.annotations.object_tables import Spheres, read_boxes_json, read_spheres_by_case
 from voxray.annotations.placing import place_boxes
-from voxray.annotations.tables import Spheres, read_boxes_json, read_spheres_by_case
 from voxray.core.apart import Input
 from voxray.core.config import read_mapping
 from voxray.core.detections import Frame

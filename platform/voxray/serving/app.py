@@ -22,7 +22,7 @@ from voxray.serving.config import LOOPBACK, ServeConfig
 from voxray.serving.flow import PROXY_HALF, PROXY_SETTING
 from voxray.serving.jobs.store import JobStore
 from voxray.serving.messages import ModelInfo
-from voxray.serving.paths import Places
+from voxray.serving.paths import ServicePaths
 from voxray.serving.stopping import Stop, nothing_said
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def absolute(config: ServeConfig) -> ServeConfig:
 def check(config: ServeConfig) -> list[ModelInfo]:
     """What is served; a sentence for what cannot work, before anything is started."""
     cards = [card(name, model) for name, model in config.models.items()]
-    places = Places(config.root)
+    places = ServicePaths(config.root)
     places.require_own(model.path for model in config.models.values())
     places.prepared()
     store = JobStore(config.database_url)

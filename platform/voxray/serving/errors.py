@@ -7,7 +7,7 @@ from typing import Any
 
 from voxray.core.config import Config
 from voxray.core.errors import ConfigError, DataError, ResourceError, VoxrayError
-from voxray.serving.intake.codes import status_of
+from voxray.serving.intake.refusal_codes import status_of
 from voxray.serving.intake.study import SeriesChoice
 
 MEDIA_TYPE = "application/problem+json"

@@ -18,12 +18,12 @@ IDENTIFIER = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
-class Places:
+class ServicePaths:
     """The folders below the service's own."""
 
     root: Path
 
-    def prepared(self) -> Places:
+    def prepared(self) -> ServicePaths:
         """The same, with the folders there, and closed to other users of the machine."""
         for folder in (self.root, self.studies, self.jobs):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)

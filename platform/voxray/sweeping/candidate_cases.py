@@ -34,8 +34,8 @@ from voxray.inference.candidates.file import (
     write_recorded,
 )
 from voxray.inference.candidates.folder import FOLDER, CandidateFolder, recorded_case, said_by
+from voxray.inference.trained_model import TrainedModel, open_model
 from voxray.loading import CaseContent, case_content, list_cases, load_case
-from voxray.results.answers import Engine, open_engine
 from voxray.store.signature import signature_of
 from voxray.sweeping.search_space import as_overrides
 from voxray.tasks.restore import boxes_on
@@ -96,16 +96,16 @@ def record_cases(
     that cannot be known, which is said.
     """
     with open_pool(request.workers, device=request.device, progress=progress) as pool:
-        engine = open_engine(request.run, overrides=as_overrides(variant), device=pool.device)
-        if not engine.run.val_cases:
-            raise ConfigError(f"run {engine.run.name} validated on no cases; sweep a run of a fold.")
-        candidates = candidate_folder(request, engine)
+        model = open_model(request.run, overrides=as_overrides(variant), device=pool.device)
+        if not model.run.val_cases:
+            raise ConfigError(f"run {model.run.name} validated on no cases; sweep a run of a fold.")
+        candidates = candidate_folder(request, model)
         folders = [candidates.folder] if request.dataset else [candidates.folder, validation_folder(request.run)]
-        reached = _reach(request, engine)
+        reached = _reach(request, model)
         origins = {} if isinstance(reached, VoxrayError) else reached.origins
         failed = {} if isinstance(reached, VoxrayError) else dict(reached.failed)
-        cases = [case for case in engine.run.val_cases if case not in failed]
-        places = {case: _find(case, engine, candidates, folders, origins.get(case)) for case in cases}
+        cases = [case for case in model.run.val_cases if case not in failed]
+        places = {case: _find(case, model, candidates, folders, origins.get(case)) for case in cases}
         missing = [case for case, (_, has_truth) in places.items() if not has_truth]
         if isinstance(reached, VoxrayError):
             if missing:
@@ -117,7 +117,7 @@ def record_cases(
         elif missing:
             todo = [Todo(origins[case], places[case][0]) for case in missing]
             with progress.track("answer", total=len(todo), unit="cases") as advance:
-                recorder = partial(CaseRecorder, engine, reached.dataset, candidates)
+                recorder = partial(CaseRecorder, model, reached.dataset, candidates)
                 for case, warnings, error in pool_map(recorder, todo, pool, lost=_died):
                     tell_warnings(progress, f"case {case}", warnings)
                     count_case(done=not error)
@@ -140,17 +140,17 @@ def _died(todo: Todo) -> tuple[str, tuple[str, ...], str]:
     return todo.origin.source.case_id, (), DIED
 
 
-def candidate_folder(request: CaseRequest, engine: Engine) -> CandidateFolder:
+def candidate_folder(request: CaseRequest, model: TrainedModel) -> CandidateFolder:
     """Where this network's candidates with these settings are kept: beside the run, by what they depend on.
 
     Scans of another dataset are other scans, though their cases have the same names.
     """
-    depends: list[object] = [said_by(engine.stamp), request.classes]
+    depends: list[object] = [said_by(model.stamp), request.classes]
     if request.dataset is not None:
         depends += [str(request.dataset.resolve()), str(request.root and request.root.resolve())]
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True, default=str).encode())
     folder = Place.of(request.run).below(FOLDER).below(digest.hexdigest()[:12])
-    return CandidateFolder.of(folder, engine.recipe, engine.run.classes, request.classes)
+    return CandidateFolder.of(folder, model.recipe, model.run.classes, request.classes)
 
 
 def validation_folder(run: str) -> Place:
@@ -161,9 +161,9 @@ def validation_folder(run: str) -> Place:
 class CaseRecorder:
     """Answers one case after another and keeps what the network said, with the truth; or the truth alone."""
 
-    def __init__(self, engine: Engine, dataset: Dataset, candidates: CandidateFolder) -> None:
-        self._engine, self._dataset, self._candidates = engine, dataset, candidates
-        self._predictor = engine.predictor()
+    def __init__(self, model: TrainedModel, dataset: Dataset, candidates: CandidateFolder) -> None:
+        self._model, self._dataset, self._candidates = model, dataset, candidates
+        self._predictor = model.predictor()
 
     def __call__(self, todo: Todo) -> tuple[str, tuple[str, ...], str]:
         """The case's id, what is worth knowing of its files, and why it is not kept, or an empty text."""
@@ -175,7 +175,7 @@ class CaseRecorder:
             recorded = (
                 self._answered(case, origin) if todo.recorded_in is None else self._known(case, todo.recorded_in)
             )
-            truth = replace(truth_of(case, recorded, self._engine.run.classes), sha256=origin.content.truth)
+            truth = replace(truth_of(case, recorded, self._model.run.classes), sha256=origin.content.truth)
             write_recorded(self._candidates.folder, with_truth(recorded, truth))
         except Exception as error:
             return case_id, warnings, sentence_of(error)
@@ -185,7 +185,7 @@ class CaseRecorder:
         recorder = self._candidates.recorder()
         self._predictor.predict(case.image, recorder=recorder)
         content = origin.content.scan
-        source = self._engine.record_source(case.case_id, case.image.grid, patient=case.patient_id, content=content)
+        source = self._model.record_source(case.case_id, case.image.grid, patient=case.patient_id, content=content)
         return recorded_case(recorder, source)
 
     def _known(self, case: Case, folder: Place) -> RecordedCase:
@@ -215,12 +215,12 @@ def content_of_recorded(recorded: RecordedCase) -> str:
 
 
 def _find(
-    case: str, engine: Engine, candidates: CandidateFolder, folders: Sequence[Place], origin: Origin | None
+    case: str, model: TrainedModel, candidates: CandidateFolder, folders: Sequence[Place], origin: Origin | None
 ) -> tuple[Place | None, bool]:
     """Where the case is kept, and whether its truth is; without an origin whatever is kept is taken."""
     without: Place | None = None
     for folder in folders:
-        head = CandidateFolder(folder, candidates.classes, candidates.labels).find(case, engine.stamp)
+        head = CandidateFolder(folder, candidates.classes, candidates.labels).find(case, model.stamp)
         if head is None or (origin is not None and not origin.has_scan(head)):
             continue
         if head.truth_boxes is not None and (origin is None or origin.has_truth(head)):
@@ -237,12 +237,12 @@ class _Reached(NamedTuple):
     failed: dict[str, str]
 
 
-def _reach(request: CaseRequest, engine: Engine) -> _Reached | VoxrayError:
+def _reach(request: CaseRequest, model: TrainedModel) -> _Reached | VoxrayError:
     """The run's validation cases, or why they are not in reach."""
     try:
-        data, sources = _sources(request, engine)
+        data, sources = _sources(request, model)
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            looked = list(pool.map(partial(_origin, data, engine.recipe), sources))
+            looked = list(pool.map(partial(_origin, data, model.recipe), sources))
     except VoxrayError as error:
         if request.dataset is not None:
             raise
@@ -261,20 +261,20 @@ def _origin(data: Dataset, recipe: Recipe, source: CaseSource) -> Origin | str:
     return Origin(source, content, signature_of(content.scan, content.truth, source.patient_id, recipe))
 
 
-def _sources(request: CaseRequest, engine: Engine) -> tuple[Dataset, list[CaseSource]]:
-    cases, file = engine.run.val_cases, request.dataset or engine.run.dataset_file
+def _sources(request: CaseRequest, model: TrainedModel) -> tuple[Dataset, list[CaseSource]]:
+    cases, file = model.run.val_cases, request.dataset or model.run.dataset_file
     if file is None or not Path(file).exists():
         raise ConfigError(
-            f"run {engine.run.name}: its dataset file {file or ''} is not there; give one with --dataset FILE."
+            f"run {model.run.name}: its dataset file {file or ''} is not there; give one with --dataset FILE."
         )
-    data = read_dataset(file, root=request.root).for_task(engine.recipe.task)
-    if data.classes != engine.run.classes:
+    data = read_dataset(file, root=request.root).for_task(model.recipe.task)
+    if data.classes != model.run.classes:
         raise ConfigError(
-            f"{file}: classes are {', '.join(data.classes)}; run {engine.run.name} answers "
-            f"{', '.join(engine.run.classes)}."
+            f"{file}: classes are {', '.join(data.classes)}; run {model.run.name} answers "
+            f"{', '.join(model.run.classes)}."
         )
     known = {source.case_id: source for source in list_cases(data)}
     gone = [case for case in cases if case not in known]
     if gone:
-        raise ConfigError(f"{file}: has no case {gone[0]}, which run {engine.run.name} validated on.")
+        raise ConfigError(f"{file}: has no case {gone[0]}, which run {model.run.name} validated on.")
     return data, [known[case] for case in cases]

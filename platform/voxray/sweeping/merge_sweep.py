@@ -33,9 +33,11 @@ from voxray.metrics.bootstrap import draw_weights
 from voxray.metrics.coco import IOUS
 from voxray.sweeping.candidate_cases import CaseRequest, content_of_recorded, record_cases
 from voxray.sweeping.journal import Journal
+from voxray.sweeping.optuna_study import Plan, Sampler, SweepStudy, TrialResult, key
 from voxray.sweeping.parts import parts_of
 from voxray.sweeping.ray_tune import tune_settings
-from voxray.sweeping.report import (
+from voxray.sweeping.search_space import Space
+from voxray.sweeping.sweep_report import (
     JOURNAL,
     Figure,
     SweepOptions,
@@ -45,8 +47,6 @@ from voxray.sweeping.report import (
     importance_of,
     write_sweep,
 )
-from voxray.sweeping.search_space import Space
-from voxray.sweeping.study import Plan, Sampler, SweepStudy, TrialResult, key
 from voxray.sweeping.trials import MergeTrials, Replays, TrialRunner, open_runner, variant_of
 from voxray.tasks import build_task
 

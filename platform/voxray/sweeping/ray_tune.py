@@ -13,7 +13,7 @@ from typing import Any
 
 from voxray.core.storage import Place
 from voxray.distributed.parallel import Shared
-from voxray.sweeping.study import SweepStudy, quiet
+from voxray.sweeping.optuna_study import SweepStudy, quiet
 from voxray.sweeping.trials import MergeTrials, Replays, run_trial
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from voxray.core.config import Setting, read_mapping, set_fields
 from voxray.core.errors import ConfigError
 from voxray.core.recipe import DetectionMerge, Recipe, parse_recipe
+from voxray.inference.trained_model import ANSWERING_FIELDS
 from voxray.models import MODELS
-from voxray.results.answers import ANSWERING_FIELDS
 
 SWEEP_SCHEMA, SWEEP_FILE = "voxray-sweep/1", "sweep.json"
 _LABELS = ("name", "about")

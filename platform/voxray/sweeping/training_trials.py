@@ -30,8 +30,10 @@ from voxray.inference.predictor import Predictor
 from voxray.runtimes.device import choose_device
 from voxray.store import Store
 from voxray.sweeping.journal import Journal
+from voxray.sweeping.optuna_study import Plan, SweepStudy, distribution, key, quiet
 from voxray.sweeping.parts import parts_of
-from voxray.sweeping.report import (
+from voxray.sweeping.search_space import Space
+from voxray.sweeping.sweep_report import (
     JOURNAL,
     Figure,
     SweepOptions,
@@ -41,8 +43,6 @@ from voxray.sweeping.report import (
     importance_of,
     write_sweep,
 )
-from voxray.sweeping.search_space import Space
-from voxray.sweeping.study import Plan, SweepStudy, distribution, key, quiet
 from voxray.tasks import build_task
 from voxray.training.checkpoint import SETTING, find_state, load_model, read_run
 from voxray.training.crossval_folder import STORE, is_crossval

@@ -15,8 +15,8 @@ from voxray.core.recipe import Merge
 from voxray.distributed.cluster import connect
 from voxray.distributed.parallel import Shared, TaskOptions, task_map
 from voxray.inference.candidates.replay import Replay
+from voxray.sweeping.optuna_study import TrialResult, key
 from voxray.sweeping.search_space import merge_with
-from voxray.sweeping.study import TrialResult, key
 
 _RETRIES = 3
 """How often a try is made again whose worker died."""

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from voxray.boxes.cluster import Clustering, Evidence, Groups, fuse_groups, group
+from voxray.boxes.clustering import Clustering, Evidence, Groups, fuse_groups, group
 from voxray.boxes.nms import nms
 from voxray.core.detections import Detections
 from voxray.core.recipe import DetectionMerge
@@ -48,7 +48,7 @@ class Joining(Protocol):
         ...
 
     def group(self, rows: BoxRows, kinds: Int64[Tensor, " n"], *, iou: float) -> Groups:
-        """The clusters: `boxes.cluster.group`."""
+        """The clusters: `boxes.clustering.group`."""
         ...
 
 

@@ -116,7 +116,7 @@ def clear_failure(location: Location) -> None:
         folder.remove(FAILURE)
 
 
-def read_news(location: Location, name: str) -> Any:
+def read_progress_file(location: Location, name: str) -> Any:
     """`HISTORY` or `TICKER` as it is now; None where it has not been written. Storage is asked once."""
     try:
         return json.loads(Place.of(location).once().read(name))

@@ -17,8 +17,8 @@ from voxray.core.recipe import DetectionMerge, SegmentationMerge
 from voxray.core.storage import Place
 from voxray.inference.candidates.file import read_recorded
 from voxray.inference.candidates.folder import CandidateFolder
+from voxray.inference.trained_model import open_model
 from voxray.readers import read_label_map, write_nifti
-from voxray.results.answers import open_engine
 from voxray.store import Store
 from voxray.tasks import build_task, recorded_labels
 from voxray.tasks.merging import merge_candidates
@@ -60,10 +60,10 @@ def test_another_merge_needs_no_new_candidates_but_another_window_does(tmp_path:
     before = path.read_bytes()
     assert answered(tmp_path, "merge.tile_iou=0.4").done == ("scan",)
     assert path.read_bytes() != before  # answered anew, so recorded anew, with the merge that it was answered with
-    engine = open_engine(tmp_path / "run", overrides=["merge.tile_iou=0.9"])
+    engine = open_model(tmp_path / "run", overrides=["merge.tile_iou=0.9"])
     candidates = CandidateFolder.of(Place.of(path.parent), engine.recipe, engine.run.classes)
     assert candidates.find("scan", engine.stamp) is not None
-    other = open_engine(tmp_path / "run", overrides=["inference.overlap=0.5"])
+    other = open_model(tmp_path / "run", overrides=["inference.overlap=0.5"])
     assert candidates.find("scan", other.stamp) is None
     assert candidates.find("scam", engine.stamp) is None
 
@@ -75,7 +75,7 @@ def test_validation_keeps_what_the_best_and_the_last_network_said(tmp_path: Path
     state = read_state(tmp_path / "run")
     kept_folders = sorted(path.name for path in (tmp_path / "run" / "candidates").iterdir())
     assert kept_folders == sorted({state.best, "epoch_0003"})
-    engine = open_engine(tmp_path / "run")
+    engine = open_model(tmp_path / "run")
     folder = Place.of(tmp_path / "run" / "candidates" / state.best)
     recorded = [read_recorded(folder, f"{case_id}.parquet") for case_id in engine.run.val_cases]
     assert {one.head.model.sha256 for one in recorded} == {engine.stamp.sha256}
@@ -94,7 +94,7 @@ def test_validation_keeps_probabilities_of_few_classes(tmp_path: Path) -> None:
     recipe = segmentation_recipe("optim.epochs=1")
     store = made_store(tmp_path / "store", recipe)
     train_silently(store.uri, recipe, tmp_path / "run", workers=0)
-    engine = open_engine(tmp_path / "run")
+    engine = open_model(tmp_path / "run")
     folder = Place.of(tmp_path / "run" / "candidates" / "epoch_0001")
     assert folder.names(".") == sorted(f"{case_id}.parquet" for case_id in engine.run.val_cases)
     recorded = read_recorded(folder, f"{engine.run.val_cases[0]}.parquet")

@@ -16,7 +16,7 @@ from voxray.serving.deployments.ray import RayWorkers
 from voxray.serving.http.application import make_app
 from voxray.serving.jobs.service import Service
 from voxray.serving.jobs.store import JobStore
-from voxray.serving.paths import Places
+from voxray.serving.paths import ServicePaths
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
     store = JobStore(config.database_url)
     readers: Any = None
     workers = RayWorkers(config, [], readers, {})
-    yield make_app(Service(config, store, workers, Places(config.root).prepared(), []))
+    yield make_app(Service(config, store, workers, ServicePaths(config.root).prepared(), []))
     store.close()
 
 

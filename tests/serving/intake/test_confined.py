@@ -18,7 +18,7 @@ import pytest
 
 from voxray.core.errors import DataError, ResourceError
 from voxray.serving.intake.confined import _FORKER, CallBounds, CallEndedError, call, warm_up
-from voxray.serving.intake.reading import practise
+from voxray.serving.intake.upload_reading import practise
 
 BOUNDS = CallBounds(memory_bytes=256 << 20, seconds=60.0, file_bytes=1 << 20)
 

@@ -28,11 +28,11 @@ from voxray.core.errors import DataError
 from voxray.core.volume import Grid, Volume
 from voxray.readers import read_volume, write_nifti
 from voxray.serving.errors import problem_of
-from voxray.serving.intake.codes import STATUS, status_of
 from voxray.serving.intake.confined import _FORKER
 from voxray.serving.intake.limits import Limits
 from voxray.serving.intake.parse import parse
 from voxray.serving.intake.receive import receive
+from voxray.serving.intake.refusal_codes import STATUS, status_of
 from voxray.serving.intake.study import StudyInfo, read_study, series_handle, series_uid_of
 
 Nifti = Callable[..., bytes]

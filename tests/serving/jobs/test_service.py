@@ -20,7 +20,7 @@ from voxray.serving.intake.study import StudyInfo
 from voxray.serving.jobs.service import Service
 from voxray.serving.jobs.store import JobStore
 from voxray.serving.messages import Job, JobRequest
-from voxray.serving.paths import Places
+from voxray.serving.paths import ServicePaths
 
 STUDY = "a" * 32
 
@@ -30,7 +30,7 @@ def service(tmp_path: Path) -> Iterator[Service]:
     """A service with a study, and no desk."""
     model = {"path": str(write_small_run(tmp_path / "run", "unet")), "runtime": "torch"}
     config = ServeConfig.model_validate({"models": {"organs": model}, "folder": str(tmp_path / "service")})
-    places = Places(config.root).prepared()
+    places = ServicePaths(config.root).prepared()
     store = JobStore(config.database_url)
     info = StudyInfo(
         format="NIfTI-1",

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float64, Int64, UInt8
 from torch import Tensor
 
-from voxray.boxes.cluster import Groups
+from voxray.boxes.clustering import Groups
 from voxray.boxes.neighbours import Neighbours
 from voxray.core.detections import Detections
 from voxray.core.errors import DataError

@@ -4,12 +4,12 @@ Scans are shown as radiologists look at them: from the feet and from the front, 
 of the picture; front at the top of an axial slice, head at the top of the others.
 """
 
-from voxray.results.pictures.curves import draw_curves
 from voxray.results.pictures.detections import draw_detections
 from voxray.results.pictures.labels import draw_labels
 from voxray.results.pictures.montage import Closeup, cut_closeup, draw_montage
 from voxray.results.pictures.planes import WINDOWS, GreyWindow
 from voxray.results.pictures.sweeps import draw_importance, draw_slices
+from voxray.results.pictures.training_curves import draw_curves
 
 __all__ = [
     "WINDOWS",

@@ -24,9 +24,9 @@ from scipy.spatial import KDTree
 from voxray import __version__
 from voxray.core.errors import DataError
 from voxray.core.volume import Volume
-from voxray.results.writers.codes import concept_of, shown
+from voxray.results.writers.coded_concepts import concept_of, shown
 from voxray.results.writers.quiet import quietly
-from voxray.results.writers.source import Slice, Source
+from voxray.results.writers.source_series import Slice, Source
 from voxray.results.writers.stamping import MAKER, Algorithm, Uids, colour, empty, identify_labels, save
 
 SERIES_NUMBER = 9003

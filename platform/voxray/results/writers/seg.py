@@ -21,9 +21,9 @@ from pydicom.uid import ExplicitVRLittleEndian, RLELossless, SegmentationStorage
 
 from voxray.core.errors import DataError
 from voxray.core.volume import Volume
-from voxray.results.writers.codes import concept_of, shown
+from voxray.results.writers.coded_concepts import concept_of, shown
 from voxray.results.writers.quiet import quietly
-from voxray.results.writers.source import Source, nameless
+from voxray.results.writers.source_series import Source, nameless
 from voxray.results.writers.stamping import (
     MAKER,
     Algorithm,

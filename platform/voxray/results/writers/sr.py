@@ -22,10 +22,10 @@ from pydicom.sr.coding import Code
 
 from voxray.core.detections import Detections
 from voxray.core.volume import Grid, Volume
-from voxray.results.writers.codes import PRIVATE_SCHEME, Concept, concept_of, shown
+from voxray.results.writers.coded_concepts import PRIVATE_SCHEME, Concept, concept_of, shown
 from voxray.results.writers.quiet import quietly
 from voxray.results.writers.seg import SegKind, seg_reference, segment_numbers
-from voxray.results.writers.source import Source, nameless, read_source
+from voxray.results.writers.source_series import Source, nameless, read_source
 from voxray.results.writers.stamping import (
     MAKER,
     Algorithm,

@@ -23,8 +23,8 @@ from voxray.core.detections import Detections
 from voxray.core.errors import DataError
 from voxray.core.storage import whole
 from voxray.core.volume import Volume
-from voxray.results.writers.codes import PRIVATE_SCHEME, shown
-from voxray.results.writers.source import Source, patient_and_study, read_source
+from voxray.results.writers.coded_concepts import PRIVATE_SCHEME, shown
+from voxray.results.writers.source_series import Source, patient_and_study, read_source
 
 MAKER = "voxray"
 _LENGTH = 64

@@ -13,7 +13,7 @@ from voxray.serving.intake.study import is_small, read_study
 from voxray.serving.jobs.scheduler import Scheduler
 from voxray.serving.jobs.store import JobStore
 from voxray.serving.messages import ModelInfo
-from voxray.serving.paths import Places
+from voxray.serving.paths import ServicePaths
 from voxray.serving.workers import reader
 from voxray.serving.workers.model import WarmModel, answer_steps
 from voxray.serving.workers.protocol import Operation, ReaderContext, Step, WorkerDiedError
@@ -25,7 +25,7 @@ T = TypeVar("T")
 class LocalWorkers:
     """Every model and the reader, in threads."""
 
-    def __init__(self, config: ServeConfig, places: Places) -> None:
+    def __init__(self, config: ServeConfig, places: ServicePaths) -> None:
         self._models = {name: WarmModel(name, model, places) for name, model in config.models.items()}
         self._context = ReaderContext(config, places, {name: model.info for name, model in self._models.items()})
         self.scheduler: Scheduler | None = None
@@ -61,7 +61,7 @@ class LocalWorkers:
 
 
 def open_scheduler(
-    config: ServeConfig, store: JobStore, workers: LocalWorkers, places: Places, **times: Any
+    config: ServeConfig, store: JobStore, workers: LocalWorkers, places: ServicePaths, **times: Any
 ) -> Scheduler:
     """A scheduler for these workers; whoever opens it runs it."""
     widths = {name: model.at_once for name, model in config.models.items()}

@@ -35,7 +35,7 @@ from voxray.serving.jobs.service import Service
 from voxray.serving.jobs.store import JobStore
 from voxray.serving.logs import set_up_logs
 from voxray.serving.messages import ModelInfo
-from voxray.serving.paths import Places
+from voxray.serving.paths import ServicePaths
 from voxray.serving.workers import reader
 from voxray.serving.workers.protocol import Operation, ReaderContext, Step, WorkerDiedError
 
@@ -57,7 +57,7 @@ class ModelReplica:
 
         from voxray.serving.workers.model import WarmModel
 
-        places = Places(Path(folder))
+        places = ServicePaths(Path(folder))
         set_up_logs(places.logs, f"model-{name}")
         self._answering = WarmModel(name, ServedModel.model_validate(model), places)
 
@@ -83,8 +83,8 @@ class ReaderReplica:
 
     def __init__(self, config: dict[str, Any], cards: list[dict[str, Any]]) -> None:
         made = ServeConfig.model_validate(config)
-        set_up_logs(Places(made.root).logs, "scans")
-        self._context = ReaderContext(made, Places(made.root), {card.name: card for card in cards_of(cards)})
+        set_up_logs(ServicePaths(made.root).logs, "scans")
+        self._context = ReaderContext(made, ServicePaths(made.root), {card.name: card for card in cards_of(cards)})
 
     async def reconfigure(self, _user_config: Any) -> None:
         """Makes ready what reads uploads, before the first comes."""
@@ -118,7 +118,7 @@ class RayWorkers:
     async def answer(self, job: str, study: str, model: str) -> AsyncGenerator[Step, None]:
         """The model's steps; a large scan goes, prepared, from its reader to the model by reference."""
         begin, prepare_s = time.monotonic(), None
-        info = await asyncio.to_thread(read_study, Places(self._config.root).study(study))
+        info = await asyncio.to_thread(read_study, ServicePaths(self._config.root).study(study))
         small = is_small(info, self._grids[model].spacing_mm, self._config.models[model].prepared_here_vox)
         prepared = None if small else self._readers.call.remote(reader.prepare, study, model)
         steps: Any = self._models[model].options(stream=True).answer.remote(prepared, job, study)
@@ -170,11 +170,11 @@ class SchedulerReplica:
         models: dict[str, DeploymentHandle[Any]],
     ) -> None:
         made = ServeConfig.model_validate(config)
-        set_up_logs(Places(made.root).logs, "desk")
+        set_up_logs(ServicePaths(made.root).logs, "desk")
         workers = RayWorkers(made, cards_of(cards), readers, models)
         widths = {name: model.replicas.max * model.at_once for name, model in made.models.items()}
         self._scheduler = Scheduler(
-            JobStore(made.database_url), workers, Places(made.root).prepared(), widths, tell_states=_JobStates()
+            JobStore(made.database_url), workers, ServicePaths(made.root).prepared(), widths, tell_states=_JobStates()
         )
         self._task: asyncio.Task[None] | None = None
 
@@ -213,10 +213,10 @@ class HttpReplica:
         scheduler: DeploymentHandle[Any],
     ) -> None:
         made = ServeConfig.model_validate(config)
-        set_up_logs(Places(made.root).logs, "door")
+        set_up_logs(ServicePaths(made.root).logs, "door")
         shown = cards_of(cards)
         workers = RayWorkers(made, shown, readers, models, scheduler)
-        self._service = Service(made, JobStore(made.database_url), workers, Places(made.root).prepared(), shown)
+        self._service = Service(made, JobStore(made.database_url), workers, ServicePaths(made.root).prepared(), shown)
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # the name is Ray Serve's
         """The application that Ray Serve puts behind its proxy."""

@@ -28,7 +28,7 @@ from typing import Any
 from voxray.core.errors import DataError
 
 LENGTH = struct.Struct("!I")
-PRELOADED = ("voxray.readers", "voxray.serving.intake.reading")
+PRELOADED = ("voxray.readers", "voxray.serving.intake.upload_reading")
 _IDLE_S = 0.05
 """A worker that has waited so long without a call practises for it."""
 _LAST_RESORT = 1.2
@@ -125,7 +125,7 @@ def _work(asked: socket.socket, caller: socket.socket) -> None:
 def _practise() -> None:
     """Reads a scan of its own: what a forked process touches for the first time is copied, half of a small read."""
     with contextlib.suppress(Exception):
-        importlib.import_module("voxray.serving.intake.reading").practise()
+        importlib.import_module("voxray.serving.intake.upload_reading").practise()
 
 
 def _confine(request: Mapping[str, Any]) -> None:

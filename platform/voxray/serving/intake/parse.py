@@ -39,7 +39,9 @@ async def parse(folder: Path, limits: Limits, *, series_uid: str | None = None) 
         file_bytes=max(limits.expanded_bytes, 2 * limits.voxels + _NPY_HEADER),
     )
     try:
-        return StudyInfo.model_validate(await call("voxray.serving.intake.reading.read_received", arguments, bounds))
+        return StudyInfo.model_validate(
+            await call("voxray.serving.intake.upload_reading.read_received", arguments, bounds)
+        )
     except CallEndedError as ended:
         code, message, remedy = _ENDED[ended.reason]
         await in_thread(_tidy, folder)

@@ -25,7 +25,7 @@ from voxray.serving.jobs.database import UnreachableError
 from voxray.serving.jobs.metrics import Metrics
 from voxray.serving.jobs.store import JobRow, JobStore, new_id
 from voxray.serving.messages import JobRequest
-from voxray.serving.paths import IDENTIFIER, Places
+from voxray.serving.paths import IDENTIFIER, ServicePaths
 from voxray.serving.workers import reader
 from voxray.serving.workers.protocol import ServiceWorkers, Step, WorkerDiedError
 
@@ -53,7 +53,7 @@ class Scheduler:
         self,
         store: JobStore,
         workers: ServiceWorkers,
-        places: Places,
+        places: ServicePaths,
         widths: Mapping[str, int],
         *,
         lease_s: float = LEASE_S,

@@ -18,8 +18,8 @@ from voxray.results.formats import FormatName, served_formats
 from voxray.serving.config import ServeConfig
 from voxray.serving.errors import ProblemDetails, ProblemError
 from voxray.serving.intake.dicomweb import peer
-from voxray.serving.intake.naming import as_sent, noting
 from voxray.serving.intake.receive import UploadPart, receive
+from voxray.serving.intake.sender_names import as_sent, noting
 from voxray.serving.intake.study import ScanFacts, StudyInfo
 from voxray.serving.job_states import ENDED, JobState
 from voxray.serving.jobs.store import JobRow, JobStore, NewJob, StudyRow, TooManyError, new_id
@@ -32,7 +32,7 @@ from voxray.serving.messages import (
     Study,
     Timing,
 )
-from voxray.serving.paths import Places
+from voxray.serving.paths import ServicePaths
 from voxray.serving.workers import reader
 from voxray.serving.workers.answered_by import answered_by, read_answer
 from voxray.serving.workers.protocol import Centroids, LabelFormat, Operation, ServiceWorkers, WorkerDiedError
@@ -58,7 +58,7 @@ class Service:
         config: ServeConfig,
         store: JobStore,
         workers: ServiceWorkers,
-        places: Places,
+        places: ServicePaths,
         cards: Sequence[ModelInfo],
     ) -> None:
         self.config, self.store, self.workers, self.places = config, store, workers, places

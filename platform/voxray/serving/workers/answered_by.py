@@ -14,7 +14,7 @@ from voxray.core.config import Config, parse, read_mapping
 from voxray.core.errors import ConfigError
 from voxray.core.storage import whole
 from voxray.serving.messages import ModelInfo
-from voxray.serving.paths import Places
+from voxray.serving.paths import ServicePaths
 
 NAME = "model.json"
 
@@ -34,7 +34,7 @@ def write_answered_by(folder: Path, model: ModelInfo) -> None:
         path.write_text(kept.model_dump_json(), encoding="utf-8")
 
 
-def answered_by(places: Places, job: str, study: str, *, name: str = "") -> AnsweredBy:
+def answered_by(places: ServicePaths, job: str, study: str, *, name: str = "") -> AnsweredBy:
     """Which model answered; FileNotFoundError where the answer is gone.
 
     Answers of earlier versions lie alone: the classes of a detection are then those that it found.
@@ -50,7 +50,7 @@ def answered_by(places: Places, job: str, study: str, *, name: str = "") -> Answ
     )
 
 
-def read_answer(places: Places, job: str, study: str) -> FindingsFile | LabelsFile:
+def read_answer(places: ServicePaths, job: str, study: str) -> FindingsFile | LabelsFile:
     """The answer itself, whichever kind it is; FileNotFoundError where it is gone."""
     path = places.answer(job, study)
     path.stat()

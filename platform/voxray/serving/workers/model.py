@@ -18,15 +18,16 @@ from voxray.core.recipe import Recipe
 from voxray.core.storage import sync_all
 from voxray.core.volume import Grid, Volume
 from voxray.inference.predictor import Prediction, Predictor, Prepared, prepare_scan
-from voxray.results.answers import open_engine, write_answer
+from voxray.inference.trained_model import open_model
+from voxray.results.answers import write_answer
 from voxray.runtimes.device import choose_device
 from voxray.serving.cards import card
 from voxray.serving.config import ServedModel
-from voxray.serving.paths import Places
+from voxray.serving.paths import ServicePaths
 from voxray.serving.workers.answered_by import write_answered_by
 from voxray.serving.workers.batching import BatchingNetwork
 from voxray.serving.workers.protocol import Step
-from voxray.serving.workers.scans import prepare_study
+from voxray.serving.workers.study_scans import prepare_study
 
 _TINY = 32
 """Voxels along each side of the scan that a health check answers."""
@@ -48,24 +49,24 @@ class AbandonedError(Exception):
 class WarmModel:
     """One model, warm, on one device; scans are answered one by one, and written while the next is answered."""
 
-    def __init__(self, name: str, model: ServedModel, places: Places) -> None:
+    def __init__(self, name: str, model: ServedModel, places: ServicePaths) -> None:
         if model.num_gpus == 0 and model.device == "auto" and not torch.cuda.is_available():
             torch.set_num_threads(model.threads or os.cpu_count() or 1)
-        self._engine = open_engine(
+        self._trained = open_model(
             model.path,
             overrides=model.overrides,
             device=str(choose_device(model.device)),
             runtime=model.runtime,
             precision=model.precision,
         )
-        self._predictor = self._engine.predictor()
+        self._predictor = self._trained.predictor()
         self._together = share_windows(self._predictor, model.window_batch) if model.window_batch > 1 else ()
         self._places = places
         # The same threads for every answer: each holds buffers of torch's own, which a new one would take again.
         self._threads = ThreadPoolExecutor(model.at_once if self._together else 1, thread_name_prefix=name)
         self._moved = time.monotonic()
         self.info = card(name, model).model_copy(
-            update={"sha256": self._engine.stamp.sha256, "engine": self._engine.stamp.engine, "ready": True}
+            update={"sha256": self._trained.stamp.sha256, "engine": self._trained.stamp.engine, "ready": True}
         )
         self._last_check, self._check_s = 0.0, 0.0
         self.check()
@@ -73,14 +74,14 @@ class WarmModel:
     def answer(self, scan: Prepared | None, job: str, study: str, watch: Callable[[float], None]) -> Step:
         """Answers a scan, prepared here where it is not yet; the last step, the answer being on the disk then."""
         begin = time.monotonic()
-        scan = scan or prepare_study(self._places, study, self._engine.recipe.grid)
+        scan = scan or prepare_study(self._places, study, self._trained.recipe.grid)
         prepare_s = time.monotonic() - begin
         self._predictor.require_memory(scan.grid)
         prediction, seconds = self._threads.submit(self._timed, scan, watch).result()
         folder = self._places.job(job)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_answered_by(folder, self.info)
-        write_answer(prediction, folder, case=study, engine=self._engine)
+        write_answer(prediction, folder, case=study, model=self._trained)
         sync_all(folder)
         return Step("answering", 1.0, prepare_s, seconds)
 
@@ -100,7 +101,7 @@ class WarmModel:
         fresh = max(_CHECK_EVERY_S, _CHECK_SHARE * self._check_s)
         if self._last_check and now - max(self._moved, self._last_check) < fresh:
             return
-        self._answered(tiny_scan(self._engine.recipe), lambda _: None)
+        self._answered(tiny_scan(self._trained.recipe), lambda _: None)
         self._last_check = time.monotonic()
         self._check_s = self._last_check - now
 

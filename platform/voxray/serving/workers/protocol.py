@@ -9,7 +9,7 @@ from typing import Concatenate, Literal, NamedTuple, ParamSpec, Protocol, TypeVa
 from voxray.serving.config import ServeConfig
 from voxray.serving.job_states import JobStage
 from voxray.serving.messages import ModelInfo
-from voxray.serving.paths import Places
+from voxray.serving.paths import ServicePaths
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -51,7 +51,7 @@ class ReaderContext:
     """What an operation finds in the process that it runs in."""
 
     config: ServeConfig
-    places: Places
+    places: ServicePaths
     models: Mapping[str, ModelInfo]
 
 

@@ -17,7 +17,7 @@ from voxray.serving.intake.disk import remove
 from voxray.serving.intake.parse import parse
 from voxray.serving.intake.study import StudyInfo
 from voxray.serving.messages import DicomwebSource
-from voxray.serving.paths import Places
+from voxray.serving.paths import ServicePaths
 from voxray.serving.workers.answered_by import answered_by
 from voxray.serving.workers.label_maps import centroids_of, label_file
 from voxray.serving.workers.protocol import Centroids, LabelFormat, ReaderContext
@@ -52,7 +52,7 @@ async def fetch_series(here: ReaderContext, study: str, source: DicomwebSource) 
 
 async def scan_file(here: ReaderContext, study: str) -> Path:
     """The study's scan as NIfTI; made once."""
-    from voxray.serving.workers.scans import write_scan
+    from voxray.serving.workers.study_scans import write_scan
 
     with refusing("scan", here.places.source(study)):
         return await asyncio.to_thread(write_scan, here.places, study)
@@ -60,7 +60,7 @@ async def scan_file(here: ReaderContext, study: str) -> Path:
 
 async def prepare(here: ReaderContext, study: str, model: str) -> Prepared:
     """The study on a model's grid."""
-    from voxray.serving.workers.scans import prepare_study
+    from voxray.serving.workers.study_scans import prepare_study
 
     return await asyncio.to_thread(prepare_study, here.places, study, here.models[model].grid)
 
@@ -97,11 +97,11 @@ async def store_result(here: ReaderContext, job: str, study: str, url: str) -> N
     await dicomweb.store(url, files, limits=here.config.limits, access=here.config.dicomweb)
 
 
-def _make_form(places: Places, job: str, study: str, form: FormatName) -> Path:
-    from voxray.serving.workers.making import Answered
+def _make_form(places: ServicePaths, job: str, study: str, form: FormatName) -> Path:
+    from voxray.serving.workers.result_formats import write_result
 
     path = places.result(job, study, form)
     if not path.exists():
         with recording_refusal(places.job(job), form), refusing(f"form {form}", places.source(study)):
-            Answered(places, job, study, answered_by(places, job, study)).make(form, path)
+            write_result(places, job, study, answered_by(places, job, study), form, path)
     return path

@@ -23,9 +23,9 @@ from voxray.inference.package import MANIFEST
 from voxray.loading.inputs import keep_out_of_run
 from voxray.metrics.coco import IOUS
 from voxray.results.pictures import draw_importance, draw_slices
+from voxray.sweeping.optuna_study import BATCH, SweepStudy
 from voxray.sweeping.search_space import as_overrides
 from voxray.sweeping.settings import SWEEP_FILE, SWEEP_SCHEMA
-from voxray.sweeping.study import BATCH, SweepStudy
 from voxray.training.crossval_folder import CROSSVAL
 
 BEST, JOURNAL = "best.toml", "study.journal"

@@ -11,7 +11,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from voxray.boxes import nms as nms_module
-from voxray.boxes.cluster import Clustering, Evidence, Fused, fuse_groups, group
+from voxray.boxes.clustering import Clustering, Evidence, Fused, fuse_groups, group
 from voxray.boxes.nms import nms
 
 BOXES = torch.tensor([[0.0, 0, 0, 10, 10, 10], [1, 1, 1, 11, 11, 11], [0, 0, 0, 10, 10, 9], [40, 40, 40, 50, 50, 50]])

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from voxray.annotations.tables import (
+from voxray.annotations.object_tables import (
     BoxFile,
     read_boxes_csv,
     read_boxes_json,

@@ -10,7 +10,7 @@ from torch import nn
 from support.small_networks import SMALL, exported, exported_onnx, furthest, patches, small_network
 from voxray.core.errors import ResourceError
 from voxray.runtimes import Precision, TorchRuntime
-from voxray.runtimes.onnx.export import export_onnx
+from voxray.runtimes.onnx.conversion import export_onnx
 from voxray.runtimes.onnx.half_precision import IN_FLOAT32, typed
 from voxray.runtimes.onnxruntime import OnnxRuntime
 
@@ -65,7 +65,7 @@ def test_what_half_cannot_hold_survives() -> None:
 
 
 def test_without_the_exporters_libraries_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("voxray.runtimes.onnx.export.find_spec", lambda _: None)
+    monkeypatch.setattr("voxray.runtimes.onnx.conversion.find_spec", lambda _: None)
     with pytest.raises(
         ResourceError, match=r"onnx and onnxscript not installed here; `pip install 'voxray\[onnx\]'`"
     ):

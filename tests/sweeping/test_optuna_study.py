@@ -12,8 +12,8 @@ from voxray.core.config import Setting
 from voxray.core.errors import ConfigError
 from voxray.recipes import read_recipe
 from voxray.sweeping.journal import Journal
+from voxray.sweeping.optuna_study import BATCH, STARTUP, Evaluate, Plan, SweepStudy, TrialResult, key, next_greedy
 from voxray.sweeping.search_space import Space, read_space
-from voxray.sweeping.study import BATCH, STARTUP, Evaluate, Plan, SweepStudy, TrialResult, key, next_greedy
 
 FIELDS = """
 [fields]

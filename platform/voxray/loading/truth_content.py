@@ -17,7 +17,7 @@ import numpy as np
 
 from voxray.core.text import on_disk
 from voxray.dataset import BoxTruth, CaseSource, Dataset, MapTruth
-from voxray.loading.maps import mask_files
+from voxray.loading.map_files import mask_files
 from voxray.readers import content_of, volume_content
 
 _PATHS = ("file", "excluded_file", "classes_file")

@@ -18,10 +18,10 @@ from voxray.commands.predict import AnswerOptions, PredictReport, predict
 from voxray.core.answer_json import LabelsFile, read_file
 from voxray.core.storage import Place
 from voxray.inference.candidates.file import read_head
+from voxray.inference.trained_model import open_model
 from voxray.loading.scans import Scan
 from voxray.readers import read_label_map, read_volume, volume_content, write_nifti
-from voxray.results.answers import open_engine
-from voxray.results.standing import find_standing, read_any
+from voxray.results.earlier_answers import find_earlier_answer, read_any
 
 
 @pytest.fixture(autouse=True)
@@ -171,7 +171,7 @@ def test_another_network_or_way_of_reading_it_is_another_answer(
 ) -> None:
     first, _ = patients
     answer(tmp_path, first)
-    mark = open_engine(tmp_path / "run", device="cpu", runtime="torch").stamp
+    mark = open_model(tmp_path / "run", device="cpu", runtime="torch").stamp
     scan = Scan("ct", first)
-    assert find_standing(scan, tmp_path / "out", mark).is_answered
-    assert not find_standing(scan, tmp_path / "out", mark.model_copy(update=update)).is_answered
+    assert find_earlier_answer(scan, tmp_path / "out", mark).is_answered
+    assert not find_earlier_answer(scan, tmp_path / "out", mark.model_copy(update=update)).is_answered

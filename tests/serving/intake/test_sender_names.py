@@ -11,7 +11,7 @@ import pytest
 from serving.intake.conftest import Files, parts_of, series_files, slice_file, take_in, zip_of
 from voxray.core.errors import DataError
 from voxray.serving.intake.limits import Limits
-from voxray.serving.intake.naming import as_sent, noting, shown
+from voxray.serving.intake.sender_names import as_sent, noting, shown
 
 MHD = (
     b"ObjectType = Image\nNDims = 3\nDimSize = 4 4 4\nElementSpacing = 1 1 1\nElementType = MET_SHORT\n"

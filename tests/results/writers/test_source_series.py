@@ -16,7 +16,7 @@ from support.dicom_series import ORIENTATIONS, files_of, write_multiframe, write
 from voxray.core.errors import DataError
 from voxray.core.volume import Grid
 from voxray.readers import read_volume
-from voxray.results.writers.source import Source, read_source
+from voxray.results.writers.source_series import Source, read_source
 
 
 def refused(code: str, read: Callable[[], Source]) -> DataError:

@@ -8,7 +8,7 @@ import pytest
 from pydicom.sr.codedict import codes
 
 from conftest import REPOSITORY
-from voxray.results.writers.codes import ABNORMALITY, ANATOMY, UNSORTED, concept_of, private_code, shown
+from voxray.results.writers.coded_concepts import ABNORMALITY, ANATOMY, UNSORTED, concept_of, private_code, shown
 
 GOLDEN = {
     "spleen": ("78961009", None),

@@ -1,7 +1,7 @@
-"""What stands in a folder of answers under a scan's name: the answer to this very scan, an older one, or another's.
+"""Answers that are there before the work: the answer to this very scan, an older one, or one to another scan.
 
 An answer is that of a scan where it records the same content, and the same model gave it with the same settings;
-names and times say nothing. One rule for what else may stand there:
+names and times say nothing. Of what else may be there:
 
 * the answer to the same scan by another model or setting, or one that is damaged, is made anew;
 * the answer to the same path, whose files have other content now, is made anew, and that is said;
@@ -27,7 +27,7 @@ _AT_ONCE = 4
 
 
 @dataclass(frozen=True)
-class Standing:
+class ScanToAnswer:
     """A scan to answer, and what is known of an answer of its name."""
 
     scan: Scan
@@ -35,7 +35,7 @@ class Standing:
     """Of the scan; empty where there was nothing to compare it with, or it cannot be read."""
     is_answered: bool = False
     """Whether its answer is there: of this scan, by this model."""
-    others: str = ""
+    other_scan: str = ""
     """Where the other scan lay whose answer is there instead."""
     remark: str = ""
     """Why an answer that is there is made anew, where a user would wonder."""
@@ -58,33 +58,33 @@ def content_of_scan(scan: Scan) -> str:
     return volume_content(scan.path, series_uid=scan.series_uid)
 
 
-def find_standings(scans: Sequence[Scan], output: Path, mark: ModelStamp) -> list[Standing]:
-    """What stands in `output` under the name of each scan; only scans with an answer of their name are read."""
+def find_earlier_answers(scans: Sequence[Scan], output: Path, mark: ModelStamp) -> list[ScanToAnswer]:
+    """The scans, each with what is known of the answer of its name in `output`; scans without one are not read."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return list(pool.map(partial(find_standing, output=output, mark=mark), scans))
+        return list(pool.map(partial(find_earlier_answer, output=output, mark=mark), scans))
 
 
-def find_standing(scan: Scan, output: Path, mark: ModelStamp) -> Standing:
-    """What stands in `output` under the scan's name."""
+def find_earlier_answer(scan: Scan, output: Path, mark: ModelStamp) -> ScanToAnswer:
+    """The scan, with what is known of the answer of its name in `output`."""
     path = output / f"{scan.name}.json"
     if not path.exists():
-        return Standing(scan)
+        return ScanToAnswer(scan)
     try:
         content = content_of_scan(scan)
     except DataError:
-        return Standing(scan)  # whoever reads it says why it cannot be
+        return ScanToAnswer(scan)  # whoever reads it says why it cannot be
     file = read_any(path)
     if file is None:
-        return Standing(scan, content, remark=f"{path} is no answer that can be read")
+        return ScanToAnswer(scan, content, remark=f"{path} is no answer that can be read")
     if file.scan is None:
-        return Standing(scan, content, remark=f"{path} does not say which scan it answers")
+        return ScanToAnswer(scan, content, remark=f"{path} does not say which scan it answers")
     if file.scan.sha256 != content:
         if file.scan.path != place_of(scan):
-            return Standing(scan, content, others=file.scan.path or "(unknown)")
-        return Standing(scan, content, remark="its files have changed since it was answered")
+            return ScanToAnswer(scan, content, other_scan=file.scan.path or "(unknown)")
+        return ScanToAnswer(scan, content, remark="its files have changed since it was answered")
     if isinstance(file, LabelsFile) and not is_whole(file, output):
-        return Standing(scan, content, remark=f"{output / file.file} is not the label map that was written")
-    return Standing(scan, content, is_answered=file.model == mark)
+        return ScanToAnswer(scan, content, remark=f"{output / file.file} is not the label map that was written")
+    return ScanToAnswer(scan, content, is_answered=file.model == mark)
 
 
 def read_any(path: Path) -> FindingsFile | LabelsFile | None:
@@ -105,10 +105,10 @@ def is_whole(file: LabelsFile, output: Path) -> bool:
         return False
 
 
-def refusal_of(standing: Standing, output: Location) -> str:
+def name_taken(asked: ScanToAnswer, output: Location) -> str:
     """The sentence for a scan whose name another scan's answer has."""
-    name = standing.scan.name
+    name = asked.scan.name
     return (
-        f"{standing.scan.path}: {output}/{name}.json answers another scan of that name, {standing.others}; "
+        f"{asked.scan.path}: {output}/{name}.json answers another scan of that name, {asked.other_scan}; "
         f"give another folder with -o, or rename the scan."
     )

@@ -21,7 +21,7 @@ from voxray.readers import Stored, hounsfield, open_scan, write_nifti
 from voxray.serving.intake.arrange import Arranged, arrange
 from voxray.serving.intake.identity import series_of
 from voxray.serving.intake.limits import Limits
-from voxray.serving.intake.naming import about, left_out, numbered
+from voxray.serving.intake.sender_names import about, left_out, numbered
 from voxray.serving.intake.study import (
     RECEIVED,
     SOURCE,
