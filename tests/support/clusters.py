@@ -116,3 +116,19 @@ def _end(head: subprocess.Popen[bytes]) -> None:
     _, alive = psutil.wait_procs(family, timeout=5)
     for one in alive:
         one.kill()
+
+
+@contextmanager
+def two_nodes(second: Mapping[str, str]) -> Iterator[str]:
+    """The address of a cluster of a head and one more node, which has these variables in its environment."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False},
+    )
+    try:
+        cluster.add_node(num_cpus=1, object_store_memory=100 << 20, env_vars=dict(second))
+        yield str(cluster.address)
+    finally:
+        cluster.shutdown()

@@ -5,7 +5,9 @@ Heavy imports wait inside the verbs, so that help is quick.
 
 from __future__ import annotations
 
+import json
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +16,7 @@ import typer
 from voxray.cli import terminal
 from voxray.cli.options import WorkersOption
 from voxray.core.addresses import sqlite_url
+from voxray.core.errors import ConfigError
 
 
 def toy(
@@ -65,12 +68,45 @@ def demo(
     typer.echo(f"curves and pictures: mlflow ui --backend-store-uri {tables}")
 
 
-def doctor() -> None:
-    """Say what this machine and its cluster have: versions, cores, memory, GPUs, disk."""
+def doctor(
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Look at every node of the cluster of RAY_ADDRESS.")
+    ] = False,
+    storage: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="With --cluster: a place that every node must read and write; repeatable."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+) -> None:
+    """Say what this machine or each node of a cluster has, what is wrong there and what to mend."""
+    if storage and not cluster:
+        raise ConfigError("--storage: is looked at from every node; say --cluster, too.")
+    if cluster:
+        _doctor_cluster(storage or [], as_json=as_json)
+        return
     from voxray.commands.doctor import doctor as run_doctor
 
     findings = run_doctor()
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+        raise typer.Exit(0 if all(finding.ok for finding in findings) else 1)
     rows = [(finding.name, finding.found, "ok" if finding.ok else finding.remedy) for finding in findings]
     terminal.show(terminal.table(("", "found", ""), rows))
     if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+def _doctor_cluster(storage: list[str], *, as_json: bool) -> None:
+    from voxray.commands.doctor_cluster import COLUMNS, doctor_cluster
+
+    health = doctor_cluster(storage, progress=terminal.progress())
+    if as_json:
+        print(json.dumps(health.to_dict(), indent=2))
+    else:
+        terminal.show(terminal.table(COLUMNS, health.rows()))
+        for finding in health.findings:
+            typer.echo(str(finding))
+        if not health.findings:
+            typer.echo(f"{len(health.nodes)} nodes, and nothing to mend")
+    if not health.ok:
         raise typer.Exit(1)
