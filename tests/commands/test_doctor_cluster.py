@@ -61,7 +61,7 @@ def test_a_good_node_has_no_findings_and_a_row() -> None:
         ),
         ({"torch_gpus": 8}, "torch sees 8 GPUs, Ray counts 1", True),
         ({"ray_gpus": 0, "torch_gpus": 0}, "has NVIDIA's driver 580.1, and torch sees no GPU", True),
-        ({"shm_gib": 0.1}, "Ray's object store of 16.0 GiB is larger than /dev/shm of 0.1 GiB", False),
+        ({"shm_gib": 0.1}, "Ray's object store of 16.0 GiB exceeds /dev/shm of 0.1 GiB", False),
         ({"storage": {"s3://b": "s3://b: cannot be written (403)."}}, "s3://b: cannot be written (403)", False),
         ({"disk_gib": 3.0}, "3.0 GiB are free where Ray spills and logs", True),
         ({"memory_gib": 4.0}, "4.0 GiB of memory", True),

@@ -105,7 +105,8 @@ def _gpus(name: str, node: NodeFacts) -> Iterator[NodeFinding]:
         why = "is built for the CPU only" if not node.cuda else f"is built for CUDA {node.cuda}"
         yield NodeFinding(
             name,
-            f"Ray counts {node.ray_gpus} GPUs, torch sees {node.torch_gpus} (it {why}; driver {node.driver or 'none'})",
+            f"Ray counts {node.ray_gpus} GPUs, torch sees {node.torch_gpus} "
+            f"(it {why}; driver {node.driver or 'none'})",
             "install a torch and a driver that fit, or start the node with --num-gpus as many as there are",
         )
     elif node.torch_gpus > node.ray_gpus:
@@ -121,8 +122,7 @@ def _sizes(name: str, node: NodeFacts) -> Iterator[NodeFinding]:
     if node.shm_gib < node.object_store_gib:
         yield NodeFinding(
             name,
-            f"Ray's object store of {node.object_store_gib:.1f} GiB is larger than /dev/shm of {node.shm_gib:.1f} GiB, "
-            f"so that it lies on a disk, or fails",
+            f"Ray's object store of {node.object_store_gib:.1f} GiB exceeds /dev/shm of {node.shm_gib:.1f} GiB",
             "give the container --shm-size, or start the node with a smaller --object-store-memory",
         )
     if node.disk_gib < LEAST_DISK_GIB:

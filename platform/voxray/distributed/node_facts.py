@@ -1,4 +1,4 @@
-"""What each node of a cluster has, as a small task on it finds: versions, GPUs, memory, disks, storage, clock, network.
+"""What a small task on each node of a cluster finds: versions, GPUs, memory, disks, storage, clock, network.
 
 A node that does not answer in time is told of as such; nothing here waits for it longer.
 """
@@ -51,8 +51,8 @@ GIB = 1 << 30
 _ROUND_TRIPS = 5
 _ASK_S = 60.0
 _TORCH = (
-    "import json, torch; n = torch.cuda.device_count(); print(json.dumps({'gpus': n, 'cuda': torch.version.cuda or '', "
-    "'names': [torch.cuda.get_device_name(i) for i in range(n)]}))"
+    "import json, torch; n = torch.cuda.device_count(); print(json.dumps({'gpus': n, "
+    "'cuda': torch.version.cuda or '', ''names': [torch.cuda.get_device_name(i) for i in range(n)]}))"
 )
 
 
@@ -87,19 +87,14 @@ class NodeFacts:
 
 
 def node_facts(storage: Sequence[str], *, limit_s: float = LIMIT_S, say: Callable[[str], None]) -> list[NodeFacts]:
-    """The facts of all living nodes of the Ray that was joined, in the order of their addresses.
-
-    A ConfigError or ResourceError where the driver itself cannot write to a place of `storage`.
-    """
+    """The facts of all living nodes of the Ray that was joined, in the order of their addresses."""
     import ray
 
     nodes = [_Node.of(one) for one in ray.nodes() if one["Alive"]]
     nodes.sort(key=lambda one: (one.address, one.node_id))
     say(f"asking {len(nodes)} nodes, for at most {limit_s:.0f} s")
-    marks: list[tuple[str, str]] = []
+    marks = [(uri, _mark(uri)) for uri in storage]
     try:
-        for uri in storage:
-            marks.append((uri, _mark(uri)))
         asked = [_on(node, _look, node, marks) for node in nodes]
         in_time, _ = ray.wait(asked, num_returns=len(asked), timeout=limit_s)
         found = [
@@ -109,7 +104,8 @@ def node_facts(storage: Sequence[str], *, limit_s: float = LIMIT_S, say: Callabl
     finally:
         for uri, mark in marks:
             with suppress(VoxrayError):
-                Place.of(uri).once().remove(mark)
+                if mark:
+                    Place.of(uri).once().remove(mark)
     say("comparing clocks, and measuring the network between nodes")
     clocked = [one if one.error else _with_clock(node, one) for node, one in zip(nodes, found, strict=True)]
     return _with_speeds(nodes, clocked)
@@ -221,18 +217,21 @@ def _driver() -> str:
 
 
 def _mark(uri: str) -> str:
-    """The name of a file that the driver has written there: each node must see it."""
+    """The name of a file that the driver has written there, which each node must see; empty where it cannot."""
     name = f".voxray-doctor-{uuid4().hex[:8]}"
-    Place.of(uri).once().write(name, b"driver")
+    try:
+        Place.of(uri).once().write(name, b"driver")
+    except VoxrayError:
+        return ""  # the nodes say why, unless they can
     return name
 
 
 def _storage(uri: str, mark: str) -> str:
     """What is wrong with a place from here; an empty text where it can be written, read and removed."""
-    name = f"{mark}-{uuid4().hex[:8]}"
+    name = f".voxray-doctor-{uuid4().hex[:8]}"
     try:
         place = Place.of(uri).once()
-        if not place.exists(mark):
+        if mark and not place.exists(mark):
             return f"{uri}: is another place here than on the driver's node (a file written there is not seen)."
         place.write(name, b"voxray")
         if place.read(name) != b"voxray":
