@@ -111,7 +111,7 @@ def test_on_two_nodes_another_version_and_storage_that_is_elsewhere_are_found(
         monkeypatch.setenv("RAY_ADDRESS", address)
         health = doctor_cluster([str(shared), "memory://doctor"], progress=SilentProgress())
     assert len(health.nodes) == 2
-    assert all(one.versions and not one.error for one in health.nodes)
+    assert all(one.versions and not one.error for one in health.nodes), [one.error for one in health.nodes]
     assert all(one.versions.keys() >= {"python", "voxray", *PACKAGES} for one in health.nodes)
     (odd,) = {one.node for one in health.findings if "nibabel" in one.wrong}
     (wrong,) = [one.wrong for one in health.findings if "nibabel" in one.wrong]

@@ -50,10 +50,11 @@ GIB = 1 << 30
 
 _ROUND_TRIPS = 5
 _ASK_S = 60.0
-_TORCH = (
-    "import json, torch; n = torch.cuda.device_count(); print(json.dumps({'gpus': n, "
-    "'cuda': torch.version.cuda or '', ''names': [torch.cuda.get_device_name(i) for i in range(n)]}))"
-)
+_TORCH = """
+import json, torch
+names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+print(json.dumps({"gpus": len(names), "names": names, "cuda": torch.version.cuda or ""}))
+"""
 
 
 @dataclass(frozen=True)
