@@ -20,8 +20,8 @@ from torch import Tensor
 from voxray.core.alignment import Arrangement
 from voxray.core.case import Case, VolumeStats, label_counts
 from voxray.core.errors import DataError
-from voxray.core.outputs import TaskName
 from voxray.core.recipe import GridConfig, Intensity, WindowIntensity
+from voxray.core.task_name import TaskName
 from voxray.core.volume import Grid, Shape, Vector, Volume
 
 _SAME_SPACING = 1e-5

@@ -16,6 +16,7 @@ from voxray.core.recipe import Recipe, parse_recipe
 from voxray.core.volume import Grid
 from voxray.inference.sliding import cut, in_float32, in_turn, slide
 from voxray.runtimes import Runtime
+from voxray.runtimes.protocol import PlainNetwork
 from voxray.tasks import build_task
 
 CPU = torch.device("cpu")
@@ -35,7 +36,11 @@ class Watching(nn.Module):
 
 
 def run(image: Any, recipe: Recipe, model: nn.Module, **options: Any) -> list[tuple[Any, Tensor]]:
-    return list(slide(image, model, build_task(recipe, ("bright",)), recipe=recipe, device=CPU, **options))
+    return list(
+        slide(
+            image, [PlainNetwork(model, CPU)], build_task(recipe, ("bright",)), recipe=recipe, device=CPU, **options
+        )
+    )
 
 
 def with_inference(**fields: Any) -> Recipe:
@@ -67,7 +72,7 @@ def test_batches_are_as_large_as_asked(rng: np.random.Generator) -> None:
 def test_windows_are_made_one_batch_at_a_time(rng: np.random.Generator) -> None:
     image = rng.integers(-1000, 1000, (96, 32, 32), dtype=np.int16)
     model, recipe = Watching(), with_inference(batch_size=1)
-    windows = slide(image, model, build_task(recipe, ("bright",)), recipe=recipe, device=CPU)
+    windows = slide(image, [PlainNetwork(model, CPU)], build_task(recipe, ("bright",)), recipe=recipe, device=CPU)
     next(windows)
     assert len(model.seen) == 1
 
@@ -152,8 +157,8 @@ def test_streams_change_nothing(task: str) -> None:
     recipe = bright_recipe(task, batch_size=1, window_vox=(32, 32, 32))
     model = BrightConfig().build(recipe, 1)
     work = build_task(recipe, ("bright",))
-    one = list(slide(image, model, work, recipe=recipe, device=CPU))
-    several = list(slide(image, InStreams(model), work, recipe=recipe, device=CPU))
+    one = list(slide(image, [PlainNetwork(model, CPU)], work, recipe=recipe, device=CPU))
+    several = list(slide(image, [InStreams(model)], work, recipe=recipe, device=CPU))
     assert len(one) > 5
     for (place, answer), (other_place, other) in zip(one, several, strict=True):
         assert place == other_place
@@ -179,7 +184,7 @@ def test_mirrored_boxes_are_turned_back() -> None:
         recipe = bright_recipe("detection", window_vox=(32, 32, 32), mirrors=mirrors)
         task = build_task(recipe, ("bright",))
         model = BrightConfig().build(recipe, 1)
-        windows = list(slide(image, model, task, recipe=recipe, device=CPU))
+        windows = list(slide(image, [PlainNetwork(model, CPU)], task, recipe=recipe, device=CPU))
         found.append((windows, task.merge(windows, grid, recipe.merge)))
     (plain, boxes), (mirrored, others) = found
     assert all(len(more[1].boxes) == 4 * len(one[1].boxes) for one, more in zip(plain, mirrored, strict=True))
@@ -198,10 +203,10 @@ def test_members_answer_with_their_mean(rng: np.random.Generator) -> None:
 
     image = rng.integers(-1000, 1000, (33, 32, 32), dtype=np.int16)
     recipe = with_inference()
-    members = [Constant(value) for value in (0.0, 1.0, 5.0)]
+    members = [PlainNetwork(Constant(value), CPU) for value in (0.0, 1.0, 5.0)]
     task = build_task(recipe, ("bright",))
     found = list(slide(image, members, task, recipe=recipe, device=CPU))
-    expected = list(slide(image, Constant(2.0), task, recipe=recipe, device=CPU))
+    expected = list(slide(image, [PlainNetwork(Constant(2.0), CPU)], task, recipe=recipe, device=CPU))
     for (_, logits), (_, mean) in zip(found, expected, strict=True):
         torch.testing.assert_close(logits, mean)
 

@@ -15,13 +15,13 @@ import SimpleITK
 from support.bright_runs import TURNS, Heard, register, write_run
 from support.bright_scans import sphere_scan
 from voxray.commands.predict import AnswerOptions, PredictReport, predict
-from voxray.core.answer_json import LabelsFile, read_file
+from voxray.core.answer_json import LabelsFile, find_answer_file, read_file
 from voxray.core.storage import Place
 from voxray.inference.candidates.file import read_head
 from voxray.inference.trained_model import open_model
 from voxray.loading.scans import Scan
 from voxray.readers import read_label_map, read_volume, volume_content, write_nifti
-from voxray.results.earlier_answers import find_earlier_answer, read_any
+from voxray.results.earlier_answers import find_earlier_answer
 
 
 @pytest.fixture(autouse=True)
@@ -159,7 +159,7 @@ def test_what_an_earlier_version_wrote_is_answered_anew(tmp_path: Path, patients
     said = Heard()
     assert answer(tmp_path, second, said=said).done == ("ct",)
     assert f"ct: {path} does not say which scan it answers; it is answered anew" in said.lines
-    found = read_any(path)
+    found = find_answer_file(path)
     assert found is not None
     assert found.scan is not None
     assert (found.scan.sha256, found.scan.path) == (volume_content(second), str(second))

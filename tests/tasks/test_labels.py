@@ -13,10 +13,8 @@ from hypothesis import strategies as st
 from jaxtyping import UInt8
 from scipy import ndimage
 
-from voxray.core.errors import ConfigError
-from voxray.core.recipe import SegmentationMerge
 from voxray.tasks import labels as module
-from voxray.tasks.labels import CORNERS, FACES, Components, labels_above, selected, thresholds_of, tidy
+from voxray.tasks.labels import CORNERS, FACES, Components, labels_above, tidy
 
 Labels = UInt8[np.ndarray, "x y z"]
 
@@ -152,23 +150,3 @@ def test_without_thresholds_the_largest(seed: int) -> None:
     assert torch.equal(
         labels_above(bytes_of, [None, 1.0, None], whole=255) == 2, torch.zeros((3, 4, 5), dtype=torch.bool)
     )
-
-
-def test_thresholds_by_name_come_before_the_common_one() -> None:
-    assert thresholds_of(SegmentationMerge(), CLASSES) is None
-    how = SegmentationMerge(threshold=0.4, thresholds={"liver": 0.2})
-    assert thresholds_of(how, CLASSES) == [0.4, 0.2, 0.4]
-    assert thresholds_of(SegmentationMerge(thresholds={"liver": 0.2}), CLASSES) == [None, 0.2, None]
-
-
-def test_classes_are_selected_by_name() -> None:
-    assert selected(False, CLASSES, field="merge.fill_holes") == []
-    assert selected(True, CLASSES, field="merge.fill_holes") == [1, 2, 3]
-    assert selected(("kidney", "spleen"), CLASSES, field="merge.fill_holes") == [3, 1]
-
-
-def test_a_class_that_is_none_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"merge.thresholds: no class is named 'splen'; did you mean 'spleen'\?"):
-        thresholds_of(SegmentationMerge(thresholds={"splen": 0.2}), CLASSES)
-    with pytest.raises(ConfigError, match=r"merge.fill_holes: no class is named 'x'; classes are spleen, liver, kid"):
-        selected(("x",), CLASSES, field="merge.fill_holes")

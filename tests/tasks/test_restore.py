@@ -19,6 +19,7 @@ from torch import Tensor
 from voxray.core.detections import Detections
 from voxray.core.volume import Grid, Vector, Volume
 from voxray.preprocess import orient, resampled_grid
+from voxray.tasks.labels import labels_of
 from voxray.tasks.restore import axis_map, detections_on, labels_on, shares_on
 
 SIGNED_PERMUTATIONS = [
@@ -117,6 +118,11 @@ def slabs_of(shares: Tensor, axis: int, cuts: list[int]) -> Iterator[tuple[int, 
             yield first, shares.narrow(axis + 1, first, end - first)
 
 
+def largest(shares: Tensor) -> Tensor:
+    """Class 1 where a single share is positive, of several the first of the largest."""
+    return (shares[0] > 0).to(torch.uint8) if len(shares) == 1 else labels_of(shares)
+
+
 @pytest.mark.parametrize("turn", SIGNED_PERMUTATIONS[::3])
 @pytest.mark.parametrize("num_shares", [1, 4])
 @pytest.mark.parametrize("spacing_mm", [(0.5, 0.7, 0.9), (1.6, 1.1, 4.0)])
@@ -133,7 +139,7 @@ def test_shares_are_interpolated_as_the_whole_scan_would_be(
     expected = values[0] > 0 if num_shares == 1 else values.argmax(0)
     clear = np.abs(values[0]) > 1e-5 if num_shares == 1 else np.diff(np.sort(values, axis=0)[-2:], axis=0)[0] > 1e-5
     for axis, cuts in ((0, [2, 3]), (1, [1]), (2, [1, 2])):
-        found = shares_on(slabs_of(torch.from_numpy(shares), axis, cuts), source, scan, axis=axis)
+        found = shares_on(slabs_of(torch.from_numpy(shares), axis, cuts), source, scan, axis=axis, named=largest)
         assert found.grid is scan
         assert found.voxels.flags.c_contiguous
         np.testing.assert_array_equal(found.voxels.ravel()[clear], expected[clear])
@@ -153,5 +159,5 @@ def test_shares_leave_as_their_slabs_are_finished() -> None:
             alive.append(weakref.ref(slab))
             yield first, slab
 
-    found = shares_on(slabs(), source, scan, axis=0)
+    found = shares_on(slabs(), source, scan, axis=0, named=largest)
     assert np.flatnonzero(found.voxels[:, 0, 0]).tolist() == list(range(16, 32))

@@ -24,7 +24,7 @@ from voxray.recipes import read_recipe
 from voxray.tasks import build_task
 from voxray.tasks.labels import labels_of, tidy
 from voxray.tasks.mirror import swapped_sides
-from voxray.tasks.segmentation import SegmentationTask
+from voxray.tasks.segmentation import SegmentationTask, selected, thresholds_of
 from voxray.tasks.stitch import blocks
 from voxray.windows import Lattice, blend_weights, lattice, windows_over
 
@@ -261,3 +261,26 @@ def test_real_abdomen_comes_back_from_its_own_windows(shared_data: Path) -> None
     score = task.score([answer], [_case(labels)])
     assert score["dice"] == 1.0
     assert len(score) == 1 + len(np.unique(labels[labels > 0]))
+
+
+ORGANS = ("spleen", "liver", "kidney")
+
+
+def test_thresholds_by_name_come_before_the_common_one() -> None:
+    assert thresholds_of(SegmentationMerge(), ORGANS) is None
+    how = SegmentationMerge(threshold=0.4, thresholds={"liver": 0.2})
+    assert thresholds_of(how, ORGANS) == [0.4, 0.2, 0.4]
+    assert thresholds_of(SegmentationMerge(thresholds={"liver": 0.2}), ORGANS) == [None, 0.2, None]
+
+
+def test_classes_are_selected_by_name() -> None:
+    assert selected(False, ORGANS, field="merge.fill_holes") == []
+    assert selected(True, ORGANS, field="merge.fill_holes") == [1, 2, 3]
+    assert selected(("kidney", "spleen"), ORGANS, field="merge.fill_holes") == [3, 1]
+
+
+def test_a_class_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"merge.thresholds: no class is named 'splen'; did you mean 'spleen'\?"):
+        thresholds_of(SegmentationMerge(thresholds={"splen": 0.2}), ORGANS)
+    with pytest.raises(ConfigError, match=r"merge.fill_holes: no class is named 'x'; classes are spleen, liver, kid"):
+        selected(("x",), ORGANS, field="merge.fill_holes")

@@ -19,9 +19,9 @@ from voxray.annotations.maps import value_counts
 from voxray.core.bulkhead import sentence_of
 from voxray.core.case import Case
 from voxray.core.errors import ConfigError, DataError
-from voxray.core.outputs import TaskName
 from voxray.core.progress import Progress
 from voxray.core.recipe import GridConfig, Recipe
+from voxray.core.task_name import TaskName
 from voxray.core.volume import Shape, Vector
 from voxray.dataset import CaseSource, Dataset, num_folds, split
 from voxray.distributed.cluster import connect

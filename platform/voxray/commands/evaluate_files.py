@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -157,8 +156,7 @@ def _evaluate_given(
     other = _other(options)
     values = None if options.values is None else parse_values(options.values)
     names_truth = found.format in ("findings", *MAP_FORMATS)
-    task: Literal["detection", "segmentation"] = "segmentation" if found.is_segmentation else "detection"
-    known = read_truth(truth, root=options.root, values=values if names_truth else None, task=task)
+    known = read_truth(truth, root=options.root, values=values if names_truth else None, task=found.task)
     brought_any = str(place) in brought.names or str(truth) in brought.names
     report = evaluate_files(found, known, options, progress=progress, here=brought_any)
     report = report.model_copy(update={"output": brought.told(report.output)})
@@ -207,8 +205,7 @@ def evaluate_files(
             tell_warnings(progress, f"case {score.case_id}", score.warnings)
             advance(1)
     about = {"run": answers.name, "dataset": truth.name, "which": which}
-    task: Literal["detection", "segmentation"] = "segmentation" if answers.is_segmentation else "detection"
-    report = summarise(scores, truth.classes, task=task, ious=parse_ious(options.ious), **about)
+    report = summarise(scores, truth.classes, task=answers.task, ious=parse_ious(options.ious), **about)
     notices = [f"left out, as they are of no case of {truth.name}: answers {first_few(unknown)}"] if unknown else []
     output = "" if options.output is None else str(options.output)
     return report.model_copy(

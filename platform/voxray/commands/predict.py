@@ -175,7 +175,7 @@ def predict(
         free = [one for one in earlier if not one.other_scan]
         skipped = [one.scan for one in free if is_saved(one, folder, model, formats, candidates)]
         todo = [one for one in free if one.scan not in skipped]
-        warnings = {scan.name: warnings_of(folder, case=scan.name, model=model) for scan in skipped}
+        warnings = {scan.name: warnings_of(folder, case=scan.name) for scan in skipped}
         for name, texts in warnings.items():
             tell_warnings(progress, name, texts)
         for one in todo:

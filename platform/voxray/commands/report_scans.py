@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
+from voxray.core.answer_json import find_answer_file
 from voxray.core.bulkhead import sentence_of
 from voxray.core.case import Case
 from voxray.core.detections import Detections, boxes_to_voxel
@@ -30,7 +31,6 @@ from voxray.report.entry import PictureKind
 from voxray.report.objects import sizes_in
 from voxray.report.picks import Pick, pick_cases, pick_findings
 from voxray.results.class_names import read_labels
-from voxray.results.earlier_answers import read_any
 from voxray.results.pictures import cut_closeup, draw_labels, draw_montage
 
 CLOSEUP_MM, CLOSEUP_PX, CASE_PX = 60.0, 150, 300
@@ -203,7 +203,7 @@ class CasePictures:
         path = self._answers / f"{case.case_id}.json"
         if not path.exists():
             return None
-        file, weights = read_any(path), self._evaluation.weights_sha256
+        file, weights = find_answer_file(path), self._evaluation.weights_sha256
         if file is not None and weights and file.model.sha256 not in weights:
             text = "its answer is no longer the one that was scored."
             raise DataError("report.other_answer", text, remedy="Evaluate again.", case_id=case.case_id)

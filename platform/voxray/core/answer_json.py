@@ -21,6 +21,7 @@ from voxray.core.errors import ConfigError
 from voxray.core.recipe import InferenceConfig, Merge, Recipe
 from voxray.core.run import Run
 from voxray.core.volume import Grid, Vector, Volume
+from voxray.core.written import sha256_of
 
 _NUMBERS = re.compile(r"\[[\s\d.,eE+-]*\]")
 
@@ -122,6 +123,13 @@ class LabelsFile(Config):
     labels: tuple[LabelEntry, ...]
     warnings: tuple[str, ...] = ()
 
+    def map_is_unchanged(self, folder: Path) -> bool:
+        """Whether the label map is in the folder as it was written; of earlier versions' that is not known."""
+        try:
+            return sha256_of(folder / self.file) == self.file_sha256
+        except OSError:
+            return False
+
 
 F = TypeVar("F", FindingsFile, LabelsFile)
 
@@ -202,6 +210,22 @@ def to_text(file: FindingsFile | LabelsFile) -> str:
 def read_file(kind: type[F], path: Path) -> F:
     """The JSON at `path` as findings or as a label index; anything else is refused in a sentence."""
     return parse(kind, read_mapping(path), where=str(path))
+
+
+def read_answer_file(path: Path) -> FindingsFile | LabelsFile:
+    """The answer at `path`, whichever kind it is; a ConfigError where it is none."""
+    data = read_mapping(path)
+    if "labels" in data:
+        return parse(LabelsFile, data, where=str(path))
+    return parse(FindingsFile, data, where=str(path))
+
+
+def find_answer_file(path: Path) -> FindingsFile | LabelsFile | None:
+    """The answer at `path`, or None where it is none that can be read."""
+    try:
+        return read_answer_file(path)
+    except ConfigError:
+        return None
 
 
 def _finding(number: int, name: str, score: float, *, box_mm: Any, box_vox: Any) -> Finding:

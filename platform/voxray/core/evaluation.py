@@ -18,6 +18,7 @@ from voxray.core.config import Config, parse, read_mapping
 from voxray.core.detections import Box
 from voxray.core.errors import ConfigError
 from voxray.core.storage import whole
+from voxray.core.task_name import TaskName
 
 EVALUATION = "evaluation.json"
 """The name of the file in a folder of answers."""
@@ -165,7 +166,7 @@ class Evaluation(Record):
     dataset: str
     which: str
     """Which cases: ``val``, ``test`` or ``all``, or only those ``answered``."""
-    task: Literal["detection", "segmentation"]
+    task: TaskName
     classes: tuple[str, ...]
     metrics: Mapping[str, Number]
     """Detection: ``mAP``, ``AP@0.10``, ``FROC@0.10``, ...; segmentation: ``dice``, ``HD95_mm``, ...; each is the mean

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-
-TaskName = Literal["detection", "segmentation"]
 
 
 class DetectionOutput(NamedTuple):

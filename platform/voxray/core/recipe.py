@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from voxray.core.config import Config, parse, with_overrides
+from voxray.core.task_name import TaskName
 
 SizeVox = tuple[PositiveInt, PositiveInt, PositiveInt]
 Spacing = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
@@ -344,9 +345,14 @@ class Recipe(Config):
     merge: Merge
 
     @property
-    def task(self) -> Literal["detection", "segmentation"]:
+    def task(self) -> TaskName:
         """What the recipe answers."""
         return self.loss.kind
+
+    @property
+    def level_strides_vox(self) -> tuple[tuple[int, int, int], ...]:
+        """The strides of the levels that a detection's maps lie on, finest first; a segmentation has none."""
+        return self.network.level_strides_vox if self.task == "detection" else ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, field_validator, model_validator
 
 from voxray.core.addresses import local_path
 from voxray.core.config import Config, parse, read_mapping
 from voxray.core.errors import ConfigError
+from voxray.core.task_name import TaskName
 from voxray.core.text import same
 from voxray.dataset.folds import Folds, KFold, Split, num_folds, split
 from voxray.dataset.paths import RootedPath, expand_variables, file_stem
@@ -148,7 +149,7 @@ class Dataset(Config):
                 raise ValueError(f"annotations.{field} is needed where there are {len(self.classes)} classes")
         return self
 
-    def for_task(self, task: Literal["detection", "segmentation"]) -> Dataset:
+    def for_task(self, task: TaskName) -> Dataset:
         """What matters of it to a task: objects do not to a segmentation, where there are label maps."""
         maps = tuple(one for one in self.annotations if not isinstance(one, BoxTable))
         if task == "detection" or not maps:

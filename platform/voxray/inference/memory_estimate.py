@@ -67,10 +67,11 @@ def answer_bytes(
     live = _LIVE_OUTPUTS if logits else _LIVE_FEATURES
     layers = live * _largest_output(recipe, num_classes, places.window, logits=logits)
     window = recipe.inference.batch_size * layers // (2 if how.half else 1)
-    held = _held_bytes(recipe, channels, places) if recipe.task == "segmentation" else 0
+    held = labels = 0
+    if recipe.task == "segmentation":
+        held, labels = _held_bytes(recipe, channels, places), math.prod(scan) + math.prod(image)
     if on_device:
         return window + held
-    labels = math.prod(scan) + math.prod(image) if recipe.task == "segmentation" else 0
     return 2 * (math.prod(scan) + math.prod(image)) + labels + window + held
 
 

@@ -35,10 +35,10 @@ from torch import nn
 from voxray.core.addresses import local_path
 from voxray.core.config import Config, parse, read_mapping, to_json
 from voxray.core.errors import ConfigError, DataError, ResourceError
-from voxray.core.outputs import TaskName
 from voxray.core.recipe import AnchorConfig, GridConfig, Intensity, Merge, Recipe, SizeVox, parse_recipe
 from voxray.core.run import Run
 from voxray.core.storage import Place
+from voxray.core.task_name import TaskName
 from voxray.models import MODELS
 from voxray.runtimes.engine_cache import cache_folder
 from voxray.runtimes.network import EngineFormat, TrainedNetwork, network_of
@@ -182,7 +182,7 @@ class Package(Config):
 def groups_of(recipe: Recipe) -> dict[str, Any]:
     """The groups of `package.json` that are drawn from the recipe."""
     network, config = recipe.network, recipe.inference
-    levels = network.level_strides_vox if recipe.task == "detection" else ()
+    levels = recipe.level_strides_vox
     return {
         "preprocessing": Preprocessing(
             grid=recipe.grid, intensity=recipe.intensity, pad_hu=recipe.patch.pad_hu, padding=config.padding

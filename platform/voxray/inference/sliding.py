@@ -21,7 +21,7 @@ from voxray.core.case import VolumeStats
 from voxray.core.recipe import Recipe
 from voxray.core.volume import Shape
 from voxray.preprocess import normalise
-from voxray.runtimes.protocol import Forward, as_runtime
+from voxray.runtimes.protocol import Runtime
 from voxray.tasks import Task
 from voxray.windows import windows_over
 
@@ -37,7 +37,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 def slide(
     image: Int16[np.ndarray, "x y z"],
-    networks: Forward | Sequence[Forward],
+    members: Sequence[Runtime],
     task: Task[Any, Any, Any],
     *,
     recipe: Recipe,
@@ -48,13 +48,11 @@ def slide(
     """(first voxel, decoded answer) of each window over an image on the recipe's grid, in the lattice's order.
 
     The intensity statistics are the whole image's, not the window's. The networks run under autocast where `amp`
-    says so; decoding is always in float32, as half precision moves boxes by up to a quarter voxel. Several networks,
+    says so; decoding is always in float32, as half precision moves boxes by up to a quarter voxel. Several members,
     and the recipe's mirrors, give one answer together. Where a network has several `streams`, as many batches are
     under way at once. Where the task has the network's `head`, the network is asked for what comes before it.
     """
-    networks = networks if isinstance(networks, Sequence) else [networks]
-    members, config = [as_runtime(network, device) for network in networks], recipe.inference
-    places = windows_over(image.shape, recipe)
+    config, places = recipe.inference, windows_over(image.shape, recipe)
     stats = VolumeStats.of(image)
     mirrors: list[tuple[int, ...]] = [(), *config.mirrors]
 

@@ -24,6 +24,7 @@ class TaskSections(NamedTuple):
     cases: Callable[[Sequence[Entry]], Section]
     case_value: Callable[[Evaluation, str], float]
     case_title: str
+    pictures_legend: str
 
 
 PARTS: Mapping[str, TaskSections] = {
@@ -33,6 +34,7 @@ PARTS: Mapping[str, TaskSections] = {
         detection.cases_section,
         detection.case_value,
         "AP of each case alone",
+        "Truth is outlined green, findings orange and dashed.",
     ),
     "segmentation": TaskSections(
         segmentation.curves_section,
@@ -40,6 +42,7 @@ PARTS: Mapping[str, TaskSections] = {
         segmentation.cases_section,
         segmentation.case_value,
         "Mean Dice of each case",
+        "What was found is filled, truth is outlined.",
     ),
 }
 
@@ -117,10 +120,7 @@ def _pictures_section(entries: Sequence[Entry]) -> Section:
                 )
                 blocks.append(Figures(chosen, wide=kind in ("worst", "best")))
     if blocks:
-        legend = {
-            "detection": "Truth is outlined green, findings orange and dashed.",
-            "segmentation": "What was found is filled, truth is outlined.",
-        }[entries[0].evaluation.task]
+        legend = PARTS[entries[0].evaluation.task].pictures_legend
         sides = "Scans are seen from the feet and from the front, so the patient's right is on the left."
         blocks.insert(0, Text(f"{legend} {sides}"))
     return Section("pictures", "Pictures", tuple(blocks))

@@ -14,6 +14,7 @@ from voxray.core.answer_json import (
     detections_of,
     findings_file,
     labels_file,
+    read_answer_file,
     read_file,
     to_text,
 )
@@ -157,12 +158,9 @@ def write_answer(
     return output / f"{case}.json"
 
 
-def warnings_of(output: Path, *, case: str, model: TrainedModel) -> tuple[str, ...]:
+def warnings_of(output: Path, *, case: str) -> tuple[str, ...]:
     """What the answer that `write_answer` wrote says of its scan."""
-    path = output / f"{case}.json"
-    if model.recipe.task == "segmentation":
-        return read_file(LabelsFile, path).warnings
-    return read_file(FindingsFile, path).warnings
+    return read_answer_file(output / f"{case}.json").warnings
 
 
 def read_answer(output: Path, *, case: str, grid: Grid, model: TrainedModel) -> Prediction:

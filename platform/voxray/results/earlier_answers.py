@@ -17,11 +17,10 @@ from functools import partial
 from pathlib import Path
 
 from voxray.core.addresses import Location
-from voxray.core.answer_json import FindingsFile, LabelsFile, ModelStamp, ScanStamp, read_file
-from voxray.core.config import read_mapping
-from voxray.core.errors import ConfigError, DataError
+from voxray.core.answer_json import LabelsFile, ModelStamp, ScanStamp, find_answer_file
+from voxray.core.errors import DataError
 from voxray.loading.scans import Scan
-from voxray.readers import content_of, volume_content
+from voxray.readers import volume_content
 
 _AT_ONCE = 4
 
@@ -73,7 +72,7 @@ def find_earlier_answer(scan: Scan, output: Path, mark: ModelStamp) -> ScanToAns
         content = content_of_scan(scan)
     except DataError:
         return ScanToAnswer(scan)  # whoever reads it says why it cannot be
-    file = read_any(path)
+    file = find_answer_file(path)
     if file is None:
         return ScanToAnswer(scan, content, remark=f"{path} is no answer that can be read")
     if file.scan is None:
@@ -82,27 +81,9 @@ def find_earlier_answer(scan: Scan, output: Path, mark: ModelStamp) -> ScanToAns
         if file.scan.path != place_of(scan):
             return ScanToAnswer(scan, content, other_scan=file.scan.path or "(unknown)")
         return ScanToAnswer(scan, content, remark="its files have changed since it was answered")
-    if isinstance(file, LabelsFile) and not is_whole(file, output):
+    if isinstance(file, LabelsFile) and not file.map_is_unchanged(output):
         return ScanToAnswer(scan, content, remark=f"{output / file.file} is not the label map that was written")
     return ScanToAnswer(scan, content, is_answered=file.model == mark)
-
-
-def read_any(path: Path) -> FindingsFile | LabelsFile | None:
-    """The answer at `path`, or None where it is none that can be read."""
-    try:
-        if "labels" in read_mapping(path):
-            return read_file(LabelsFile, path)
-        return read_file(FindingsFile, path)
-    except ConfigError:
-        return None
-
-
-def is_whole(file: LabelsFile, output: Path) -> bool:
-    """Whether the label map of an answer is there as it was written; what earlier versions wrote is not known."""
-    try:
-        return content_of([output / file.file]) == file.file_sha256
-    except OSError:
-        return False
 
 
 def name_taken(asked: ScanToAnswer, output: Location) -> str:

@@ -15,8 +15,8 @@ from typing import Literal
 from torch import nn
 
 from voxray.core.errors import ConfigError
-from voxray.core.outputs import TaskName
 from voxray.core.recipe import Recipe
+from voxray.core.task_name import TaskName
 from voxray.core.volume import Shape
 from voxray.runtimes.engine_cache import cached
 from voxray.runtimes.protocol import Precision
@@ -93,11 +93,10 @@ def network_of(
     batches: tuple[int, int, int] = (1, 4, 8),
 ) -> TrainedNetwork:
     """The recipe's network; with a digest, what is converted from it is kept, in the folder where it can be."""
-    num_levels = len(recipe.network.level_strides_vox) if recipe.task == "detection" else 0
     return TrainedNetwork(
         task=recipe.task,
         stride_vox=recipe.network.stride_vox,
-        outputs=output_names(recipe.task, num_levels),
+        outputs=output_names(recipe.task, len(recipe.level_strides_vox)),
         window_vox=recipe.inference.window_vox,
         batches=batches,
         module=module,

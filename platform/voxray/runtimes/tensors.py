@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from voxray.core.outputs import DetectionOutput, Output, SegmentationOutput, TaskName
+from voxray.core.outputs import DetectionOutput, Output, SegmentationOutput
+from voxray.core.task_name import TaskName
 
 INPUT = "images"
 """The one input of every exported network."""

@@ -12,17 +12,17 @@ import numpy as np
 from jaxtyping import UInt8
 
 from voxray.core.alignment import SHIFT_VOX, arrangements, fit
-from voxray.core.answer_json import FindingsFile, LabelsFile, detections_of, read_file
+from voxray.core.answer_json import FindingsFile, LabelsFile, detections_of, find_answer_file, read_file
 from voxray.core.apart import Input
 from voxray.core.config import read_mapping
 from voxray.core.detections import Detections, boxes_to_world
 from voxray.core.errors import ConfigError, DataError
 from voxray.core.evaluation import EVALUATION
+from voxray.core.task_name import TaskName
 from voxray.core.text import first_few, on_disk, same
 from voxray.dataset import CaseSource
 from voxray.readers import label_names, read_label_map, volume_content
 from voxray.results.class_names import Naming, incomparable, named_labels, read_labels, refuse_unknown
-from voxray.results.earlier_answers import is_whole, read_any
 from voxray.scoring.foreign import PICKLE_SUFFIX, MarkTable, read_marks, read_monai, read_pickles
 from voxray.scoring.foreign.checks import problem, read_text
 from voxray.scoring.foreign.monai import is_monai, read_monai_names
@@ -60,6 +60,11 @@ class Answers:
             yield Input(file, "an answer")
             if self.format == "labels":
                 yield Input(file.parent / read_file(LabelsFile, file).file, "an answer's label map")
+
+    @property
+    def task(self) -> TaskName:
+        """Whose answers they are."""
+        return "segmentation" if self.format in MAP_FORMATS else "detection"
 
     @property
     def is_segmentation(self) -> bool:
@@ -142,7 +147,7 @@ def doubts_of(answers: Answers, name: str, source: CaseSource | None) -> tuple[s
     It is scored all the same: a scan may have been converted since, and a label map mended by hand.
     """
     path = answers.files.get(name)
-    file = read_any(path) if path is not None and answers.format in OWN_FORMATS else None
+    file = find_answer_file(path) if path is not None and answers.format in OWN_FORMATS else None
     if path is None or file is None:
         return ()
     doubts = []
@@ -151,7 +156,7 @@ def doubts_of(answers: Answers, name: str, source: CaseSource | None) -> tuple[s
         doubts.append(
             f"its answer is to other files ({where}) than {source.image} is now; see that both are one scan"
         )
-    if isinstance(file, LabelsFile) and file.file_sha256 and not is_whole(file, path.parent):
+    if isinstance(file, LabelsFile) and file.file_sha256 and not file.map_is_unchanged(path.parent):
         doubts.append(f"{file.file} is not the label map that was written with {path.name}; it is scored as it is")
     return tuple(doubts)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -13,6 +13,7 @@ from jaxtyping import Float64, Int64
 from voxray.core.detections import Detections
 from voxray.core.errors import ConfigError
 from voxray.core.evaluation import Bootstrap, Content, Evaluation
+from voxray.core.task_name import TaskName
 from voxray.loading import CaseContent
 from voxray.metrics import coco
 from voxray.metrics.bootstrap import CONFIDENCE, NUM_REPLICATES, SEED
@@ -50,7 +51,7 @@ def summarise(
     run: str,
     dataset: str,
     which: str,
-    task: Literal["detection", "segmentation"],
+    task: TaskName,
     ious: Sequence[float] = coco.IOUS,
 ) -> Evaluation:
     """All cases' scores, in the order of their ids, with metrics, intervals and curves.
@@ -59,8 +60,6 @@ def summarise(
     """
     every = sorted(scores, key=lambda score: score.case_id)
     scores = [score for score in every if score.judged]
-    patients = {score.case_id: score.patient_id for score in scores}
-    boxes, kinds = [score.truth_boxes for score in scores], [score.truth_classes for score in scores]
     about = Evaluation(
         run=run,
         dataset=dataset,
@@ -79,12 +78,7 @@ def summarise(
             for score in scores
             if score.content is not None
         },
-        detection=None
-        if task == "segmentation"
-        else detection_record(
-            patients, [score.found for score in scores], boxes, kinds, num_classes=len(classes), ious=ious
-        ),
-        segmentation=None if task == "detection" else segmentation_record(patients, _tables(scores), classes),
+        **_records(scores, classes, task, ious),
     )
     if all(score.error for score in scores):
         return about
@@ -113,8 +107,17 @@ def parse_ious(text: str) -> tuple[float, ...]:
     return tuple(numbers)
 
 
-def _tables(scores: Sequence[CaseScore]) -> list[StructureTable]:
-    return [score.table for score in scores if score.table is not None]
+def _records(
+    scores: Sequence[CaseScore], classes: Sequence[str], task: TaskName, ious: Sequence[float]
+) -> dict[str, Any]:
+    """What the cases add up to, as the field of `Evaluation` that the task has."""
+    patients = {score.case_id: score.patient_id for score in scores}
+    if task == "segmentation":
+        tables = [score.table for score in scores if score.table is not None]
+        return {"segmentation": segmentation_record(patients, tables, classes)}
+    boxes, kinds = [score.truth_boxes for score in scores], [score.truth_classes for score in scores]
+    found = [score.found for score in scores]
+    return {"detection": detection_record(patients, found, boxes, kinds, num_classes=len(classes), ious=ious)}
 
 
 def _case(score: CaseScore, classes: Sequence[str], ious: Sequence[float]) -> Mapping[str, float]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
@@ -19,6 +19,7 @@ from voxray.core.apart import Input
 from voxray.core.config import read_mapping
 from voxray.core.detections import Frame
 from voxray.core.errors import ConfigError, DataError
+from voxray.core.task_name import TaskName
 from voxray.core.text import on_disk
 from voxray.core.volume import Grid
 from voxray.dataset import BoxTruth, CaseSource, Dataset, read_dataset
@@ -87,7 +88,7 @@ def read_truth(
     *,
     root: Path | None = None,
     values: Mapping[int, str] | None = None,
-    task: Literal["detection", "segmentation"] = "detection",
+    task: TaskName = "detection",
 ) -> TruthSet:
     """The truth at `path`, told apart by what it is; `values` names the numbers of label maps in a folder."""
     path = on_disk(path)

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field
 from voxray.core.answer_json import FindingsFile, LabelsFile
 from voxray.core.config import Config
 from voxray.core.recipe import GridConfig
+from voxray.core.task_name import TaskName
 from voxray.results.formats import FormatName, format_named
 from voxray.serving.errors import ProblemDetails
 from voxray.serving.intake.study import ScanFacts
@@ -115,7 +116,7 @@ class ModelInfo(Config):
     """A model that is served."""
 
     name: str
-    task: Literal["detection", "segmentation"]
+    task: TaskName
     classes: tuple[str, ...]
     labels: Mapping[str, int]
     """Class -> its value in label maps."""

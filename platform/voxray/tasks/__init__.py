@@ -9,8 +9,9 @@ from torch import Tensor
 
 from voxray.core.batch import Batch
 from voxray.core.case import Case
-from voxray.core.outputs import Head, TaskName
+from voxray.core.outputs import Head
 from voxray.core.recipe import Recipe
+from voxray.core.task_name import TaskName
 from voxray.core.volume import Grid, Shape
 from voxray.losses import Reduce
 from voxray.tasks.detection import DetectionTask

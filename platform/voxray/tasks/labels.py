@@ -7,7 +7,6 @@ scan.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,9 +17,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, sparse
 from torch import Tensor
 
-from voxray.core.errors import ConfigError
 from voxray.core.outputs import Head, channels_last
-from voxray.core.recipe import SegmentationMerge, Selection
 from voxray.tasks.finite import require_finite
 
 SLAB_VOXELS = 1 << 24
@@ -49,23 +46,6 @@ def labels_of(sums: Float[Tensor, "c x y z"], head: Head | None = None) -> UInt8
         require_finite(best)
         named.copy_(found)
     return labels
-
-
-def thresholds_of(how: SegmentationMerge, classes: Sequence[str]) -> list[float | None] | None:
-    """Each class's threshold, None where it has none; None where no class has one."""
-    for name in how.thresholds:
-        _require_class(name, classes, field="merge.thresholds")
-    found = [how.thresholds.get(name, how.threshold) for name in classes]
-    return None if all(one is None for one in found) else found
-
-
-def selected(wanted: Selection, classes: Sequence[str], *, field: str) -> list[int]:
-    """The labels of the classes that a merge's field names."""
-    if isinstance(wanted, bool):
-        return list(range(1, len(classes) + 1)) if wanted else []
-    for name in wanted:
-        _require_class(name, classes, field=field)
-    return [classes.index(name) + 1 for name in wanted]
 
 
 def labels_above(
@@ -212,11 +192,3 @@ def _largest(sums: Float[Tensor, "c x y z"]) -> tuple[Float[Tensor, "x y z"], Sh
         label.masked_fill_(values > best, number)
         torch.maximum(best, values, out=best)
     return best, label
-
-
-def _require_class(name: str, classes: Sequence[str], *, field: str) -> None:
-    if name in classes:
-        return
-    near = difflib.get_close_matches(name, classes, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"classes are {', '.join(classes[:10])}."
-    raise ConfigError(f"{field}: no class is named '{name}'; {hint}")

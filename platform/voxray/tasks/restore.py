@@ -18,7 +18,6 @@ from torch import Tensor
 
 from voxray.core.detections import Detections
 from voxray.core.volume import Grid, Volume
-from voxray.tasks.labels import labels_of
 
 FEW_CLASSES = 7
 """Up to so many foreground classes, their probabilities go back to the scan's own grid, not their labels."""
@@ -67,15 +66,13 @@ def shares_on(
     grid: Grid,
     *,
     axis: int,
-    named: Callable[[Float[Tensor, "k x y z"]], UInt8[Tensor, "x y z"]] | None = None,
+    named: Callable[[Float[Tensor, "k x y z"]], UInt8[Tensor, "x y z"]],
 ) -> Volume:
     """The label map on `grid` from slabs of classes' shares on `source`, in order across `axis`, each interpolated.
 
-    A single share is positive where class 1 is, of several the largest names the class, if `named` does not say
-    otherwise. `grid` is the one that `source` was resampled from: both have their first corner, seen along the axes
-    of `source`, in one place.
+    `named` makes labels of them. `grid` is the one that `source` was resampled from: both have their first corner,
+    seen along the axes of `source`, in one place.
     """
-    named = named or _named
     labels = np.empty(grid.shape, np.uint8)
     planes = np.moveaxis(_turned_like(labels, grid, source), axis, 0)
     for rows, shares in _planes_on(slabs, source, grid, axis=axis):
@@ -142,10 +139,6 @@ def _enlarged(planes: Float[Tensor, "k r a b"], sides: Any, ratios: list[float])
     made = torch.ops.aten.upsample_bilinear2d(planes, size, False, 1 / ratios[0], 1 / ratios[1])
     found: Tensor = made[:, :, : sides[0], : sides[1]]
     return found
-
-
-def _named(shares: Float[Tensor, "k r u v"]) -> UInt8[Tensor, "r u v"]:
-    return (shares[0] > 0).to(torch.uint8) if len(shares) == 1 else labels_of(shares)
 
 
 def _turned_like(voxels: Any, grid: Grid, source: Grid) -> Any:

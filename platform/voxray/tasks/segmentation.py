@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -16,13 +17,13 @@ from voxray.core.batch import Batch
 from voxray.core.case import Case
 from voxray.core.errors import ConfigError
 from voxray.core.outputs import Head, SegmentationFeatures, SegmentationOutput
-from voxray.core.recipe import Recipe, SegmentationLoss, SegmentationMerge
+from voxray.core.recipe import Recipe, SegmentationLoss, SegmentationMerge, Selection
 from voxray.core.volume import Grid, Shape, Volume
 from voxray.losses import Reduce
 from voxray.losses.segmentation import segmentation_loss
 from voxray.metrics.dice import confusion, dice
 from voxray.tasks.finite import require_finite
-from voxray.tasks.labels import labels_above, labels_of, selected, thresholds_of, tidy
+from voxray.tasks.labels import labels_above, labels_of, tidy
 from voxray.tasks.mirror import swapped_sides
 from voxray.tasks.recorder import Recorder
 from voxray.tasks.restore import FEW_CLASSES, axis_map, labels_on, shares_on
@@ -229,3 +230,28 @@ def _differences(windows: Iterable[WindowValues]) -> Iterator[WindowValues]:
     for place, logits in windows:
         yield place, logits[1:] - logits[:1]
         del logits
+
+
+def thresholds_of(how: SegmentationMerge, classes: Sequence[str]) -> list[float | None] | None:
+    """Each class's threshold, None where it has none; None where no class has one."""
+    for name in how.thresholds:
+        _require_class(name, classes, field="merge.thresholds")
+    found = [how.thresholds.get(name, how.threshold) for name in classes]
+    return None if all(one is None for one in found) else found
+
+
+def selected(wanted: Selection, classes: Sequence[str], *, field: str) -> list[int]:
+    """The labels of the classes that a merge's field names."""
+    if isinstance(wanted, bool):
+        return list(range(1, len(classes) + 1)) if wanted else []
+    for name in wanted:
+        _require_class(name, classes, field=field)
+    return [classes.index(name) + 1 for name in wanted]
+
+
+def _require_class(name: str, classes: Sequence[str], *, field: str) -> None:
+    if name in classes:
+        return
+    near = difflib.get_close_matches(name, classes, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"classes are {', '.join(classes[:10])}."
+    raise ConfigError(f"{field}: no class is named '{name}'; {hint}")

@@ -17,6 +17,7 @@ from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter
 from voxray.core.config import Config, parse, to_json
 from voxray.core.errors import ConfigError
 from voxray.core.storage import Location, Place
+from voxray.core.task_name import TaskName
 from voxray.core.written import require_empty
 from voxray.dataset.folds import Folds
 from voxray.training.checkpoint import RunState, difference, find_state, short
@@ -44,9 +45,9 @@ class CrossvalFile(Config):
     seed: NonNegativeInt = 0
 
     @property
-    def task(self) -> Literal["detection", "segmentation"]:
+    def task(self) -> TaskName:
         """What the recipe answers."""
-        kind: Literal["detection", "segmentation"] = self.recipe["loss"]["kind"]
+        kind: TaskName = self.recipe["loss"]["kind"]
         return kind
 
     @property

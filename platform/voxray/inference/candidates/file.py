@@ -31,10 +31,11 @@ from voxray.core.recipe import DetectionMerge, SegmentationMerge
 from voxray.core.storage import Place
 from voxray.core.volume import Grid, Shape, Volume
 from voxray.tasks.candidates import Placed
-from voxray.tasks.labels import labels_above, selected, thresholds_of, tidy
+from voxray.tasks.labels import labels_above, tidy
 from voxray.tasks.merging import merge_candidates
 from voxray.tasks.recorder import WHOLE
 from voxray.tasks.restore import bytes_on, detections_on
+from voxray.tasks.segmentation import selected, thresholds_of
 
 FLOOR = 0.01
 """Probabilities of the recorded classes that are nowhere higher are cut away."""

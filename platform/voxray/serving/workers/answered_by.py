@@ -7,12 +7,12 @@ has, therefore follows from what was written with it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from voxray.core.answer_json import FindingsFile, LabelsFile
 from voxray.core.config import Config, parse, read_mapping
 from voxray.core.errors import ConfigError
 from voxray.core.storage import whole
+from voxray.core.task_name import TaskName
 from voxray.serving.messages import ModelInfo
 from voxray.serving.paths import ServicePaths
 
@@ -23,7 +23,7 @@ class AnsweredBy(Config):
     """What the forms of an answer need to know of the model that gave it."""
 
     name: str
-    task: Literal["detection", "segmentation"]
+    task: TaskName
     classes: tuple[str, ...]
 
 
