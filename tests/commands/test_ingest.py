@@ -140,7 +140,10 @@ def test_a_case_whose_worker_dies_is_set_aside_and_stops_no_other(made: Dataset,
     assert isinstance(found.pop("a"), StoredCase)
     (died,) = found.values()
     assert isinstance(died, FailedCase)
-    assert (died.code, died.message.count("its worker died 3 times")) == ("ingest.worker_died", 1)
+    assert (died.code, died.message.count("the worker that had it died 3 times, on node ")) == (
+        "ingest.worker_died",
+        1,
+    )
 
 
 class Deadly(Place):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from support.clusters import growing_cluster
+from support.clusters import fixed_cluster, growing_cluster
 from voxray.core.errors import ConfigError, DataError, ResourceError
 from voxray.core.progress import SilentProgress
 from voxray.distributed.capacity import Capacity, NodeShape
@@ -200,9 +201,71 @@ def test_what_kills_every_worker_costs_itself_alone(monkeypatch: pytest.MonkeyPa
         return work
 
     with open_pool(2, progress=SILENT) as pool:
-        assert sorted(pool_map(make, range(6), pool, lost=lambda item: -item)) == [-3, 0, 10, 20, 40, 50]
+        found = sorted(pool_map(make, range(6), pool, at_once=2, lost=lambda item, _: -item))
+        assert found == [-3, 0, 10, 20, 40, 50]
         with pytest.raises(RuntimeError, match=r"FrozenError: a library \d"):
-            list(pool_map(fail, range(2), pool, lost=lambda item: -item))
+            list(pool_map(fail, range(2), pool, lost=lambda item, _: -item))
+
+
+NODES_THAT_GO = """
+    import os, sys, time
+    from voxray.core.errors import ResourceError
+    from voxray.core.progress import SilentProgress
+    from voxray.distributed.cluster import connect
+    from voxray.distributed.parallel import TaskOptions, open_pool, pool_map, task_map
+
+    def work(item):
+        time.sleep(0.3)
+        return item
+
+    def told(results):
+        for number, result in enumerate(results):
+            print(number, flush=True)
+            yield result
+
+    silent = SilentProgress()
+    with connect():
+        try:
+            list(task_map(work, range(4), progress=silent))
+        except ResourceError as error:
+            print(error, flush=True)
+        del os.environ["VOXRAY_WAIT_NODES"]
+        sys.stdin.readline()
+        tasks = task_map(work, range(16), TaskOptions(scheduling="SPREAD"), progress=silent)
+        print(sorted(item for item, _ in told(tasks)), flush=True)
+        sys.stdin.readline()
+    with open_pool(2, progress=silent) as pool:
+        print(sorted(told(pool_map(lambda: work, range(16), pool, at_once=2))), flush=True)
+    """
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_without_nodes_tasks_end_and_nodes_that_go_cost_no_item() -> None:
+    with fixed_cluster() as cluster:
+        environment = {**os.environ, "RAY_ADDRESS": cluster.address, "RAY_AUTH_MODE": "disabled"}
+        with subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(NODES_THAT_GO)],
+            env={**environment, "VOXRAY_WAIT_NODES": "2s"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as ran:
+            assert ran.stdin is not None
+            assert ran.stdout is not None
+            first = ran.stdout.readline()
+            assert re.match(r"the cluster has lacked \d x {CPU: 1}; no node is starting for \d s, and", first), first
+            cluster.add(1)
+            for _ in range(2):  # tasks, then a pool
+                cluster.add(1)
+                ran.stdin.write("\n")
+                ran.stdin.flush()
+                lines = [ran.stdout.readline() for _ in range(4)]
+                cluster.lose(-1)
+                lines += [ran.stdout.readline() for _ in range(13)]
+                assert lines == [*(f"{number}\n" for number in range(16)), f"{list(range(16))}\n"]
+            assert ran.wait(60) == 0
 
 
 @pytest.mark.ray
@@ -216,9 +279,9 @@ def test_a_task_whose_process_dies_is_tried_again_and_then_lost(tmp_path: Path) 
             os.kill(os.getpid(), signal.SIGKILL)
         return item * 10
 
-    found = dict(task_map(work, range(5), TaskOptions(retries=1), lost=lambda item, _: -item))
+    found = dict(task_map(work, range(5), lost=lambda item, _: -item))
     assert found == {0: 0, 1: 10, 2: 20, 3: -3, 4: 40}
-    assert [len((tmp_path / str(item)).read_text()) for item in range(5)] == [1, 1, 2, 2, 1]
+    assert [len((tmp_path / str(item)).read_text()) for item in range(5)] == [1, 1, 2, 3, 1]
 
 
 @pytest.mark.ray
@@ -241,7 +304,7 @@ def test_what_a_task_raises_arrives_as_itself_and_cancels_the_others(tmp_path: P
         raise DataError("a.b", "it is broken.", remedy="Mend it.")
 
     ticks: list[None] = []
-    options = TaskOptions(retries=3, at_once=2, grace_s=60)
+    options = TaskOptions(at_once=2, grace_s=60)
     results = task_map(work, range(2), options, tick=lambda: ticks.append(None))
     with closing(results), pytest.raises(DataError, match=r"^\[a\.b\] it is broken\. Mend it\.$") as error:
         list(results)
@@ -269,7 +332,7 @@ def test_shared_work_is_unpacked_once_in_a_process() -> None:
             return os.getpid(), Counted.unpacked
 
     shared = Shared[Callable[[int], tuple[int, int]]](Counted())
-    found = [result for _ in range(2) for _, result in task_map(shared, range(8), TaskOptions(retries=0, at_once=2))]
+    found = [result for _ in range(2) for _, result in task_map(shared, range(8), TaskOptions(at_once=2))]
     assert len(found) == 16
     assert {unpacked for _, unpacked in found} == {1}
     assert len({process for process, _ in found}) < 16

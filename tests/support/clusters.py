@@ -1,4 +1,4 @@
-"""Ray clusters of processes on this machine: a head, and nodes that a fake autoscaler starts and ends."""
+"""Ray clusters of processes on this machine: nodes that a fake autoscaler starts and ends, or that are killed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def _wait_for(head: subprocess.Popen[bytes], log: Path) -> None:
         time.sleep(0.1)
 
 
-def _end(head: subprocess.Popen[bytes]) -> None:
+def _end(head: subprocess.Popen[Any]) -> None:
     """Ends the head and all processes of its session, the nodes that its autoscaler started among them."""
     import psutil
 
@@ -132,3 +133,70 @@ def two_nodes(second: Mapping[str, str]) -> Iterator[str]:
         yield str(cluster.address)
     finally:
         cluster.shutdown()
+
+
+@dataclass(frozen=True)
+class FixedCluster:
+    """A head without CPUs for work, and nodes that come and go by hand."""
+
+    address: str
+    raylets: list[int]
+    """Process ids of the nodes' raylets, the head's first; without its raylet a node is lost."""
+    process: subprocess.Popen[str]
+
+    def add(self, cpus: int) -> None:
+        """Adds a node."""
+        self.raylets.append(int(self._ask(f"{cpus}")))
+
+    def lose(self, index: int) -> None:
+        """Kills a node's raylet, and with it the node."""
+        os.kill(self.raylets[index], signal.SIGKILL)
+
+    def _ask(self, line: str) -> str:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline()
+
+
+@contextmanager
+def fixed_cluster(*cpus: int, head_cpus: int = 0) -> Iterator[FixedCluster]:
+    """A head and nodes with so many CPUs each, as processes of this machine."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "support.clusters", str(head_cpus)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        start_new_session=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            address, raylet = process.stdout.readline().split()
+            cluster = FixedCluster(address, [int(raylet)], process)
+            for count in cpus:
+                cluster.add(count)
+            yield cluster
+        finally:
+            _end(process)
+
+
+def _keep(head_cpus: str) -> None:
+    """Starts a head, and a node for each number of CPUs that is read; says the process ids of their raylets."""
+    from ray.cluster_utils import Cluster
+
+    def start(cpus: int) -> int:
+        node = cluster.add_node(num_cpus=cpus, object_store_memory=150_000_000, include_dashboard=False)
+        return int(node.all_processes["raylet"][0].process.pid)
+
+    cluster = Cluster()
+    raylet = start(int(head_cpus))
+    print(cluster.address, raylet, flush=True)
+    for line in sys.stdin:
+        print(start(int(line)), flush=True)
+
+
+if __name__ == "__main__":
+    _keep(*sys.argv[1:])

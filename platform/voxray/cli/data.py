@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from voxray.cli import terminal
-from voxray.cli.options import RecipeArgument, RootOption, SeriesOption, SetOption
+from voxray.cli.options import RecipeArgument, RootOption, SeriesOption, SetOption, WaitNodesOption
 from voxray.core.errors import ConfigError
 
 
@@ -47,6 +47,7 @@ def check(
         typer.Option("--recipe", help="Check for it: what its grid loses; objects only where it detects."),
     ] = None,
     set_: SetOption = None,
+    _wait_nodes: WaitNodesOption = None,
 ) -> None:
     """Read every scan and annotation of a dataset, and list every problem with what to do."""
     from voxray.commands.check import check as run_check
@@ -91,6 +92,7 @@ def ingest(
     ],
     root: RootOption = None,
     set_: SetOption = None,
+    _wait_nodes: WaitNodesOption = None,
 ) -> None:
     """Preprocess a dataset once into shards that training streams."""
     from voxray.commands.ingest import ingest as run_ingest

@@ -26,12 +26,9 @@ from voxray.core.volume import Shape, Vector
 from voxray.dataset import CaseSource, Dataset, num_folds, split
 from voxray.distributed.cluster import connect
 from voxray.distributed.metrics import count_case
-from voxray.distributed.parallel import TaskOptions, task_map
+from voxray.distributed.parallel import task_map
 from voxray.loading import examine, survey
 from voxray.preprocess import prepare_case, require_volume
-
-ATTEMPTS = 2
-"""How often a case is tried whose worker dies."""
 
 
 class DatasetProblem(NamedTuple):
@@ -195,8 +192,7 @@ def check_cases(
     work: _Work, dataset: Dataset, sources: Sequence[CaseSource], *, progress: Progress
 ) -> Generator[tuple[CaseSource, CaseResult]]:
     """Each case's result as it is ready, from Ray tasks."""
-    options = TaskOptions(retries=ATTEMPTS - 1)
-    return task_map(partial(_safely, work, dataset), sources, options, lost=_lost, progress=progress)
+    return task_map(partial(_safely, work, dataset), sources, lost=_lost, progress=progress)
 
 
 def _safely(work: _Work, dataset: Dataset, source: CaseSource) -> CaseResult:
@@ -208,10 +204,9 @@ def _safely(work: _Work, dataset: Dataset, source: CaseSource) -> CaseResult:
         return None, [DatasetProblem(source.case_id, "check.unforeseen", f"{sentence_of(error)}.", remedy)]
 
 
-def _lost(source: CaseSource, error: Exception) -> CaseResult:
-    text = f"the worker that read it died {ATTEMPTS} times ({type(error).__name__})."
+def _lost(source: CaseSource, story: str) -> CaseResult:
     remedy = "Give the machine more memory, or look at the file alone."
-    return None, [DatasetProblem(source.case_id, "check.worker_died", text, remedy)]
+    return None, [DatasetProblem(source.case_id, "check.worker_died", story, remedy)]
 
 
 def _sum_up(case: Case, num_classes: int, begin: float) -> CheckedCase:

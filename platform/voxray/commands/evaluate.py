@@ -33,7 +33,7 @@ from voxray.core.written import SCORES, require_own
 from voxray.dataset import CaseSource, Dataset, read_dataset, split
 from voxray.distributed.metrics import count_case
 from voxray.distributed.mlflow_run import REMEMBERED, open_tracking
-from voxray.distributed.parallel import DIED, open_pool, pool_map
+from voxray.distributed.parallel import open_pool, pool_map
 from voxray.inference.predictor import Prediction
 from voxray.inference.trained_model import TrainedModel, about_of, open_model
 from voxray.loading import CaseContent, examine, list_cases, truth_content
@@ -265,9 +265,9 @@ def unjudged(case_id: str, patient_id: str, error: str) -> CaseScore:
     return CaseScore(case_id, patient_id, Detections.empty(), *nothing, error=error, judged=False)
 
 
-def lost_case(asked: CaseToScore) -> CaseScore:
+def lost_case(asked: CaseToScore, story: str) -> CaseScore:
     """What a case adds that its workers died of."""
-    return unjudged(asked.source.case_id, asked.source.patient_id, DIED)
+    return unjudged(asked.source.case_id, asked.source.patient_id, story)
 
 
 def choose_cases(run: Run, dataset: Dataset, which: str) -> list[CaseSource]:

@@ -22,7 +22,7 @@ from voxray.core.storage import Location, Place
 from voxray.core.text import first_few
 from voxray.dataset.naming import parse_values
 from voxray.distributed.metrics import count_case
-from voxray.distributed.parallel import DIED, WorkerPool, open_pool, pool_map
+from voxray.distributed.parallel import WorkerPool, open_pool, pool_map
 from voxray.inference.package import is_package
 from voxray.metrics.record import compare
 from voxray.metrics.segmentation import structure_table
@@ -199,7 +199,9 @@ def evaluate_files(
     with opened as pool, progress.track("evaluate", total=len(cases), unit="cases") as advance:
         scores = []
         scorer = partial(FileScorer, answers, truth, names, naming)
-        for score in pool_map(scorer, cases, pool, lost=lambda case: unjudged(case, truth.patients[case], DIED)):
+        for score in pool_map(
+            scorer, cases, pool, lost=lambda case, story: unjudged(case, truth.patients[case], story)
+        ):
             scores.append(score)
             count_case(done=not score.error)
             tell_warnings(progress, f"case {score.case_id}", score.warnings)

@@ -50,9 +50,6 @@ from voxray.store import (
 from voxray.store.signature import signature_of
 from voxray.training.preflight import SplitSummaries, as_warnings, data_findings, recipe_findings
 
-CASE_RETRIES = 2
-"""How often a case is tried again whose worker died, as for want of memory."""
-
 _NO_IMAGE = "annotations.no_image"
 _DISK_FULL = "disk.full"
 _PROBE = ".voxray_can_write"
@@ -271,7 +268,7 @@ def _on_ray(
     job: _Job, todo: Sequence[CaseSource], progress: Progress
 ) -> Iterator[tuple[str, StoredCase | FailedCase]]:
     """Each case's result as soon as it is there."""
-    options = TaskOptions(retries=CASE_RETRIES, scheduling="SPREAD")
+    options = TaskOptions(scheduling="SPREAD")
     with connect(num_cpus=os.cpu_count() or 1):
         require_cpus(1.0, "reading a case")
         with closing(
@@ -312,11 +309,10 @@ def _without_network(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"network": NetworkConfig(kind=recipe.network.kind)})
 
 
-def _died(source: CaseSource, error: Exception) -> FailedCase:
-    del error
+def _died(source: CaseSource, story: str) -> FailedCase:
     text = (
-        f"case {source.case_id}: [ingest.worker_died] its worker died {CASE_RETRIES + 1} times, probably for want of "
-        f"memory. Let Ray work on fewer at a time (`ray start --head --num-cpus=1`), or exclude the case."
+        f"case {source.case_id}: [ingest.worker_died] {story} Use a machine with more memory, let Ray work on "
+        f"fewer cases at a time (`ray start --head --num-cpus=1`), or exclude the case."
     )
     return FailedCase(code="ingest.worker_died", message=text)
 

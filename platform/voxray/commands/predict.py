@@ -18,7 +18,7 @@ from voxray.core.storage import Location, Place
 from voxray.core.volume import Volume
 from voxray.core.working_copy import named, working_copy
 from voxray.distributed.metrics import count_case
-from voxray.distributed.parallel import DIED, WorkerPool, open_pool, pool_map
+from voxray.distributed.parallel import WorkerPool, open_pool, pool_map
 from voxray.inference.candidates.folder import FOLDER, CandidateFolder
 from voxray.inference.predictor import Prediction
 from voxray.inference.trained_model import TrainedModel, open_model, task_of
@@ -227,8 +227,8 @@ def _outcomes(
     return found
 
 
-def _died(asked: ScanToAnswer) -> ScanOutcome:
-    return ScanOutcome(asked.scan.name, DIED)
+def _died(asked: ScanToAnswer, story: str) -> ScanOutcome:
+    return ScanOutcome(asked.scan.name, story)
 
 
 class Answerer:

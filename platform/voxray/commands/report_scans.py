@@ -23,7 +23,7 @@ from voxray.core.run import Run
 from voxray.core.text import first_few
 from voxray.core.volume import Volume
 from voxray.dataset import CaseSource, Dataset, num_folds, read_dataset
-from voxray.distributed.parallel import DIED, WorkerPool, open_pool, pool_map
+from voxray.distributed.parallel import WorkerPool, open_pool, pool_map
 from voxray.loading import list_cases, load_case, truth_content
 from voxray.readers import read_volume, volume_content
 from voxray.report import Data, Scans, Shown
@@ -265,12 +265,12 @@ def _measure(
     return scans, lacking, odd
 
 
-def _not_measured(item: tuple[CaseSource, CaseFindings | None]) -> CaseMeasures:
-    return CaseMeasures(item[0].case_id, error=DIED)
+def _not_measured(item: tuple[CaseSource, CaseFindings | None], story: str) -> CaseMeasures:
+    return CaseMeasures(item[0].case_id, error=story)
 
 
-def _no_picture(request: PictureRequest) -> tuple[list[Shown], str]:
-    return [], f"{request.source.case_id}: {DIED}"
+def _no_picture(request: PictureRequest, story: str) -> tuple[list[Shown], str]:
+    return [], f"{request.source.case_id}: {story}"
 
 
 def _requests(evaluation: Evaluation, found: ScoredScans, scans: Scans) -> list[PictureRequest]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from voxray.core.bulkhead import DEBUG
 from voxray.core.errors import ResourceError
+from voxray.distributed.chatter import CHATTER, level_unsaid
 from voxray.distributed.termination import own_termination
 from voxray.distributed.worker_code import worker_environment
 
@@ -73,7 +74,7 @@ def connect(*, num_cpus: float | None = None) -> Iterator[Cluster]:
     A local Ray gets `num_cpus` logical CPUs (by default the cores, at least four), no dashboard and no logs on the
     terminal, and is shut down at the end; a joined one is left running.
     """
-    for name, value in QUIET.items():
+    for name, value in (QUIET if DEBUG in os.environ else QUIET | CHATTER).items():
         os.environ.setdefault(name, value)
     import ray
 
@@ -83,10 +84,11 @@ def connect(*, num_cpus: float | None = None) -> Iterator[Cluster]:
         return
     local = not os.environ.get("RAY_ADDRESS")
     with _guard_chosen(local), own_termination() as keep:
-        if local:
-            _start(num_cpus)
-        else:
-            _join()
+        with level_unsaid():
+            if local:
+                _start(num_cpus)
+            else:
+                _join()
         keep()
         try:
             configure_data()

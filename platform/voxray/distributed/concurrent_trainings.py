@@ -25,8 +25,6 @@ from voxray.training.run_files import HISTORY, read_progress_file
 
 GRACE_S = 30.0
 """How long a training that is stopped may take to say so to MLflow."""
-MAX_RETRIES = 3
-"""How often a training is taken up again whose driving process died, as with its node."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def _options(at_once: int) -> TaskOptions:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return TaskOptions(retries=MAX_RETRIES, num_cpus=0, at_once=at_once, scheduling=here, grace_s=GRACE_S)
+    return TaskOptions(num_cpus=0, at_once=at_once, scheduling=here, grace_s=GRACE_S)
 
 
 def _epochs_done(one: TrainingTask) -> int:

@@ -23,7 +23,7 @@ from voxray.core.recipe import Recipe
 from voxray.core.storage import Place
 from voxray.dataset import CaseSource, Dataset, read_dataset
 from voxray.distributed.metrics import count_case
-from voxray.distributed.parallel import DIED, open_pool, pool_map
+from voxray.distributed.parallel import open_pool, pool_map
 from voxray.inference.candidates.file import (
     RecordedCase,
     RecordedHeader,
@@ -136,8 +136,8 @@ def _read_into(found: list[RecordedCase], folder: Place, case: str) -> None:
     found.append(read_recorded(folder, file_name(case)))
 
 
-def _died(todo: Todo) -> tuple[str, tuple[str, ...], str]:
-    return todo.origin.source.case_id, (), DIED
+def _died(todo: Todo, story: str) -> tuple[str, tuple[str, ...], str]:
+    return todo.origin.source.case_id, (), story
 
 
 def candidate_folder(request: CaseRequest, model: TrainedModel) -> CandidateFolder:

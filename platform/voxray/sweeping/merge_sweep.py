@@ -146,7 +146,7 @@ def sweep_merges(
         )
         with ended_with(tracking):
             workers = int(cluster_capacity().cpus) if on_ray else 1
-            with open_runner(context.replays, workers=max(1, workers), on_ray=on_ray) as runner:
+            with open_runner(context.replays, workers=max(1, workers), on_ray=on_ray, progress=progress) as runner:
                 without_parts, tuned = _tune_all(context, parts, runner, progress)
                 report = _report(context, parts, without_parts, tuned)
             report = replace(report, seconds=time.monotonic() - begin, failed=cases.failed)

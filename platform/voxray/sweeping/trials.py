@@ -11,15 +11,13 @@ from typing import Protocol
 import torch
 
 from voxray.core.config import Setting
+from voxray.core.progress import Progress
 from voxray.core.recipe import Merge
 from voxray.distributed.cluster import connect
 from voxray.distributed.parallel import Shared, TaskOptions, task_map
 from voxray.inference.candidates.replay import Replay
 from voxray.sweeping.optuna_study import TrialResult, key
 from voxray.sweeping.search_space import merge_with
-
-_RETRIES = 3
-"""How often a try is made again whose worker died."""
 
 Replays = Mapping[str, Replay]
 """Variant -> its replay; a variant is one answer of the network, all of the same cases."""
@@ -78,17 +76,20 @@ def run_trial(replays: Replays, one: MergeTrial) -> TrialResult:
 
 
 @contextmanager
-def open_runner(replays: Replays, *, workers: int, on_ray: bool) -> Iterator[TrialRunner]:
-    """Runs trials on Ray with one CPU each, or one after another here."""
+def open_runner(
+    replays: Replays, *, workers: int, on_ray: bool, progress: Progress | None = None
+) -> Iterator[TrialRunner]:
+    """Runs trials on Ray with one CPU each, or one after another here; what they wait for is said to `progress`."""
     if not on_ray:
         yield lambda trials: [run_trial(replays, one) for one in trials]
         return
     with connect(num_cpus=None):
         work: Shared[Callable[[tuple[int, MergeTrial]], TrialResult]] = Shared(partial(_run_numbered, replays))
-        options = TaskOptions(retries=_RETRIES, at_once=workers)
+        options = TaskOptions(at_once=workers)
 
         def every(trials: Sequence[MergeTrial]) -> Sequence[TrialResult]:
-            found = {number: result for (number, _), result in task_map(work, list(enumerate(trials)), options)}
+            results = task_map(work, list(enumerate(trials)), options, progress=progress)
+            found = {number: result for (number, _), result in results}
             return [found[number] for number in range(len(trials))]
 
         yield every

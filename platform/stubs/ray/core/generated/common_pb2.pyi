@@ -1,0 +1,1 @@
+NODE_OUT_OF_MEMORY: int
