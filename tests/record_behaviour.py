@@ -5,8 +5,9 @@
 
 Every verb is run as a user runs it, on generated scans, with fixed seeds, and the record holds what it printed, its
 exit code and a digest of each file that it left (weights included); besides those the help of every verb, the error
-codes, the service's OpenAPI document and its database's tables. Durations, memory, dates and the folder's own path
-are taken out first. It takes about ten minutes on two cores.
+codes, the service's OpenAPI document and its database's tables. Durations, memory, dates, identifiers that are drawn
+anew, lines of traced code and the folder's own path are taken out first; the commit is the same for all. It takes
+about ten minutes on two cores.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,10 +87,17 @@ DATA = {
     "whole_body": "abdomen/dataset.toml",
 }
 
-_VOLATILE = re.compile(r"seconds|created|modified|commit|date\b|_ms$|^ms$|_s$|peak|speed|elapsed|version$|created_at")
+_VOLATILE = re.compile(
+    r"seconds|created|modified|commit|date\b|_ms$|^ms$|_s$|peak|speed|elapsed|version$|created_at|wait_share|^files$"
+)
 _DURATION = re.compile(r"\b\d+(\.\d+)?(?= ?(s|ms|minutes?|GiB|MiB|GB/s)\b)")
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d(\.\d+)?)?Z?")
 _NOT_COMPARED = (".db", ".db-wal", ".db-shm", ".lock")
+_OF_ONE_RUN = ("tracking.json", "placement_group", "speed.json")
+"""MLflow's and Ray's own identifiers, and milliseconds."""
+_SHARE = re.compile(r"\b\d+(\.\d+)?%(?= of the time)")
+_SPEEDS = re.compile(r"[|│]( +\d+(\.\d+)? +[|│]){4}")
+_JOURNAL = re.compile(rb'(?<="worker_id":)"[^"]*"|(?<="datetime_start":)"[^"]*"|(?<="datetime_complete":)"[^"]*"')
 _CODE = re.compile(r"[a-z][a-z0-9]*(\.[a-z0-9_]+)+")
 
 
@@ -206,7 +214,12 @@ def digests(place: Path, folder: Path) -> Record:
     files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
     found: Record = {}
     for path in files:
-        if path.suffix in _NOT_COMPARED or "mlruns" in path.parts or "mlartifacts" in path.parts:
+        if (
+            path.suffix in _NOT_COMPARED
+            or path.name in _OF_ONE_RUN
+            or "mlruns" in path.parts
+            or "mlartifacts" in path.parts
+        ):
             continue
         name = path.name if path == place else path.relative_to(place).as_posix()
         found[name] = hashlib.sha256(_content(path, folder)).hexdigest()[:16]
@@ -223,7 +236,61 @@ def _content(path: Path, folder: Path) -> bytes:
         if path.suffix == ".json":
             return json.dumps(_steady(json.loads(text), folder), sort_keys=True).encode()
         return _plain(text, folder).encode()
-    return data
+    if path.suffix == ".journal":
+        return _JOURNAL.sub(b"*", data)
+    return _WITHOUT_NOISE[path.suffix](path) if path.suffix in _WITHOUT_NOISE else data
+
+
+def _without_moments(path: Path) -> bytes:
+    """A DICOM object, but for when it was written."""
+    import pydicom
+
+    def drop(inside: Any, element: Any) -> None:
+        if element.VR in ("DA", "TM", "DT"):
+            del inside[element.tag]
+
+    found = pydicom.dcmread(path)
+    found.walk(drop)
+    return str(found).encode()
+
+
+def _without_traces(path: Path) -> bytes:
+    """An ONNX graph, but for the lines of the code that it was traced from."""
+    import onnx
+
+    model = onnx.load(path)
+    for part in (model, *model.graph.node):
+        del part.metadata_props[:]
+    return bytes(model.SerializeToString())
+
+
+def _without_speeds(path: Path) -> bytes:
+    """What a checkpoint holds beside the weights, but for how long its epochs took."""
+    import torch
+
+    def flat(value: Any) -> Iterator[bytes]:
+        if isinstance(value, dict):
+            for key in value:
+                yield from (repr(key).encode(), *(() if _VOLATILE.search(str(key)) else flat(value[key])))
+        elif isinstance(value, (list, tuple)):
+            for one in value:
+                yield from flat(one)
+        else:
+            is_tensor = isinstance(value, torch.Tensor)
+            yield (
+                value.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+                if is_tensor
+                else (repr(value).encode())
+            )
+
+    return b"\0".join(flat(torch.load(path, weights_only=False, map_location="cpu")))
+
+
+_WITHOUT_NOISE: Mapping[str, Callable[[Path], bytes]] = {
+    ".dcm": _without_moments,
+    ".onnx": _without_traces,
+    ".pt": _without_speeds,
+}
 
 
 def _steady(value: Any, folder: Path) -> Any:
@@ -237,6 +304,7 @@ def _steady(value: Any, folder: Path) -> Any:
 
 def _plain(text: str, folder: Path) -> str:
     text = text.replace(str(folder), "<folder>").replace(str(REPOSITORY), "<repository>")
+    text = _SPEEDS.sub("<speeds>", _SHARE.sub("<share>", text))
     return _MOMENT.sub("<moment>", _DURATION.sub("<n>", text))
 
 
@@ -305,7 +373,15 @@ def _fetched(port: int, process: subprocess.Popen[bytes]) -> bytes:
 
 def _environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "VOXRAY_"))}
-    return {**kept, "COLUMNS": "160", "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "TERM": "dumb"}
+    # The commit is in DICOM's identifiers and Parquet's metadata, too.
+    return {
+        **kept,
+        "VOXRAY_COMMIT": "0" * 40,
+        "COLUMNS": "160",
+        "OMP_NUM_THREADS": "1",
+        "NO_COLOR": "1",
+        "TERM": "dumb",
+    }
 
 
 def write_series(folder: Path) -> None:

@@ -16,7 +16,7 @@ from voxray.commands.evaluation_files import Brought, bringing
 from voxray.core.bulkhead import sentence_of
 from voxray.core.detections import Detections
 from voxray.core.errors import ConfigError
-from voxray.core.evaluation import EVALUATION, Evaluation, Luna16Evaluation, read_evaluation
+from voxray.core.evaluation import EVALUATION, Evaluation, Luna16Evaluation, read_evaluation, try_write_evaluation
 from voxray.core.progress import Progress, tell_warnings
 from voxray.core.storage import Location, Place
 from voxray.core.text import first_few
@@ -38,7 +38,7 @@ from voxray.scoring.answer_files import (
     naming_of,
     read_answers,
 )
-from voxray.scoring.luna16_official import Luna16Truth, evaluate_luna16, is_luna16_folder, try_write_evaluation
+from voxray.scoring.luna16_official import Luna16Truth, evaluate_luna16, is_luna16_folder
 from voxray.scoring.printed_tables import ScoreTable, difference_table, luna16_tables, score_tables
 from voxray.scoring.summary import CaseScore, parse_ious, summarise
 from voxray.scoring.truth_files import CaseTruth, TruthSet, case_truth, read_luna16_truth, read_truth, truth_inputs

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
+from voxray.core.bulkhead import sentence_of
 from voxray.core.config import Config, parse, read_mapping
 from voxray.core.detections import Box
 from voxray.core.errors import ConfigError
@@ -257,3 +258,17 @@ def _indented(value: Any, depth: int = 0) -> str:
         )
         return f"{{\n{inner}\n{'  ' * depth}}}"
     return json.dumps(value)
+
+
+def try_write_evaluation(evaluation: Evaluation | Luna16Evaluation, path: Path) -> str:
+    """Writes a score; why it could not be written, or an empty text, as what was measured is told all the same."""
+    try:
+        write_evaluation(evaluation, path)
+    except Exception as error:
+        return not_written(path, error)
+    return ""
+
+
+def not_written(place: Path, error: Exception) -> str:
+    """The sentence for a score that is shown and could not be written."""
+    return f"{place}: the score above could not be written there: {sentence_of(error)}"

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from voxray.annotations.object_tables import Spheres, read_spheres_by_case
-from voxray.core.bulkhead import sentence_of
 from voxray.core.errors import DataError
-from voxray.core.evaluation import Bootstrap, Evaluation, Line, Luna16Evaluation, write_evaluation
+from voxray.core.evaluation import Bootstrap, Line, Luna16Evaluation, not_written, try_write_evaluation
 from voxray.core.text import first_few
 from voxray.core.written import recorded
 from voxray.dataset.truth import SpheresCsv
@@ -68,23 +67,10 @@ def evaluate_luna16(
         try:
             write_official(result, outcome, curve, bands, truth=truth, output=output, overwrite=overwrite)
         except Exception as error:
-            lost.append(_not_written(output, error))
+            lost.append(not_written(output, error))
     if json_file is not None:
         lost.append(try_write_evaluation(result, json_file))
     return result, tuple(filter(None, lost))
-
-
-def try_write_evaluation(evaluation: Evaluation | Luna16Evaluation, path: Path) -> str:
-    """Writes a score; why it could not be written, or an empty text, as what was measured is told all the same."""
-    try:
-        write_evaluation(evaluation, path)
-    except Exception as error:
-        return _not_written(path, error)
-    return ""
-
-
-def _not_written(place: Path, error: Exception) -> str:
-    return f"{place}: the score above could not be written there: {sentence_of(error)}"
 
 
 def is_luna16_folder(path: Path) -> bool:
