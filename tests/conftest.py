@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,6 +20,10 @@ _RAY = pytest.StashKey[ExitStack]()
 
 # Before torch is imported: two test runs whose threads wait for each other's processors are thirty times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Shards of stores elsewhere go where no other test run looks, and not to the user's own cache.
+os.environ["VOXRAY_CACHE"] = tempfile.mkdtemp(prefix="voxray_test_shards_")
+atexit.register(shutil.rmtree, os.environ["VOXRAY_CACHE"], ignore_errors=True)
 
 # The same examples every time, and none is failed for being slow on a busy machine.
 settings.register_profile("voxray", deadline=None, derandomize=True)

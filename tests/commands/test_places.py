@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,12 +17,15 @@ from voxray.commands.consolidate import consolidate
 from voxray.commands.evaluate import evaluate
 from voxray.commands.evaluate_files import FileOptions, evaluate_anything
 from voxray.commands.predict import AnswerOptions, predict
+from voxray.commands.report import ReportOptions, report
+from voxray.commands.sweep import sweep
 from voxray.core.config import to_full_toml
 from voxray.core.errors import ConfigError
 from voxray.core.progress import SilentProgress
 from voxray.core.storage import Place
 from voxray.readers import write_nifti
 from voxray.recipes import read_recipe
+from voxray.sweeping.sweep_report import SweepOptions
 
 QUIET = SilentProgress()
 
@@ -167,6 +171,61 @@ def test_answers_and_truth_on_s3_are_scored(s3: Buckets, tmp_path: Path) -> None
     assert told.lost == ()
 
 
+SPACE = """
+[fields]
+"merge.tile_iou" = { low = 0.05, high = 0.6, grid = [0.05, 0.2, 0.4] }
+"""
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_sweep_of_a_run_on_s3_lies_in_it_and_goes_on_there(
+    s3: Buckets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without an MLflow server its tables are the run's, too."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    dataset, run = write_spheres(tmp_path / "data"), Place.of(f"s3://{s3.make()}/run")
+    write_run(run.uri, "detection", val_cases=("s0", "s1", "s2"))
+    (tmp_path / "space.toml").write_text(SPACE)
+    options = SweepOptions(trials=4, same_cases=True, dataset=dataset, device="cpu")
+    report = sweep([run.uri], tmp_path / "space.toml", None, options, progress=QUIET)
+    assert report.output == f"{run.uri}/sweeps/space"
+    names = ["best.toml", "slices.png", "study.journal", "sweep.json", "tracking.json", "trials.csv"]
+    assert run.names("sweeps/space") == names
+    assert json.loads(run.read("sweeps/space/sweep.json"))["output"] == report.output
+    assert run.exists("mlflow.db")
+    assert report.trials == 4
+    begun = run.read("sweeps/space/study.journal").count(b"datetime_start")
+    again = sweep([run.uri], tmp_path / "space.toml", None, options, progress=QUIET)
+    assert again.trials == 4
+    assert run.read("sweeps/space/study.journal").count(b"datetime_start") == begun, "nothing is tried again"
+    run.write("notes/mine.txt", b"mine")
+    with pytest.raises(ConfigError, match=r"notes: holds files, such as mine.txt, and is no sweep"):
+        sweep([run.uri], tmp_path / "space.toml", f"{run.uri}/notes", options, progress=QUIET)
+    with pytest.raises(ConfigError, match="is the run's own folder"):
+        sweep([run.uri], tmp_path / "space.toml", run.uri, options, progress=QUIET)
+
+
+def test_a_report_of_a_run_on_s3_lies_in_it_or_where_it_is_wanted(s3: Buckets, tmp_path: Path) -> None:
+    dataset, root = write_spheres(tmp_path / "data"), Place.of(f"s3://{s3.make()}")
+    run = root.below("run")
+    write_run(run.uri, "detection", val_cases=("s0", "s1", "s2"))
+    evaluate(run.uri, dataset=dataset, progress=QUIET)
+    options = ReportOptions(dataset=dataset)
+    made = report([run.uri], None, options, progress=QUIET)
+    assert made.place == f"{run.uri}/report.html"
+    assert made.lacking == ()
+    assert run.read("report.html").startswith(b"<!DOCTYPE html>")
+    elsewhere = report([f"{run.uri}/evaluation"], root.below("pages/one.html").uri, options, progress=QUIET)
+    assert elsewhere.place == f"{root.uri}/pages/one.html"
+    assert root.names("pages") == ["one.html"]
+    assert not [text for text in elsewhere.remarks if "/tmp" in text]
+    root.write("pages/mine.html", b"mine")
+    with pytest.raises(ConfigError, match=rf"^{root.uri}/pages/mine.html: is there already"):
+        report([run.uri], root.below("pages/mine.html").uri, options, progress=QUIET)
+    with pytest.raises(ConfigError, match=r"pages: has no evaluation.json"):
+        report([root.below("pages").uri], None, options, progress=QUIET)
+
+
 WORDS: list[list[str]] = [
     ["ingest", "data/dataset.toml", "spleen", "-o", "ADDRESS"],
     ["train", "ADDRESS", "spleen", "-o", "run"],
@@ -182,6 +241,7 @@ WORDS: list[list[str]] = [
     ["evaluate", "run", "data/dataset.toml", "--json", "ADDRESS"],
     ["evaluate", "run", "data/dataset.toml", "--against", "ADDRESS"],
     ["sweep", "ADDRESS", "space.toml"],
+    ["sweep", "run", "space.toml", "-o", "ADDRESS"],
     ["report", "ADDRESS"],
     ["crossval", "ADDRESS", "spleen", "-o", "out"],
     ["crossval", "data/dataset.toml", "lung_nodule", "-o", "ADDRESS", "--folds", "3"],

@@ -55,7 +55,7 @@ def evaluated(folder: Path, dataset: Path, task: str = "detection", **fields: An
 def test_a_run_is_reported_with_pictures_of_its_findings(tmp_path: Path, spheres: Path) -> None:
     run = evaluated(tmp_path / "run", spheres)
     made = report([str(run)], progress=QUIET)
-    assert made == type(made)(run / "report.html", (), ())
+    assert made == type(made)(run / "report.html", str(run / "report.html"), (), ())
     page = read_page(made.path.read_text())
     assert "Hits with the highest scores" in page.headings
     pictures = [alt for alt in page.images if alt.startswith("Hit in three planes of 60 mm")]
@@ -213,8 +213,8 @@ def test_what_cannot_be_reported_is_said_in_a_sentence(tmp_path: Path, spheres: 
         report([str(run)], progress=QUIET)
     with pytest.raises(ConfigError, match="no such file or folder"):
         report([str(tmp_path / "nowhere")], progress=QUIET)
-    with pytest.raises(ConfigError, match="give the folder on this machine"):
-        report(["s3://bucket/run"], progress=QUIET)
+    with pytest.raises(ConfigError, match=r"^memory://nowhere/run: has no evaluation.json"):
+        report(["memory://nowhere/run"], progress=QUIET)
     evaluate(run, progress=QUIET)
     with pytest.raises(ConfigError, match="is given twice"):
         report([str(run), str(run)], progress=QUIET)

@@ -25,6 +25,7 @@ from voxray.inference.candidates.file import RecordedCase, read_recorded, write_
 from voxray.inference.trained_model import weights_digest
 from voxray.metrics import coco
 from voxray.readers import read_label_map, read_volume, write_nifti
+from voxray.sweeping import journal
 from voxray.sweeping.candidate_cases import CaseRequest, content_of_recorded, record_cases
 from voxray.sweeping.parts import parts_of
 from voxray.sweeping.sweep_report import SweepOptions, SweepReport
@@ -344,3 +345,14 @@ def test_a_sweep_wants_a_folder_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"best\.toml: was changed since"):
         swept(tmp_path, run, same_cases=True)
     assert best.read_text().endswith("# my own changes\n")
+
+
+def test_the_journal_of_a_sweep_elsewhere_is_brought_there_while_it_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "BRING_EVERY_S", 0.0)
+    place = Place.of(f"memory://{tmp_path.name}/sweep")
+    kept = journal.Journal(tmp_path / "study.journal", place)
+    kept.append_logs([{"op_code": 0}])
+    kept.flush()
+    assert place.read("study.journal") == (tmp_path / "study.journal").read_bytes()

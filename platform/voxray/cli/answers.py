@@ -164,7 +164,7 @@ def report(
         list[str], typer.Argument(metavar="RUN...", help="Evaluated runs, or folders with an evaluation.json.")
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Default: report.html in the first.")
+        str | None, typer.Option("--out", "-o", metavar="FILE", help="Default: report.html in the first.")
     ] = None,
     dataset: Annotated[Path | None, typer.Option(help="The dataset's file; default: the one that trained.")] = None,
     root: RootOption = None,
@@ -185,6 +185,6 @@ def report(
         typer.echo(f"in MLflow too: {', '.join(made.tracked)}")
     for text in made.lacking:
         terminal.complain(text)
-    typer.echo(f"{made.path}: {len(made.lacking)} scans or pictures missing" if made.lacking else str(made.path))
+    typer.echo(f"{made.place}: {len(made.lacking)} scans or pictures missing" if made.lacking else made.place)
     if made.lacking:
         raise typer.Exit(1)

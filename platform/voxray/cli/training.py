@@ -80,7 +80,7 @@ def sweep(  # noqa: PLR0913
     keep_classes: Annotated[
         str, typer.Option(metavar="NAMES", help="Segmentation: the classes that are swept; default: up to 7, all.")
     ] = "",
-    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Default: RUN/sweeps/SPACE.")] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", metavar="DIR", help="Default: RUN/sweeps/SPACE.")] = None,
     _wait_nodes: WaitNodesOption = None,
 ) -> None:
     """Find the settings that score best, on kept candidates or by training, and their worth on unseen cases."""

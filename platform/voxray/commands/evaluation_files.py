@@ -13,6 +13,7 @@ from voxray.core.evaluation import EVALUATION
 from voxray.core.storage import Location, Place
 from voxray.core.working_copy import local_file, working_copy
 from voxray.core.written import RECORD
+from voxray.training.checkpoint import read_state
 
 _TABLES = (".txt", ".csv")
 
@@ -59,6 +60,23 @@ class Brought:
         else:
             found = self.stack.enter_context(local_file(location))
         return self._noted(location, found)
+
+    def evaluated(self, location: Location) -> Path:
+        """What a report reads of a run, a package or a folder with an evaluation; what is written there goes back."""
+        place = Place.of(location)
+        if place.name.endswith(".json"):  # a file within one of them
+            return self.evaluated(place.uri.rpartition("/")[0]) / place.name
+        if place.name == "evaluation" and Place.of(above := place.uri.rpartition("/")[0]).exists("state.json"):
+            return self.evaluated(above) / "evaluation"
+        if place.exists("evaluation/evaluation.json"):
+            names = [*place.names("."), *(f"evaluation/{name}" for name in place.names("evaluation"))]
+            if place.exists("state.json"):
+                best = f"checkpoints/{read_state(place.uri).best}"
+                names += [f"{best}/{name}" for name in place.names(best) if name != "trainer.pt"]
+            return self._noted(location, self.stack.enter_context(working_copy(location, names)))
+        if place.exists(EVALUATION):
+            return self._noted(location, self.stack.enter_context(working_copy(location)))
+        raise ConfigError(f"{place.uri}: has no {EVALUATION}; make it with `voxray evaluate`.")
 
     def evaluation(self, location: Location | None) -> Path | None:
         """Another's evaluation: a file, or a folder that holds it."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from voxray.commands.evaluation_files import Brought, bringing
 from voxray.commands.report_scans import ScoredScans, find_scored_scans, read_scored_scans
 from voxray.core.addresses import local_path
 from voxray.core.apart import Input, keep_apart, require_folder
@@ -15,7 +16,7 @@ from voxray.core.config import to_toml
 from voxray.core.errors import ConfigError, ResourceError
 from voxray.core.evaluation import EVALUATION, Evaluation, read_evaluation
 from voxray.core.progress import Progress
-from voxray.core.storage import Place, whole
+from voxray.core.storage import Location, Place, whole
 from voxray.core.written import PAGE, mark_of, require_own
 from voxray.distributed.mlflow_run import REMEMBERED, open_tracking
 from voxray.inference.package import is_package, read_package
@@ -49,6 +50,9 @@ class Reported:
     """Where the report is, and what it lacks."""
 
     path: Path
+    """On this machine; of a report elsewhere that of a copy which is gone."""
+    place: str
+    """The path or address that it was written to."""
     remarks: tuple[str, ...]
     tracked: tuple[str, ...]
     """The runs whose MLflow run has it too."""
@@ -65,14 +69,23 @@ class Given:
     answers: Path
     """The folder of the evaluation."""
     run: Path | None
+    place: str | None = None
+    """Where the run is, if it is elsewhere and `run` a copy of what is read of it."""
 
 
 def report(
-    runs: Sequence[str], output: Path | None = None, options: ReportOptions | None = None, *, progress: Progress
+    runs: Sequence[str], output: Location | None = None, options: ReportOptions | None = None, *, progress: Progress
 ) -> Reported:
     """Writes the report of evaluated runs, or of folders that an evaluation was written to, side by side."""
     options = options or ReportOptions()
-    found = [find_evaluation(run) for run in runs]
+    with bringing() as brought:
+        found = [find_evaluation(run, brought) for run in runs]
+        return _report(found, brought.result_file(output), options, brought, progress=progress)
+
+
+def _report(
+    found: Sequence[Given], output: Path | None, options: ReportOptions, brought: Brought, *, progress: Progress
+) -> Reported:
     _must_fit(found)
     labels = _labels(found)
     path = output or (found[0].run or found[0].answers)
@@ -85,10 +98,12 @@ def report(
     with whole(path) as beside:
         beside.write_bytes(page)
     pairs = zip(found, entries, strict=True)
-    tracked = [entry.label for one, entry in pairs if _track(one.run, entry.training, path.name, page, progress)]
-    remarks = [f"{entry.label}: {text}" for entry in entries for text in entry.remarks]
-    lacking = tuple(f"{entry.label}: {text}" for entry, texts in made for text in texts)
-    return Reported(path, tuple(remarks), tuple(tracked), lacking)
+    tracked = [
+        entry.label for one, entry in pairs if _track(one.place or one.run, entry.training, path.name, page, progress)
+    ]
+    remarks = [brought.told(f"{entry.label}: {text}") for entry in entries for text in entry.remarks]
+    lacking = tuple(brought.told(f"{entry.label}: {text}") for entry, texts in made for text in texts)
+    return Reported(path, brought.told(str(path)), tuple(remarks), tuple(tracked), lacking)
 
 
 def _require_free(path: Path, found: Sequence[Given], options: ReportOptions) -> None:
@@ -110,13 +125,13 @@ def _inputs(found: Sequence[Given], options: ReportOptions) -> Iterator[Input]:
             yield from dataset_inputs(place.dataset)
 
 
-def find_evaluation(name: str) -> Given:
-    """The evaluation of a run or package, or the one in a folder or file."""
+def find_evaluation(name: str, brought: Brought | None = None) -> Given:
+    """The evaluation of a run or package, or the one in a folder or file; of one elsewhere what was brought of it."""
     path = local_path(name)
     if path is None:
-        raise ConfigError(
-            f"{name}: give the folder on this machine that `voxray evaluate -o DIR` wrote the score to."
-        )
+        assert brought is not None, "of an address something must be brought"
+        given = find_evaluation(str(brought.evaluated(name)))
+        return replace(given, name=name, place=None if given.run is None else _place_of_run(name))
     if not path.exists():
         raise ConfigError(f"{name}: no such file or folder; give a run, or a folder with its {EVALUATION}.")
     if path.is_dir() and not (path / EVALUATION).exists():
@@ -127,6 +142,11 @@ def find_evaluation(name: str) -> Given:
     parent = folder.resolve().parent
     of_run = is_package(parent) or find_state(parent) is not None
     return Given(name, read_evaluation(path), folder, parent if of_run else None)
+
+
+def _place_of_run(name: str) -> str:
+    """The run's place, of an argument that names it, or its folder ``evaluation``, or the file there."""
+    return Place.of(name).uri.removesuffix(f"/{EVALUATION}").removesuffix("/evaluation")
 
 
 def read_training(run: Path) -> Training:
@@ -230,7 +250,7 @@ def _compared(entries: Sequence[Entry]) -> Comparisons:
     return result
 
 
-def _track(run: Path | None, training: Training | None, name: str, page: bytes, progress: Progress) -> bool:
+def _track(run: Location | None, training: Training | None, name: str, page: bytes, progress: Progress) -> bool:
     """Whether the MLflow run of the training has the report now; a server that does not answer costs only that."""
     if run is None or training is None or not Place.of(run).exists(REMEMBERED):
         return False

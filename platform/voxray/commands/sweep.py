@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from voxray.core.addresses import local_path
 from voxray.core.errors import ConfigError
 from voxray.core.progress import Progress
 from voxray.core.recipe import parse_recipe
 from voxray.core.run import Run
+from voxray.core.storage import Location, Place
 from voxray.metrics.coco import IOUS
 from voxray.models import MODELS
 from voxray.sweeping.merge_sweep import sweep_merges
 from voxray.sweeping.optuna_study import SAMPLERS
-from voxray.sweeping.search_space import Space, read_space
-from voxray.sweeping.sweep_report import SweepOptions, SweepReport, require_sweep_folder
+from voxray.sweeping.search_space import read_space
+from voxray.sweeping.sweep_report import SweepOptions, SweepReport, sweep_folder
 from voxray.sweeping.training_trials import sweep_trainings
 from voxray.training.checkpoint import read_best_run
 
@@ -25,7 +25,7 @@ EXECUTORS: tuple[Executor, ...] = ("ask", "tune")
 
 
 def sweep(
-    runs: Sequence[str], space_file: Path, output: Path | None, options: SweepOptions, *, progress: Progress
+    runs: Sequence[str], space_file: Path, output: Location | None, options: SweepOptions, *, progress: Progress
 ) -> SweepReport:
     """The best setting of the space for the runs: one run, or several that are folds of one training."""
     _check(options)
@@ -35,10 +35,10 @@ def sweep(
     space = read_space(space_file, recipe)
     if options.ious != IOUS and (space.trains or recipe.task != "detection"):
         raise ConfigError("--ious: is for a detection whose merge is swept; leave it out.")
-    folder = output or _folder_of(runs[0], space)
-    require_sweep_folder(folder, runs)
     search = sweep_trainings if space.trains else sweep_merges
-    return search(runs, abouts[0], space, folder, options, progress=progress)
+    location = output or f"{Place.of(runs[0]).uri}/sweeps/{space.name}"
+    with sweep_folder(location, runs) as folder:
+        return search(runs, abouts[0], space, folder, options, progress=progress)
 
 
 def _check(options: SweepOptions) -> None:
@@ -63,10 +63,3 @@ def _require_alike(runs: Sequence[str], abouts: Sequence[Run]) -> None:
             if case in seen:
                 raise ConfigError(f"{run}: validated on case {case}, as {seen[case]} did; give each fold once.")
             seen[case] = run
-
-
-def _folder_of(run: str, space: Space) -> Path:
-    path = local_path(run)
-    if path is None:
-        raise ConfigError(f"{run}: the run is not on this machine; say where the sweep goes, with -o DIR.")
-    return path / "sweeps" / space.name

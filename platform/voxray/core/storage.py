@@ -164,8 +164,13 @@ class Place:
         return [name for name, kind in self._listed(folder) if kind == "directory"]
 
     def open(self, name: str) -> IO[bytes]:
-        """The file, for reading; FileNotFoundError where there is none. What reads of it raise is the library's."""
-        opened: IO[bytes] = self._done("read", lambda: self._files.open(self.path(name), "rb"), but=FileNotFoundError)
+        """The file, for reading here and there: each read asks for its own bytes, and for none ahead.
+
+        FileNotFoundError where there is none. What reads of it raise is the library's.
+        """
+        opened: IO[bytes] = self._done(
+            "read", lambda: self._files.open(self.path(name), "rb", cache_type="none"), but=FileNotFoundError
+        )
         return opened
 
     def read(self, name: str) -> bytes:

@@ -7,9 +7,9 @@ import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,7 @@ from voxray.core.storage import Place
 from voxray.core.volume import Grid, Volume
 from voxray.sampling import TileIndex
 from voxray.store.manifest import SCHEMA_VERSION, CaseEntry, CaseSummary, Manifest
+from voxray.store.shard_cache import ChangedShardError, node_cache
 from voxray.store.shards import damaged, read_summary, sha256_in
 from voxray.store.tables import MANIFEST, TILES, recipe_digest, recipe_fields
 
@@ -90,6 +91,8 @@ class Store:
             return self.place.insist(lambda: self._read(case_id, name, self.tiles["row_group"][row].as_py()))
         except FileNotFoundError:
             raise damaged(case_id, f"{name} is missing") from None
+        except ChangedShardError:
+            raise damaged(case_id, f"{name} has another checksum than the manifest") from None
         except _READ_ERRORS as error:
             raise damaged(case_id, f"{name} cannot be read ({type(error).__name__})") from None
 
@@ -175,7 +178,7 @@ class Store:
 
     def _shard(self, case_id: str, name: str) -> pq.ParquetFile:
         file = next(file for file in self._entry(case_id).files if file.name == name)
-        return _open_shard(self.place, name, file.sha256)
+        return _open_shard(self.place, name, file.sha256, file.bytes)
 
 
 def wrong_file(place: Place, name: str, size: int, sha256: str) -> str | None:
@@ -210,11 +213,16 @@ def _damaged_table(name: str) -> DataError:
 
 
 @lru_cache(maxsize=_OPEN_FILES)
-def _open_shard(place: Place, name: str, sha256: str) -> pq.ParquetFile:
-    """The shard, kept open; the checksum is part of its name, so one that is made anew is opened anew."""
-    del sha256
-    source: str | IO[bytes] = place.path(name) if place.is_local else place.open(name)
-    return pq.ParquetFile(source)
+def _open_shard(place: Place, name: str, sha256: str, num_bytes: int) -> pq.ParquetFile:
+    """The shard, kept open; the checksum is part of its name, so one that is made anew is opened anew.
+
+    Of a store elsewhere it is that of this node's cache; without one a row group is read there, in one range.
+    """
+    if place.is_local:
+        return pq.ParquetFile(place.path(name))
+    cache = node_cache()
+    kept = None if cache is None else cache.open(sha256, num_bytes, partial(place.fetch, name))
+    return pq.ParquetFile(place.open(name), pre_buffer=True) if kept is None else pq.ParquetFile(kept)
 
 
 def _read(shard: pq.ParquetFile, row_group: int) -> Tile:

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -32,14 +31,13 @@ from voxray.inference.candidates.replay import MergeBounds, Replay
 from voxray.metrics.bootstrap import draw_weights
 from voxray.metrics.coco import IOUS
 from voxray.sweeping.candidate_cases import CaseRequest, content_of_recorded, record_cases
-from voxray.sweeping.journal import Journal
 from voxray.sweeping.optuna_study import Plan, Sampler, SweepStudy, TrialResult, key
 from voxray.sweeping.parts import parts_of
 from voxray.sweeping.ray_tune import tune_settings
 from voxray.sweeping.search_space import Space
 from voxray.sweeping.sweep_report import (
-    JOURNAL,
     Figure,
+    SweepFolder,
     SweepOptions,
     SweepReport,
     digest,
@@ -83,7 +81,7 @@ class _Context:
     metric: str
     space: Space
     options: SweepOptions
-    folder: Path
+    folder: SweepFolder
     replays: Replays
     networks: str
     """A digest of the networks and of what is tuned for."""
@@ -118,7 +116,7 @@ class _Tuned:
 
 
 def sweep_merges(
-    runs: Sequence[str], about: Run, space: Space, folder: Path, options: SweepOptions, *, progress: Progress
+    runs: Sequence[str], about: Run, space: Space, folder: SweepFolder, options: SweepOptions, *, progress: Progress
 ) -> SweepReport:
     """The best setting of a space that trains nothing, for one run or several that are folds of one training."""
     on_ray = options.workers > 1 or options.executor == "tune" or bool(os.environ.get("RAY_ADDRESS"))
@@ -138,7 +136,7 @@ def sweep_merges(
         )
         tracking = open_sweep(
             about,
-            folder,
+            folder.path,
             uri=tracking_uri(runs[0]),
             name=f"sweep {about.name} {space.name}",
             params=_params(context, len(parts)),
@@ -150,7 +148,7 @@ def sweep_merges(
                 without_parts, tuned = _tune_all(context, parts, runner, progress)
                 report = _report(context, parts, without_parts, tuned)
             report = replace(report, seconds=time.monotonic() - begin, failed=cases.failed)
-            write_sweep(report, tuned.study, folder, tracking)
+            write_sweep(report, tuned.study, folder.path, tracking)
     return report
 
 
@@ -273,7 +271,7 @@ def _tune(
 ) -> _Tuned:
     """A study of some cases, brought to its last trial."""
     about = digest(context.networks, *sorted(context.contents[index] for index in cases))
-    study = SweepStudy(Journal(context.folder / JOURNAL), name, context.space, context.plan, about=about)
+    study = SweepStudy(context.folder.journal(), name, context.space, context.plan, about=about)
     advance(min(len(study.finished()), context.plan.trials))
     own = context.space.recipe.merge
     if context.options.executor == "tune":
@@ -303,7 +301,7 @@ def _report(
     chosen = _surest(context, tuned)
     finished, every, studies = tuned.study.finished(), context.every, [*without_parts, tuned]
     return SweepReport(
-        output=str(context.folder),
+        output=context.folder.place.uri,
         space=context.space.name,
         metric=context.metric,
         setting=chosen,

@@ -16,19 +16,24 @@ from typing import Any
 from voxray.core.apart import require_folder
 from voxray.core.config import Setting, read_mapping, to_toml
 from voxray.core.errors import ConfigError
-from voxray.core.storage import Place, whole
+from voxray.core.storage import Location, Place, whole
+from voxray.core.working_copy import working_copy
 from voxray.core.written import mark_of, require_empty, sha256_of
 from voxray.distributed.mlflow_run import REMEMBERED, Tracking
 from voxray.inference.package import MANIFEST
 from voxray.loading.inputs import keep_out_of_run
 from voxray.metrics.coco import IOUS
 from voxray.results.pictures import draw_importance, draw_slices
+from voxray.sweeping.journal import Journal
 from voxray.sweeping.optuna_study import BATCH, SweepStudy
 from voxray.sweeping.search_space import as_overrides
 from voxray.sweeping.settings import SWEEP_FILE, SWEEP_SCHEMA
 from voxray.training.crossval_folder import CROSSVAL
 
 BEST, JOURNAL = "best.toml", "study.journal"
+_FILES = (SWEEP_FILE, BEST, JOURNAL, REMEMBERED, "trials.csv", "slices.png", "importance.png")
+_OF_OTHERS = ("state.json", "run.json", MANIFEST, CROSSVAL)
+"""Files that say that a folder is something else than a sweep's."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,29 @@ def ended_with(tracking: Tracking) -> Iterator[None]:
         tracking.end(status)
 
 
+@dataclass(frozen=True)
+class SweepFolder:
+    """Where a sweep's files are written on this machine, and the place that they are of: the same, or elsewhere."""
+
+    path: Path
+    place: Place
+
+    def journal(self) -> Journal:
+        """The journal of its studies."""
+        return Journal(self.path / JOURNAL, None if self.place.is_local else self.place)
+
+
+@contextmanager
+def sweep_folder(location: Location, runs: Sequence[str]) -> Iterator[SweepFolder]:
+    """The sweep's folder, with what an earlier call left there; a ConfigError where it may not be one."""
+    place = Place.of(location)
+    place.require_writable()
+    with working_copy(location, [*_FILES, *_OF_OTHERS]) as path:
+        folder = SweepFolder(path, place)
+        _require_sweep_folder(folder, runs)
+        yield folder
+
+
 def write_sweep(report: SweepReport, study: SweepStudy, folder: Path, tracking: Tracking) -> None:
     """Everything that the sweep found, in its folder and in MLflow."""
     space = study.space
@@ -141,15 +169,15 @@ def write_sweep(report: SweepReport, study: SweepStudy, folder: Path, tracking: 
     _log_numbers(report, [score for _, score in trials], tracking)
 
 
-def require_sweep_folder(folder: Path, runs: Sequence[str]) -> None:
+def _require_sweep_folder(folder: SweepFolder, runs: Sequence[str]) -> None:
     """A ConfigError where the folder holds files and no sweep, or a setting that somebody has changed since."""
-    require_folder(folder, "-o")
+    require_folder(folder.path, "-o")
     for run in runs:
-        keep_out_of_run(folder, run)
-    if not _is_sweep(folder):
-        require_empty(Place.of(folder), "sweep")
+        keep_out_of_run(folder.place.uri, run)
+    if not _is_sweep(folder.path):
+        require_empty(folder.place, "sweep")
         return
-    best, report = folder / BEST, folder / SWEEP_FILE
+    best, report = folder.path / BEST, folder.path / SWEEP_FILE
     if best.exists() and report.exists():
         known = read_mapping(report).get("best_sha256")
         if known is not None and sha256_of(best) not in known:
@@ -161,7 +189,7 @@ def require_sweep_folder(folder: Path, runs: Sequence[str]) -> None:
 
 def _is_sweep(folder: Path) -> bool:
     """Whether a sweep has begun there: its first file says where its MLflow run is, the second is its journal."""
-    if any((folder / name).exists() for name in ("state.json", "run.json", MANIFEST, CROSSVAL)):
+    if any((folder / name).exists() for name in _OF_OTHERS):
         return False
     with suppress(OSError, ValueError):
         if mark_of(folder / SWEEP_FILE).startswith("voxray-sweep/"):

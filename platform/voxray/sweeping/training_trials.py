@@ -22,6 +22,7 @@ from voxray.core.progress import Progress, SilentProgress
 from voxray.core.run import Run
 from voxray.core.storage import Place
 from voxray.distributed.cluster import connect
+from voxray.distributed.mlflow_in_run import place_of
 from voxray.distributed.mlflow_run import PARENT, end_unfinished, open_sweep
 from voxray.distributed.mlflow_server import tracking_uri
 from voxray.distributed.placement_groups import give_back_room
@@ -29,13 +30,12 @@ from voxray.distributed.training import TrainOptions, foresee, train
 from voxray.inference.predictor import Predictor
 from voxray.runtimes.device import choose_device
 from voxray.store import Store
-from voxray.sweeping.journal import Journal
 from voxray.sweeping.optuna_study import Plan, SweepStudy, distribution, key, quiet
 from voxray.sweeping.parts import parts_of
 from voxray.sweeping.search_space import Space
 from voxray.sweeping.sweep_report import (
-    JOURNAL,
     Figure,
+    SweepFolder,
     SweepOptions,
     SweepReport,
     digest,
@@ -76,10 +76,10 @@ class TrialJob:
 
 
 def sweep_trainings(
-    runs: Sequence[str], about: Run, space: Space, folder: Path, options: SweepOptions, *, progress: Progress
+    runs: Sequence[str], about: Run, space: Space, folder: SweepFolder, options: SweepOptions, *, progress: Progress
 ) -> SweepReport:
     """The best setting for a training like that of the run."""
-    begin, folder = time.monotonic(), folder.absolute()  # Tune takes a relative place for a URI, workers for theirs
+    begin, trials = time.monotonic(), folder.place.below(TRIALS)
     if len(runs) > 1:
         raise ConfigError(f"{space.path}: names {_first_trained(space)}, so every trial trains; give one run only.")
     if options.sampler not in ("tpe", "random"):
@@ -87,29 +87,40 @@ def sweep_trainings(
     store = _store_of(runs[0], options)
     store.require(space.recipe)
     tune_on, unseen = _halves(about, store, options)
-    _require_data(runs[0], about, store, folder, progress)
+    _require_data(runs[0], about, store, trials, progress)
     for warning in foresee(store, space.recipe, about.model_copy(update={"val_cases": tune_on})):
         progress.say(warning)
-    uri = tracking_uri(runs[0])
+    uri = _tracking_of_trials(runs[0])
     params = {"space": str(space.path), "trials": str(_trials(space, options)), "seed": str(options.seed)}
     name = f"sweep {about.name} {space.name}"
-    tracking = open_sweep(about, folder, uri=uri, name=name, params=params, say=progress.say)
-    job = TrialJob(about, space, store.uri, str(folder / TRIALS), tune_on, options.workers, uri, tracking.run_id)
+    tracking = open_sweep(about, folder.path, uri=uri, name=name, params=params, say=progress.say)
+    job = TrialJob(about, space, store.uri, trials.uri, tune_on, options.workers, uri, tracking.run_id)
     try:
         with ended_with(tracking):
             plan = Plan(_trials(space, options), seed=options.seed)
             # Before any trial goes on: those that were begun are of the same cases, or the study is refused.
-            study = SweepStudy(Journal(folder / JOURNAL), "all cases", space, plan, about=_about(job, store))
+            study = SweepStudy(folder.journal(), "all cases", space, plan, about=_about(job, store))
             with connect():
                 _search(job, options, progress)
             best = _add_trials(study, job)
             report = _report(runs[0], job, study, best=best, unseen=unseen)
-            report = replace(report, output=str(folder), seconds=time.monotonic() - begin)
-            write_sweep(report, study, folder, tracking)
+            report = replace(report, output=folder.place.uri, seconds=time.monotonic() - begin)
+            write_sweep(report, study, folder.path, tracking)
     finally:
         for trial in _folders(job):
             end_unfinished(trial, uri, say=progress.say)
     return report
+
+
+def _tracking_of_trials(run: str) -> str:
+    """Where MLflow is for trials, each in a process that may be on any node; a ConfigError where it cannot be."""
+    uri = tracking_uri(run)
+    if place_of(uri) is not None and os.environ.get("RAY_ADDRESS"):
+        raise ConfigError(
+            f"{run}: its trials train on any node, and MLflow without a server keeps its tables on one; start an "
+            f"MLflow server, and set MLFLOW_TRACKING_URI to it."
+        )
+    return uri
 
 
 def train_one(config: dict[str, Any], job: TrialJob) -> None:
@@ -133,7 +144,7 @@ def _search(job: TrialJob, options: SweepOptions, progress: Progress) -> None:
 
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     metric, epochs = _metric(job), job.space.recipe.optim.epochs
-    path, system = Place.of(Path(job.folder).parent / "tune").arrow()
+    path, system = Place.of(f"{job.folder.rpartition('/')[0]}/tune").arrow()
     trials = {"path": f"{path}/trials", "storage_filesystem": system}
     trainable = tune.with_resources(tune.with_parameters(train_one, job=job), {"CPU": _DRIVER_CPUS})
     with quiet(), progress.track("sweep", total=_trials(job.space, options), unit="trainings") as advance:
@@ -279,19 +290,18 @@ def _halves(about: Run, store: Store, options: SweepOptions) -> tuple[tuple[str,
     return sides[0], sides[1]
 
 
-def _require_data(run: str, about: Run, store: Store, folder: Path, progress: Progress) -> None:
+def _require_data(run: str, about: Run, store: Store, trials: Place, progress: Progress) -> None:
     """Says where the run was trained on other data; trials on other data could not be compared, and are refused."""
     if what := changed_since(run, about, store):
         progress.say(
             f"run {about.name} was trained on other data than {store.uri} holds now, on which trials train: {what}"
         )
-    trials = Place.of(str(folder / TRIALS))
     for name in trials.folders("."):
         place = trials.below(name)
         if place.exists("run.json") and (what := changed_since(place.uri, read_run(place.uri), store)):
             raise ConfigError(
-                f"{folder}: holds trials that were trained on other data than {store.uri} holds now: {what}; sweep "
-                f"into another folder with --out."
+                f"{trials.uri}: holds trials that were trained on other data than {store.uri} holds now: {what}; "
+                f"sweep into another folder with --out."
             )
 
 
