@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import voxray
-from voxray.distributed.worker_code import JOB_CONFIG, OVERRIDE, in_a_job, worker_environment
+from voxray.distributed.worker_code import JOB_CONFIG, OVERRIDE, VARIABLES, in_a_job, worker_environment
 
 PACKAGE = Path(voxray.__file__).parent
 
@@ -19,6 +19,8 @@ def _no_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(OVERRIDE, raising=False)
     monkeypatch.setenv(OVERRIDE, "0")  # whatever the function sets is put back
     monkeypatch.delenv(OVERRIDE)
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
 
 
 def given(monkeypatch: pytest.MonkeyPatch, runtime_env: object) -> None:
@@ -28,6 +30,15 @@ def given(monkeypatch: pytest.MonkeyPatch, runtime_env: object) -> None:
 def test_workers_get_the_package_that_this_process_runs() -> None:
     assert not in_a_job()
     assert worker_environment() == {"py_modules": [str(PACKAGE)]}
+
+
+def test_workers_get_what_the_drivers_environment_says_of_caches_and_patience(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VOXRAY_CACHE_GIB", "5")
+    assert worker_environment()["env_vars"] == {"VOXRAY_CACHE_GIB": "5"}
+    given(monkeypatch, {})
+    assert "env_vars" not in worker_environment(), "a job's own environment goes along by itself"
 
 
 @pytest.mark.parametrize("runtime_env", [None, {}, {"working_dir": "gcs://_ray_pkg_1.zip"}])

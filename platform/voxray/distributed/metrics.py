@@ -60,6 +60,12 @@ _TABLE = (
         "Time that a verb waited for nodes.",
     ),
     ClusterMetric(
+        "counter",
+        "voxray_shards_total",
+        ("source",),
+        "Shards of a store elsewhere that readers opened: from the node's cache, or fetched from the storage.",
+    ),
+    ClusterMetric(
         "gauge", "voxray_service_jobs", ("model", "state"), "Jobs of the service, the queued ones included."
     ),
 )

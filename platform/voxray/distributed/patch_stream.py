@@ -40,6 +40,8 @@ MAX_READERS = 8
 STALL_S = 120.0
 """How long a worker waits for a batch before it says so: the sign that its readers find no CPU."""
 
+tell_opened(lambda source: record("voxray_shards_total", 1, source=source))
+
 _DTYPES = {"voxels": np.int16, "stats": np.float32, "boxes": np.float32, "classes": np.int64, "labels": np.uint8}
 _TORCH_DTYPES = {name: torch.from_numpy(np.zeros(0, dtype)).dtype for name, dtype in _DTYPES.items()}
 _SEGMENT = 512

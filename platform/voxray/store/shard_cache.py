@@ -78,7 +78,7 @@ class ShardCache:
         try:
             fetch(beside)
             with beside.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:  # type: ignore[arg-type]
+                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
                     raise ChangedShardError(f"{sha256} is not what was fetched")
             found = pa.OSFile(str(beside), "rb")  # open before others can see it, and remove it
             beside.replace(path)
