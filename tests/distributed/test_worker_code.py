@@ -32,7 +32,7 @@ def test_workers_get_the_package_that_this_process_runs() -> None:
     assert worker_environment() == {"py_modules": [str(PACKAGE)]}
 
 
-def test_workers_get_what_the_drivers_environment_says_of_caches_and_patience(
+def test_workers_get_what_the_driver_is_told_of_caches_and_patience(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("VOXRAY_CACHE_GIB", "5")

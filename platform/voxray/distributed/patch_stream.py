@@ -30,8 +30,10 @@ from voxray.core.recipe import NetworkConfig, Recipe
 from voxray.distributed.cancellation import Switch, ends_at
 from voxray.distributed.cluster import configure_data
 from voxray.distributed.errors import find_raised
+from voxray.distributed.metrics import record
 from voxray.sampling import Schedule
 from voxray.store import PatchSource, Round, Store, stretches
+from voxray.store.shard_cache import tell_opened
 
 READER_CPUS = 0.25
 """Logical CPUs that a reading task takes: readers must find room beside the training workers."""
