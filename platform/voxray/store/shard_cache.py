@@ -33,14 +33,14 @@ FOLDER, SIZE = "VOXRAY_CACHE", "VOXRAY_CACHE_GIB"
 LARGEST_GIB, SHARE = 20.0, 0.25
 """The default size: this, or that share of what is free on the disk where it is less."""
 
-Source = Literal["cache", "storage"]
+ShardSource = Literal["cache", "storage"]
 
 _SUFFIX = ".parquet"
 _LOCKS = 64
 _LEFT_S = 3600.0
 """An unfinished file of that age was left by a process that was killed."""
 
-_tellers: list[Callable[[Source], None]] = []
+_tellers: list[Callable[[ShardSource], None]] = []
 
 
 class ChangedShardError(ValueError):
@@ -118,7 +118,7 @@ def node_cache() -> ShardCache | None:
     return _cache(os.environ.get(FOLDER, ""), os.environ.get(SIZE, ""))
 
 
-def tell_opened(tell: Callable[[Source], None]) -> None:
+def tell_opened(tell: Callable[[ShardSource], None]) -> None:
     """From now on `tell` hears where each shard came from that is opened in this process."""
     _tellers.append(tell)
 
@@ -169,6 +169,6 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _tell(source: Source) -> None:
+def _tell(source: ShardSource) -> None:
     for tell in _tellers:
         tell(source)
