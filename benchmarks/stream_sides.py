@@ -32,8 +32,8 @@ def voxray_worker(job: dict[str, Any], rank: int) -> float:
 
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // job["workers"]))
     recipe, store = read_recipe(job["recipe"], job["overrides"]), Store.open(job["store"])
-    schedule = Schedule(seed=0, steps_per_epoch=200, batch_size=recipe.optim.batch_size, world_size=job["workers"])
-    stream = patch_stream(store, recipe, store.case_ids, schedule=schedule, epochs=range(1000), rank=rank)
+    schedule = Schedule(seed=0, steps_per_epoch=200, batch_size=recipe.optim.batch_size, num_slots=job["workers"])
+    stream = patch_stream(store, recipe, store.case_ids, schedule=schedule, epochs=range(1000), slots=(rank,))
     rng = np.random.default_rng(rank)
     sizes = (len(prepare(patches, recipe, rng).images) for patches in stream)
     return _rate(sizes, job["seconds"])

@@ -15,6 +15,7 @@ import pytest
 
 from voxray.cli import terminal
 from voxray.core.bulkhead import LOGGER, attempt
+from voxray.core.errors import ConfigError
 from voxray.core.volume import Grid, Volume
 from voxray.readers import write_nifti
 
@@ -80,3 +81,12 @@ def test_debug_shows_the_traceback_of_one_case_and_nothing_else_does(capsys: pyt
     shown = capsys.readouterr().err
     assert "Traceback" in shown
     assert "in look_up" in shown
+
+
+def test_workers_are_a_number_or_the_fewest_and_the_most() -> None:
+    assert terminal.workers("0") == (None, 0)
+    assert terminal.workers("3") == (None, 3)
+    assert terminal.workers("2:8") == (2, 8)
+    for text in ("8:2", "0:2", "-1", "2:", "many"):
+        with pytest.raises(ConfigError, match=f"--workers {text}: must be a number, or the fewest and the most"):
+            terminal.workers(text)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,9 +28,10 @@ from voxray.core.recipe import Recipe
 from voxray.dataset import split
 from voxray.dataset.folds import KFold
 from voxray.distributed.train_worker import TrainJob, resume, schedule_of, train_here
-from voxray.distributed.training import split_store, stored_sources
+from voxray.distributed.training import TrainOptions, plan, split_store, stored_sources
 from voxray.store import FailedCase, Store
 from voxray.training.checkpoint import load_model, read_run, read_state
+from voxray.training.data import claim_run
 from voxray.training.state import TrainingState
 
 
@@ -103,15 +106,15 @@ def test_detection_trains_too(tmp_path: Path) -> None:
 
 
 def _stop_after(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C right after that epoch's checkpoint."""
+    """Ctrl-C right after that epoch: one step of the next one is done."""
     from voxray.training.run_files import RunWriter
 
     save = RunWriter.save
 
-    def stopping(self, training, record) -> None:  # type: ignore[no-untyped-def]
-        save(self, training, record)
+    def stopping(self, training, record, then) -> None:  # type: ignore[no-untyped-def]
+        save(self, training, record, then)
         if record.epoch == epoch:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(RunWriter, "save", stopping)
 
@@ -125,13 +128,40 @@ def test_a_stopped_training_goes_on_and_ends_bit_identical(
         _stop_after(2, patch)
         with pytest.raises(KeyboardInterrupt):
             train_silently(store.uri, recipe, tmp_path / "halted", workers=0)
-    assert read_state(tmp_path / "halted").epochs_done == 2
+    assert read_state(tmp_path / "halted").place == (2, 1)
     report = train_silently(store.uri, recipe, tmp_path / "halted", workers=0)
-    assert (report.resumed_after, report.epochs) == (2, 3)
-    assert "went on after 2" in str(report)
+    assert (report.resumed_after, report.resumed_steps, report.epochs) == (2, 1, 3)
+    assert "went on after 2 and 1 steps" in str(report)
     assert last_weights(tmp_path / "halted") == last_weights(tmp_path / "straight")
     rows = [json.loads((tmp_path / name / "history.json").read_text()) for name in ("halted", "straight")]
     assert [row["loss/total"] for row in rows[0]] == [row["loss/total"] for row in rows[1]]
+
+
+def test_a_run_keeps_its_global_batch_whatever_the_number_of_workers(store: Store, tmp_path: Path) -> None:
+    recipe, run = segmentation_recipe("optim.epochs=2"), tmp_path / "run"
+    listener = Listener()
+    planned = plan(store, recipe, str(run), TrainOptions(workers=3))
+    claim_run(run, planned)
+    assert planned.run.num_slots == 3
+    assert planned.remarks == ()
+    train_silently(store.uri, recipe, run, workers=0, progress=listener)
+    assert read_run(run).num_slots == 3
+    (said,) = (line for line in listener.lines if "global batch" in line)
+    assert said.endswith(
+        "is 3 x 2 patches, and stays so; 1 of 3 workers compute it, each its part one after another."
+    )
+    assert read_state(run).finished
+    more = plan(store, recipe, str(tmp_path / "one"), TrainOptions(workers=2, slots=1))
+    assert more.remarks[0].endswith("it has work for 1 workers, and no more of the 2 are used.")
+
+
+def test_a_run_of_an_earlier_voxray_gets_a_global_batch_when_it_goes_on(store: Store, tmp_path: Path) -> None:
+    recipe = segmentation_recipe()
+    claim_run(tmp_path, plan(store, recipe, str(tmp_path), TrainOptions(workers=2)))
+    fields = json.loads((tmp_path / "run.json").read_text())
+    assert fields.pop("num_slots") == 2
+    (tmp_path / "run.json").write_text(json.dumps(fields))
+    assert plan(store, recipe, str(tmp_path), TrainOptions(workers=1)).run.num_slots == 1
 
 
 def test_a_finished_training_says_so(store: Store, tmp_path: Path) -> None:
@@ -173,12 +203,25 @@ def test_a_damaged_checkpoint_is_named(store: Store, tmp_path: Path, monkeypatch
         _stop_after(1, patch)
         with pytest.raises(KeyboardInterrupt):
             train_silently(store.uri, recipe, tmp_path / "run", workers=0)
-    path = tmp_path / "run" / "checkpoints" / "epoch_0001" / "trainer.pt"
+    folder = tmp_path / "run" / "checkpoints"
+    path = folder / "epoch_0001_step_000001" / "trainer.pt"
     path.write_bytes(path.read_bytes()[:100])
+    listener = Listener()
+    with monkeypatch.context() as patch:
+        _stop_after(2, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train_silently(store.uri, recipe, tmp_path / "run", workers=0, progress=listener)
+    (warning,) = (line for line in listener.lines if "warning" in line)
+    assert "trainer.pt: cannot be read" in warning
+    assert "goes on from the checkpoint before, epoch_0001: 1 steps are done again" in warning
+    assert read_state(tmp_path / "run").place == (2, 1)
+    for path in folder.glob("*/trainer.pt"):
+        path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DataError, match=r"run\.damaged.*trainer\.pt"):
         train_silently(store.uri, recipe, tmp_path / "run", workers=0)
-    path.unlink()
-    with pytest.raises(DataError, match=r"run\.no_trainer"):
+    for path in folder.glob("*/trainer.pt"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"run\.incomplete.*trainer\.pt"):
         train_silently(store.uri, recipe, tmp_path / "run", workers=0)
 
 
@@ -219,15 +262,15 @@ def test_a_job_travels(store: Store, tmp_path: Path) -> None:
     train_silently(store.uri, recipe, tmp_path / "run", workers=0)
     job = TrainJob(read_run(tmp_path / "run"), store.uri, str(tmp_path / "run"))
     assert TrainJob.from_dict(json.loads(json.dumps(job.to_dict()))) == job
-    schedule = schedule_of(recipe, job.run, 2)
-    assert (schedule.steps_per_epoch, schedule.batch_size, schedule.world_size) == (3, 2, 2)
+    schedule = schedule_of(recipe, job.run.model_copy(update={"num_slots": 2}))
+    assert (schedule.steps_per_epoch, schedule.batch_size, schedule.num_slots) == (3, 2, 2)
 
 
 def test_resuming_restores_the_counters(store: Store, tmp_path: Path) -> None:
     recipe: Recipe = segmentation_recipe("optim.epochs=2")
     train_silently(store.uri, recipe, tmp_path / "run", workers=0)
     training = TrainingState(recipe.network.build(recipe, 1), recipe.optim)
-    resume(training, str(tmp_path / "run"))
+    assert resume(training, str(tmp_path / "run")) == ""
     assert (training.epochs_done, training.num_steps, len(training.history)) == (2, 6, 2)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ PATCH = [
 ]
 DETECTION = read_recipe("lung_nodule", PATCH)
 SEGMENTATION = read_recipe("spleen", ["patch.size_vox=[32,32,32]", "patch.margin_vox=[8,8,8]", "patch.per_tile=3"])
-SCHEDULE = Schedule(seed=5, steps_per_epoch=7, batch_size=2, world_size=2)
+SCHEDULE = Schedule(seed=5, steps_per_epoch=7, batch_size=2, num_slots=2)
 
 
 def made_case(case_id: str, seed: int) -> Case:
@@ -92,24 +93,34 @@ def test_a_batch_survives_its_table(segmentation: Store, detection: Store) -> No
 
 
 def test_stretches_cover_each_step_once() -> None:
-    whole = list(stretches(DETECTION, SCHEDULE, range(2), rank=0))
+    whole = list(stretches(DETECTION, SCHEDULE, range(2), slots=(0,)))
     assert [(one.epoch, one.number, one.first, one.last) for one in whole[:3]] == [
         (0, 0, 0, 3),
         (0, 1, 0, 3),
         (0, 2, 0, 1),
     ]
     assert sum(one.last - one.first for one in whole) == 14
-    late = list(stretches(DETECTION, SCHEDULE, range(4, 6), rank=0, start_step=4))
+    late = list(stretches(DETECTION, SCHEDULE, range(4, 6), slots=(0,), start_step=4))
     assert [(one.epoch, one.number, one.first, one.last) for one in late[:2]] == [(4, 1, 1, 3), (4, 2, 0, 1)]
+
+
+def test_several_slots_come_step_by_step(detection: Store) -> None:
+    source = PatchSource.of(detection, DETECTION, detection.case_ids, replace(SCHEDULE, num_slots=3))
+    apart = [list(read_batches(source, range(2), slots=(slot,), start_step=4)) for slot in (0, 2)]
+    together = list(read_batches(source, range(2), slots=(0, 2), start_step=4))
+    assert len(together) == 20
+    for step, ones in enumerate(zip(*apart, strict=True)):
+        for one, other in zip(ones, together[2 * step :], strict=False):
+            assert_same(one, other)
 
 
 def test_a_later_start_gives_the_same_batches(detection: Store) -> None:
     source = PatchSource.of(detection, DETECTION, detection.case_ids, SCHEDULE)
-    whole = list(read_batches(source, range(3), rank=1))
+    whole = list(read_batches(source, range(3), slots=(1,)))
     assert len(whole) == 21
     for begin in (0, 1, 3, 5, 7, 10, 20):
         epoch, step = divmod(begin, 7)
-        rest = list(read_batches(source, range(epoch, 3), rank=1, start_step=step))
+        rest = list(read_batches(source, range(epoch, 3), slots=(1,), start_step=step))
         assert len(rest) == 21 - begin
         for one, other in zip(rest, whole[begin:], strict=True):
             assert_same(one, other)
@@ -117,7 +128,7 @@ def test_a_later_start_gives_the_same_batches(detection: Store) -> None:
 
 def test_ranks_and_epochs_differ(detection: Store) -> None:
     source = PatchSource.of(detection, DETECTION, detection.case_ids, SCHEDULE)
-    first = [[next(read_batches(source, range(epoch, 9), rank=rank)) for rank in (0, 1)] for epoch in (0, 1)]
+    first = [[next(read_batches(source, range(epoch, 9), slots=(rank,))) for rank in (0, 1)] for epoch in (0, 1)]
     for one, other in itertools.combinations([batch for ranks in first for batch in ranks], 2):
         assert not torch.equal(one.voxels, other.voxels)
 
@@ -136,10 +147,10 @@ def test_every_batch_mixes_foreground_and_background(detection: Store) -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_stream_is_the_plan_bit_for_bit(detection: Store, rank: int) -> None:
     source = PatchSource.of(detection, DETECTION, ["a", "b", "c"], SCHEDULE)
-    expected = list(read_batches(source, range(2, 5), rank=rank, start_step=2))
+    expected = list(read_batches(source, range(2, 5), slots=(rank,), start_step=2))
     found = list(
         patch_stream(
-            detection, DETECTION, ["a", "b", "c"], schedule=SCHEDULE, epochs=range(2, 5), rank=rank, start_step=2
+            detection, DETECTION, ["a", "b", "c"], schedule=SCHEDULE, epochs=range(2, 5), slots=(rank,), start_step=2
         )
     )
     assert len(found) == len(expected) == 19

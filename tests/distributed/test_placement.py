@@ -102,6 +102,17 @@ def test_training_is_sized_by_the_nodes_that_may_come() -> None:
     assert placement(from_zero, 1, None, share=4) == Placement(1, 1.0, on_gpu=True, shared=True)
 
 
+def test_an_elastic_training_takes_what_the_cluster_can_hold() -> None:
+    four = Capacity((HEAD,), (NodeShape(16, 1),) * 4)
+    found = placement(four, 8, 1, at_least=2)
+    assert (found.workers, found.span, found.is_elastic) == (4, (2, 4), True)
+    only = placement(four, 8, 1, at_least=4)
+    assert (only.span, only.is_elastic) == (4, False)
+    assert placement(four, 3, 1, at_least=3).span == 3
+    with pytest.raises(ResourceError, match=r"^5 workers need 5 GPUs, the cluster can have 4"):
+        placement(four, 8, 1, at_least=5)
+
+
 def test_what_no_node_can_ever_hold_is_refused_with_the_numbers() -> None:
     four = Capacity((HEAD,), (NodeShape(16, 1),) * 4)
     with pytest.raises(

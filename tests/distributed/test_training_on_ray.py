@@ -16,6 +16,7 @@ import pytest
 
 from support.tiny_training import last_weights, made_store, segmentation_recipe, train_silently
 from voxray.core.errors import DataError, ResourceError
+from voxray.distributed import training
 from voxray.store import Store
 from voxray.training.checkpoint import find_state, read_state
 
@@ -44,25 +45,28 @@ def _ray(one_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 
 
 @pytest.mark.usefixtures("_ray")
-def test_a_killed_worker_is_started_again_and_nothing_is_lost(store: Store, tmp_path: Path) -> None:
-    recipe = segmentation_recipe("optim.epochs=4", "optim.ema_decay=0.9")
+def test_a_worker_killed_within_an_epoch_is_started_again_and_nothing_is_lost(store: Store, tmp_path: Path) -> None:
+    recipe = segmentation_recipe("optim.epochs=3", "optim.steps_per_epoch=12", "optim.ema_decay=0.9")
     straight = train_silently(store.uri, recipe, tmp_path / "straight", workers=2)
     killed: list[int] = []
 
     def kill() -> None:
-        _wait(lambda: _epochs_done(tmp_path / "killed") >= 1)
+        _wait(lambda: (1, 1) <= _place(tmp_path / "killed") < (2, 0))
         killed.append(max(_training_workers()))
         os.kill(killed[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    report = train_silently(store.uri, recipe, tmp_path / "killed", workers=2)
+    report = train_silently(store.uri, recipe, tmp_path / "killed", workers=2, checkpoint_minutes=1e-4)
     killer.join()
     assert len(killed) == 1
-    assert report.epochs == straight.epochs == 4
+    assert report.epochs == straight.epochs == 3
     assert last_weights(tmp_path / "killed") == last_weights(tmp_path / "straight")
     assert report.metrics == straight.metrics
+    assert _losses(tmp_path / "killed") == _losses(tmp_path / "straight")
     assert not (tmp_path / "killed" / ".ray").exists()
+    train_silently(store.uri, recipe, tmp_path / "alone", workers=1, slots=2)
+    assert _losses(tmp_path / "alone") == pytest.approx(_losses(tmp_path / "straight"), rel=1e-3)
 
 
 @pytest.mark.usefixtures("_ray")
@@ -94,37 +98,50 @@ def test_too_many_workers_for_the_cluster_are_refused_before_they_start(store: S
         train_silently(store.uri, segmentation_recipe(), tmp_path / "run", workers=1, gpus=1)
 
 
-def test_ctrl_c_and_sigterm_keep_the_last_checkpoint_and_the_same_command_goes_on(
+@pytest.mark.usefixtures("_ray")
+def test_workers_that_never_start_together_are_given_up_with_a_sentence(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes that may come, and never do."""
+    monkeypatch.setenv("VOXRAY_NODE_TYPES", '{"big": {"resources": {"CPU": 64}, "max_workers": 2}}')
+    monkeypatch.setenv("VOXRAY_WAIT_NODES", "5s")
+    monkeypatch.setattr(training, "_USERS_TIMEOUT", "5")
+    with pytest.raises(
+        ResourceError,
+        match=r"^8 training workers of \{CPU: 12\} did not start within 5 s: .*Add nodes, use fewer workers, or wait",
+    ):
+        train_silently(store.uri, segmentation_recipe(), tmp_path / "run", workers=8)
+
+
+def test_ctrl_c_and_sigterm_are_saved_within_the_epoch_and_the_same_command_goes_on(
     store: Store, tmp_path: Path
 ) -> None:
     run, uri = tmp_path / "run", f"sqlite:///{tmp_path / 'mlflow.db'}"
-    overrides = ("optim.epochs=60", "optim.steps_per_epoch=10", "optim.validate_every=60")
-    words = [sys.executable, "-m", "support.tiny_training", store.uri, str(run), "1", *overrides]
+    overrides = ("optim.epochs=12", "optim.steps_per_epoch=10", "optim.validate_every=12")
+    words = [sys.executable, "-m", "support.tiny_training", store.uri, str(run), "2", *overrides]
     paths = os.pathsep.join((str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")))
     env = os.environ | {"PYTHONPATH": paths, "MLFLOW_TRACKING_URI": uri}
     done = 0
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
-        process = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         _wait(lambda: _epochs_done(run) > done or process.poll() is not None)  # noqa: B023
         process.send_signal(number)
         _, complaints = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == code, complaints
-        assert done < _epochs_done(run) < 60
+        assert done < _epochs_done(run) < 12
         assert _mlflow_status(uri, run) == "KILLED"
-        done = _epochs_done(run)
+        done, steps = _place(run)
+        assert steps > 0, complaints
+        assert "stopping: a checkpoint is written first" in complaints
+        assert f"stopped after epoch {done + 1}, step {steps}, with a checkpoint" in complaints
+    words[words.index("2")] = "1"
     process = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     said, complaints = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, complaints
-    assert f"went on after {done}" in said
+    assert f"went on after {done} and {steps} steps" in said
+    assert "its global batch is 2 x 2 patches, and stays so; 1 of 2 workers compute it" in complaints
     assert read_state(run).finished
     assert _mlflow_status(uri, run) == "FINISHED"
-
-
-class _Nothing:
-    epochs_done = 0
-
-
-_NOTHING = _Nothing()
 
 
 def _training_workers() -> list[int]:
@@ -153,8 +170,17 @@ def _wait(happened: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+def _place(run: Path) -> tuple[int, int]:
+    state = find_state(run)
+    return state.place if state else (0, 0)
+
+
 def _epochs_done(run: Path) -> int:
-    return (find_state(run) or _NOTHING).epochs_done
+    return _place(run)[0]
+
+
+def _losses(run: Path) -> list[float]:
+    return [row["loss/total"] for row in json.loads((run / "history.json").read_text())]
 
 
 def _mlflow_status(uri: str, run: Path) -> str:

@@ -50,7 +50,7 @@ def test_shape_ratio_and_determinism(
     batch: int, world: int, steps: int, per_tile: int, share: float, epoch: int
 ) -> None:
     config = PatchConfig(size_vox=(8, 8, 8), per_tile=per_tile, foreground=share)
-    schedule = Schedule(seed=3, steps_per_epoch=steps, batch_size=batch, world_size=world)
+    schedule = Schedule(seed=3, steps_per_epoch=steps, batch_size=batch, num_slots=world)
     plan = epoch_plan(INDEX, config, schedule, epoch)
     assert len(plan) == num_rounds(schedule, config) == -(-steps // per_tile)
     assert all(len(ranks) == world and all(len(reads) == batch for reads in ranks) for ranks in plan)
@@ -104,7 +104,7 @@ def test_labels_are_drawn_by_case_then_class_then_voxels() -> None:
 def test_a_deck_is_not_repeated_before_it_is_through() -> None:
     index = object_index([[i] for i in range(24)], list(range(24)))
     config = PatchConfig(size_vox=(8, 8, 8), per_tile=4, foreground=0.5)
-    plan = epoch_plan(index, config, Schedule(seed=0, steps_per_epoch=24, batch_size=4, world_size=2), 0)
+    plan = epoch_plan(index, config, Schedule(seed=0, steps_per_epoch=24, batch_size=4, num_slots=2), 0)
     for foreground in (True, False):
         assert sorted(read.tile for read in reads_of(plan) if read.foreground is foreground) == list(range(100, 124))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from voxray.core.recipe import Recipe, parse_recipe
 from voxray.models import MODELS
 from voxray.tasks import build_task
 from voxray.training.collective import Collective
-from voxray.training.state import TrainingState
+from voxray.training.state import TrainingState, on_host
 from voxray.training.step import Stepper
 
 WORLD = 2
@@ -51,13 +52,31 @@ def weights_after(collective: Collective, given: Any) -> dict[str, Any]:
     losses, share = [], len(batches[0][0]) // collective.world_size
     for step, batch in enumerate(batches):
         mine = slice(collective.rank * share, (collective.rank + 1) * share)
-        parts = stepper.step(PatchBatch(*(part[mine] for part in batch)), (0, step))
+        parts = stepper.step([PatchBatch(*(part[mine] for part in batch))], (0, step))
         losses.append(None if parts is None else float(torch.stack(list(parts.values())).sum()))
     return {
         "losses": losses,
         "skipped": training.num_skipped,
         "weights": {name: value.clone() for name, value in training.model.state_dict().items()},
     }
+
+
+def trained_in_slots(collective: Collective, given: Any) -> dict[str, Any]:
+    """The weights and losses of a few steps, each of whose global batch is so many slots, shared by the ranks.
+
+    They may begin at a later step, from what an earlier call had come to.
+    """
+    data, steps, first, state = given
+    recipe, collective = parse_recipe(data, MODELS, where="test"), replace(collective, num_slots=len(steps[0]))
+    training = TrainingState(model(recipe), recipe.optim)
+    if state is not None:
+        training.restore(state["weights"], state["trainer"])
+    stepper = Stepper(training, task=build_task(recipe, ["ball"]), recipe=recipe, collective=collective, seed=0)
+    losses = []
+    for step, slots in enumerate(steps, start=first):
+        parts = stepper.step([PatchBatch(*slots[slot]) for slot in collective.slots], (0, step))
+        losses.append(None if parts is None else {name: float(value) for name, value in parts.items()})
+    return {"losses": losses, "weights": on_host(training.weights()), "trainer": on_host(training.trainer())}
 
 
 def model(recipe: Recipe) -> nn.Module:

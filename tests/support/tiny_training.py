@@ -13,7 +13,7 @@ from support.tiny_task import tiny_recipe
 from voxray.commands.train import train
 from voxray.core.case import Case
 from voxray.core.errors import TerminatedError
-from voxray.core.progress import Progress, SilentProgress
+from voxray.core.progress import PlainProgress, Progress, SilentProgress
 from voxray.core.recipe import Recipe
 from voxray.core.storage import Place
 from voxray.core.volume import Grid, Volume
@@ -109,7 +109,8 @@ def last_weights(run: Path) -> bytes:
 def main(store: str, run: str, workers: str, *overrides: str) -> None:
     """A training in a process of its own; exit code 130 after Ctrl-C, 143 after SIGTERM."""
     try:
-        print(train_silently(store, segmentation_recipe(*overrides), run, workers=int(workers)))
+        recipe, progress = segmentation_recipe(*overrides), PlainProgress(sys.stderr)
+        print(train_silently(store, recipe, run, progress=progress, workers=int(workers)))
     except KeyboardInterrupt as end:
         sys.exit(143 if isinstance(end, TerminatedError) else 130)
 

@@ -16,10 +16,13 @@ from voxray.core.recipe import Recipe
 from voxray.core.run import Run
 from voxray.training.checkpoint import (
     Checkpoint,
+    checkpoint_name,
     claim_folder,
     find_state,
     load_model,
     load_weights,
+    newest_intact,
+    place_of,
     read_state,
     read_trainer,
     write_checkpoint,
@@ -57,12 +60,15 @@ def test_weights_come_back_bit_identical_and_in_eval_mode(
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
 
-def test_last_and_best_are_kept_and_the_others_removed(tmp_path: Path, run: Run, weights: dict[str, Tensor]) -> None:
+def test_the_last_two_and_the_best_are_kept_and_the_others_removed(
+    tmp_path: Path, run: Run, weights: dict[str, Tensor]
+) -> None:
     for epoch, value in enumerate([0.2, 0.9, None, 0.5, float("nan")], start=1):
         _write(tmp_path, run, weights, epoch, metric="dice", value=value)
     state = read_state(tmp_path)
     assert (state.last, state.best, state.best_value, state.epochs_done) == ("epoch_0005", "epoch_0002", 0.9, 5)
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["epoch_0002", "epoch_0005"]
+    kept = ["epoch_0002", "epoch_0004", "epoch_0005"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == kept
 
 
 def test_best_is_the_last_one_until_something_was_validated(
@@ -169,8 +175,8 @@ def test_a_missing_file_is_named(tmp_path: Path, run: Run, weights: dict[str, Te
 def test_a_newer_schema_is_refused(tmp_path: Path, run: Run, weights: dict[str, Tensor]) -> None:
     _write(tmp_path, run, weights, 1)
     state = json.loads((tmp_path / "state.json").read_text())
-    (tmp_path / "state.json").write_text(json.dumps(state | {"schema_version": 2, "more": 1}))
-    with pytest.raises(DataError, match=r"run.newer.*schema version 2"):
+    (tmp_path / "state.json").write_text(json.dumps(state | {"schema_version": 3, "more": 1}))
+    with pytest.raises(DataError, match=r"run.newer.*schema version 3"):
         load_model(tmp_path)
 
 
@@ -218,4 +224,67 @@ def test_only_what_training_made_is_removed_from_the_checkpoints(
     (tmp_path / "checkpoints" / "my_favourite" / "weights.safetensors").write_bytes(b"mine")
     for epoch in (1, 2, 3):
         write_checkpoint(tmp_path, Checkpoint(run, weights, epochs_done=epoch))
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["epoch_0003", "my_favourite"]
+    kept = ["epoch_0002", "epoch_0003", "my_favourite"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == kept
+
+
+def test_a_flipped_bit_in_the_weights_is_refused(tmp_path: Path, run: Run, weights: dict[str, Tensor]) -> None:
+    _write(tmp_path, run, weights, 1)
+    path = tmp_path / "checkpoints" / "epoch_0001" / "weights.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(DataError, match=r"run.damaged.*weights.safetensors.*SHA-256 is not the one in state.json"):
+        load_model(tmp_path)
+
+
+def test_a_run_of_an_earlier_voxray_has_no_digests_and_loads(
+    tmp_path: Path, run: Run, weights: dict[str, Tensor]
+) -> None:
+    _write(tmp_path, run, weights, 1, trainer={"epoch": 1})
+    new = ("previous", "steps_done", "digests")
+    state = json.loads((tmp_path / "state.json").read_text())
+    old = {name: value for name, value in state.items() if name not in new} | {"schema_version": 1}
+    (tmp_path / "state.json").write_text(json.dumps(old))
+    load_model(tmp_path)
+    found = newest_intact(tmp_path, 3)
+    assert found is not None
+    assert (found.name, found.warning) == ("epoch_0001", "")
+    _write(tmp_path, run, weights, 2, trainer={"epoch": 2})
+    assert list(read_state(tmp_path).digests) == ["epoch_0002"]
+
+
+@pytest.mark.parametrize("part", ["weights.safetensors", "trainer.pt"])
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
+    tmp_path: Path, run: Run, weights: dict[str, Tensor], part: str
+) -> None:
+    _write(tmp_path, run, weights, 1, steps_done=2, trainer={"epoch": 1})
+    _write(tmp_path, run, weights, 2, trainer={"epoch": 2}, value=0.5)
+    path = tmp_path / "checkpoints" / "epoch_0002" / part
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    found = newest_intact(tmp_path, 10)
+    assert found is not None
+    assert (found.name, found.trainer) == ("epoch_0001_step_000002", {"epoch": 1})
+    assert "epoch_0001_step_000002: 8 steps are done again" in found.warning
+    assert part in found.warning
+    state = read_state(tmp_path)
+    assert (state.last, state.best, state.best_value, state.place) == (found.name, found.name, None, (1, 2))
+    _write(tmp_path, run, weights, 2, trainer={"epoch": 2}, value=0.5)
+    assert read_state(tmp_path).best == "epoch_0002"
+    load_model(tmp_path)
+
+
+def test_where_no_checkpoint_is_intact_the_newest_is_named(
+    tmp_path: Path, run: Run, weights: dict[str, Tensor]
+) -> None:
+    for epoch in (1, 2):
+        _write(tmp_path, run, weights, epoch, trainer={"epoch": epoch})
+        (tmp_path / "checkpoints" / f"epoch_{epoch:04d}" / "trainer.pt").write_bytes(b"?")
+    with pytest.raises(DataError, match=r"run.damaged.*epoch_0002/trainer.pt"):
+        newest_intact(tmp_path, 10)
+
+
+def test_a_checkpoints_name_says_where_it_is() -> None:
+    for place, name in (((7, 0), "epoch_0007"), ((0, 12), "epoch_0000_step_000012")):
+        assert checkpoint_name(*place) == name
+        assert place_of(name) == place

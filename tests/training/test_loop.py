@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from voxray.core.recipe import Recipe
 from voxray.core.run import Run
 from voxray.tasks import build_task
 from voxray.training.checkpoint import Checkpoint, read_state, read_trainer, read_weights, write_checkpoint
-from voxray.training.loop import EpochRecord, Surroundings, Tick, fit
-from voxray.training.state import TrainingState
+from voxray.training.loop import EpochRecord, StoppedError, Surroundings, fit
+from voxray.training.meter import Tick
+from voxray.training.state import TrainingState, on_host
 from voxray.training.step import MAX_SKIPPED_IN_A_ROW
 
 MakeRecipe = Callable[..., Recipe]
@@ -54,7 +56,8 @@ def _fit(
     **more: Any,
 ) -> TrainingState:
     training = training or TrainingState(_model(recipe), recipe.optim)
-    around = Surroundings(batches, NUM_STEPS, more.get("validate"), save, more.get("tick", lambda _: None))
+    calls = {name: more[name] for name in ("tick", "after_step", "interrupted") if name in more}
+    around = Surroundings(batches, NUM_STEPS, more.get("validate"), save, **calls)
     fit(training, task=build_task(recipe, ["ball"]), recipe=recipe, around=around, seed=more.get("seed", 0))
     return training
 
@@ -114,6 +117,61 @@ def test_a_resumed_training_ends_bit_identical(
     name = "checkpoints/epoch_0004/weights.safetensors"
     assert (halted / name).read_bytes() == (straight / name).read_bytes()
     assert [row["epoch"] for row in resumed.history] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("settings", [("optim.ema_decay=0.9",), ("optim.optimizer=sgd", "network.norm=batch")])
+@pytest.mark.parametrize("stop_at", [1, 3, 5])
+def test_a_training_that_goes_on_within_an_epoch_ends_bit_identical(
+    make_recipe: MakeRecipe, make_patches: MakePatches, settings: tuple[str, ...], stop_at: int
+) -> None:
+    recipe = make_recipe(*RESTLESS, *settings, "optim.epochs=2", "optim.validate_every=2")
+    straight = _fit(recipe, _batches(make_patches))
+    kept: list[Any] = []
+
+    def stop(training: TrainingState) -> None:
+        if training.num_steps == stop_at:
+            kept.append((on_host(training.weights()), on_host(training.trainer())))
+            raise StoppedError("here")
+
+    with pytest.raises(StoppedError):
+        _fit(recipe, _batches(make_patches), after_step=stop)
+    torch.manual_seed(99)
+    again = TrainingState(recipe.network.build(recipe, 1), recipe.optim)
+    again.restore(*kept[0])
+    assert again.epochs_done * NUM_STEPS + again.steps_done == stop_at
+    resumed = _fit(recipe, _from(_batches(make_patches), again.epochs_done, again.steps_done), training=again)
+    assert _equal(resumed.weights(), straight.weights())
+    assert [_losses(row) for row in resumed.history] == [_losses(row) for row in straight.history]
+
+
+def _from(
+    batches: Callable[[int], Iterator[PatchBatch]], epoch: int, step: int
+) -> Callable[[int], Iterator[PatchBatch]]:
+    """The batches of a stream that begins within an epoch."""
+    return lambda now: islice(batches(now), step if now == epoch else 0, None)
+
+
+def _losses(row: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if name.startswith("loss/") or name == "num_skipped"}
+
+
+def test_a_stop_while_it_validates_is_saved_with_the_weights_that_train(
+    make_recipe: MakeRecipe, make_patches: MakePatches
+) -> None:
+    recipe = make_recipe("optim.epochs=1", "optim.ema_decay=0.9")
+    straight, kept = _fit(recipe, _batches(make_patches)), []
+
+    def validate(_: nn.Module) -> dict[str, float]:
+        raise StoppedError
+
+    def save(training: TrainingState) -> None:
+        kept.append(on_host(training.trainer()))
+        raise StoppedError("saved")
+
+    with pytest.raises(StoppedError, match="saved"):
+        _fit(recipe, _batches(make_patches), validate=validate, interrupted=save)
+    assert kept[0]["counters"]["steps_done"] == NUM_STEPS
+    assert _equal(kept[0]["model"], straight.model.state_dict())
 
 
 def test_another_seed_trains_another_network(make_recipe: MakeRecipe, make_patches: MakePatches) -> None:

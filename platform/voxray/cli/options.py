@@ -85,6 +85,12 @@ AcceptValuesOption = Annotated[
 ]
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or a TOML or JSON file.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its s3:// address.")]
+CheckpointMinutesOption = Annotated[
+    float,
+    typer.Option(
+        "--checkpoint-minutes", min=0, help="Between checkpoints within an epoch; 0: only at the ends of epochs."
+    ),
+]
 AcceptChangedDataOption = Annotated[
     bool,
     typer.Option(

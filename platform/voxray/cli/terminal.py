@@ -141,6 +141,16 @@ def numbers(option: str, text: str) -> tuple[int, ...]:
         raise ConfigError(f"{option} {text}: must be whole numbers with commas, such as 1,4,8.") from None
 
 
+def workers(text: str) -> tuple[int | None, int]:
+    """What ``--workers`` says: the fewest (None: all of them) and the most."""
+    fewest, colon, most = text.partition(":")
+    if not colon and text.isdecimal():
+        return None, int(text)
+    if not (fewest.isdecimal() and most.isdecimal() and 1 <= int(fewest) <= int(most)):
+        raise ConfigError(f"--workers {text}: must be a number, or the fewest and the most workers such as 2:8.")
+    return int(fewest), int(most)
+
+
 def gpus(text: str) -> int | None:
     """What ``--gpus`` says; None leaves it to the cluster."""
     if text not in ("auto", "0", "1"):

@@ -14,6 +14,7 @@ import typer
 from voxray.cli import terminal
 from voxray.cli.options import (
     AcceptChangedDataOption,
+    CheckpointMinutesOption,
     DeviceOption,
     GpusOption,
     RecipeArgument,
@@ -31,10 +32,13 @@ def train(  # noqa: PLR0913
     out: Annotated[str, typer.Option("--out", "-o", metavar="RUN", help="The run's folder, or an s3:// address.")],
     fold: Annotated[str, typer.Option(help="The fold that validates, or none: all cases train.")] = "0",
     set_: SetOption = None,
-    workers: Annotated[int, typer.Option(min=0, help="Ray workers; 0 trains in this process.")] = 1,
+    workers: Annotated[
+        str, typer.Option(metavar="N|MIN:MAX", help="Ray workers, or from how many to how many; 0: in this process.")
+    ] = "1",
     gpus: GpusOption = "auto",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     accept_changed_data: AcceptChangedDataOption = False,
+    checkpoint_minutes: CheckpointMinutesOption = 10.0,
     _wait_nodes: WaitNodesOption = None,
 ) -> None:
     """Train a recipe on a dataset or a store; the same command again resumes."""
@@ -46,12 +50,15 @@ def train(  # noqa: PLR0913
         raise ConfigError(f"--fold {fold}: must be a number from 0, or none.")
     chosen = None if fold == "none" else int(fold)
     recipe = read_recipe(recipe_name, set_ or ())
+    fewest, most = terminal.workers(workers)
     options = TrainOptions(
         fold=chosen,
-        workers=workers,
+        workers=most,
+        min_workers=fewest,
         gpus=terminal.gpus(gpus),
         seed=seed,
         accept_changed_data=accept_changed_data,
+        checkpoint_minutes=checkpoint_minutes,
     )
     report = run_train(data, recipe, out, options, progress=terminal.progress())
     typer.echo(str(report))
@@ -133,6 +140,7 @@ def crossval(  # noqa: PLR0913
     at_once: Annotated[int | None, typer.Option(min=1, help="Folds side by side; default: as many as fit.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     accept_changed_data: AcceptChangedDataOption = False,
+    checkpoint_minutes: CheckpointMinutesOption = 10.0,
     _wait_nodes: WaitNodesOption = None,
 ) -> None:
     """Train every fold of a dataset and score all held-out answers together; the same command goes on."""
@@ -149,6 +157,7 @@ def crossval(  # noqa: PLR0913
         at_once=at_once,
         seed=seed,
         accept_changed_data=accept_changed_data,
+        checkpoint_minutes=checkpoint_minutes,
     )
     report = run_crossval(data, read_recipe(recipe_name, set_ or ()), out, options, progress=terminal.progress())
     terminal.show(terminal.table(("", "cases", report.metric), report.rows()))

@@ -61,6 +61,8 @@ class CrossvalOptions:
     seed: int = 0
     accept_changed_data: bool = False
     """Whether folds go on where the store is no longer what they were trained on."""
+    checkpoint_minutes: float = 10.0
+    """Between checkpoints within an epoch; 0: only at the ends of epochs."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,7 @@ def _trainings(
                 gpus=options.gpus,
                 seed=options.seed,
                 accept_changed_data=options.accept_changed_data,
+                checkpoint_minutes=options.checkpoint_minutes,
             ),
         )
         for fold in folds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import NonNegativeInt
+from pydantic import NonNegativeInt, PositiveInt
 
 from voxray.core.config import Config
 
@@ -43,6 +43,9 @@ class Run(Config):
     train_cases: tuple[str, ...] = ()
     val_cases: tuple[str, ...] = ()
     seed: NonNegativeInt = 0
+    num_slots: PositiveInt | None = None
+    """The global batch of a step is so many times the recipe's batch size, whatever the number of workers; None where
+    an earlier voxray trained it."""
     data: tuple[DataVersion, ...] = ()
     """The data that it was trained on, oldest first; empty where an earlier voxray trained it."""
     left_as_it_is: tuple[str, ...] = ()

@@ -19,12 +19,13 @@ from voxray.distributed.mlflow_server import tracking_uri
 from voxray.distributed.parallel import TaskOptions, task_map
 from voxray.distributed.placement_groups import give_back_rooms, rooms
 from voxray.distributed.run_follower import epoch_line
-from voxray.distributed.training import TrainOptions, own_interrupt, train
+from voxray.distributed.stopping import grace_s, own_interrupt
+from voxray.distributed.training import TrainOptions, train
 from voxray.training.checkpoint import find_state
 from voxray.training.run_files import HISTORY, read_progress_file
 
-GRACE_S = 30.0
-"""How long a training that is stopped may take to say so to MLflow."""
+GRACE_S = 10.0
+"""How long a training that is stopped may take to say so to MLflow, once its checkpoint is written."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def _options(at_once: int) -> TaskOptions:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return TaskOptions(num_cpus=0, at_once=at_once, scheduling=here, grace_s=GRACE_S)
+    return TaskOptions(num_cpus=0, at_once=at_once, scheduling=here, grace_s=grace_s() + GRACE_S)
 
 
 def _epochs_done(one: TrainingTask) -> int:

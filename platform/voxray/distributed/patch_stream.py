@@ -2,7 +2,7 @@
 
 Each rank runs a dataset of its own whose rows are the *stretches* of the epoch plan: a task reads a stretch's tiles,
 decodes them, cuts the patches and emits ready int16 batches. Ray's `streaming_split` would give every rank whatever
-block is ready next, so who sees what would depend on timing; here the same (seed, epoch, rank, number of ranks) gives
+block is ready next, so who sees what would depend on timing; here the same (seed, epoch, slots) gives
 the same batches, bit for bit, in the same order, and training that goes on at epoch 70 starts there without replaying
 what came before. Nothing is kept between batches, so memory grows neither with the cases nor with the epochs.
 
@@ -14,9 +14,10 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, tee
 from typing import Any
 from uuid import uuid4
 
@@ -32,7 +33,7 @@ from voxray.distributed.cluster import configure_data
 from voxray.distributed.errors import find_raised
 from voxray.distributed.metrics import record
 from voxray.sampling import Schedule
-from voxray.store import PatchSource, Round, Store, stretches
+from voxray.store import PatchSource, Round, Store, step_by_step, stretches
 from voxray.store.shard_cache import tell_opened
 
 READER_CPUS = 0.25
@@ -58,14 +59,14 @@ def patch_stream(  # noqa: PLR0913
     *,
     schedule: Schedule,
     epochs: range,
-    rank: int = 0,
+    slots: Sequence[int] = (0,),
     start_step: int = 0,
     local_world_size: int | None = None,
 ) -> Iterator[PatchBatch]:
-    """One rank's batches of those epochs, one after another; of the first epoch without its first `start_step`.
+    """The batches of some slots, step by step, of those epochs; of the first without its first `start_step` steps.
 
-    Tasks read on this rank's own node as long as it has CPUs, shared among its `local_world_size` ranks (None: all
-    ranks are on it).
+    Tasks read on this rank's own node as long as it has CPUs, shared among its `local_world_size` ranks (None: there
+    are as many as slots, and all on it).
 
     Call it where Ray runs, such as in a training worker, and close it when done with it (a generator's `close`).
     """
@@ -73,8 +74,14 @@ def patch_stream(  # noqa: PLR0913
     source.plan(epochs.start)
     bare = recipe.model_copy(update={"network": NetworkConfig(kind=recipe.network.kind)})
     spec = _Spec(uuid4().hex, store.uri, store.digest, bare, tuple(case_ids), schedule)
-    todo = stretches(recipe, schedule, epochs, rank=rank, start_step=start_step)
-    return _follow(spec, todo, _readers(local_world_size or schedule.world_size))
+    todo, again = tee(stretches(recipe, schedule, epochs, slots=slots, start_step=start_step))
+    flat = _follow(spec, todo, _readers(local_world_size or schedule.num_slots))
+    return flat if len(slots) == 1 else _step_by_step(flat, again, len(slots))
+
+
+def _step_by_step(flat: Generator[PatchBatch], todo: Iterator[Round], num_slots: int) -> Iterator[PatchBatch]:
+    with closing(flat):
+        yield from step_by_step(flat, todo, num_slots)
 
 
 def reader_cpus(world_size: int) -> float:
@@ -121,7 +128,7 @@ def _readers(local_world_size: int) -> _Readers:
     )
 
 
-def _follow(spec: _Spec, todo: Iterator[Round], readers: _Readers) -> Iterator[PatchBatch]:
+def _follow(spec: _Spec, todo: Iterator[Round], readers: _Readers) -> Generator[PatchBatch]:
     """The batches of segment after segment, each segment's dataset started before the last one's end."""
     configure_data()
     segments = (rounds for rounds in iter(lambda: list(islice(todo, _SEGMENT)), []))
@@ -192,7 +199,7 @@ class _Segment:
 def _dataset_batches(spec: _Spec, rounds: list[Round], readers: _Readers, stop: Switch) -> Iterator[PatchBatch]:
     import ray.data
 
-    rows = [{"round": [one.epoch, one.number, one.rank, one.first, one.last]} for one in rounds]
+    rows = [{"round": [one.epoch, one.number, one.slot, one.first, one.last]} for one in rounds]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _cut,
         fn_kwargs={"spec": spec},

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from voxray.core.errors import ConfigError, ResourceError
 from voxray.distributed.capacity import Capacity, NodeShape, cluster_capacity
@@ -34,6 +35,23 @@ class Placement:
     on_gpu: bool
     shared: bool = False
     """Whether other trainings have a part of the same cores."""
+    fewest: int | None = None
+    """Of workers, where fewer than all will do."""
+
+    @property
+    def at_least(self) -> int:
+        """Workers without which it does not go on."""
+        return self.workers if self.fewest is None else self.fewest
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of workers may change."""
+        return self.at_least < self.workers
+
+    @property
+    def span(self) -> int | tuple[int, int]:
+        """The number of workers as Ray Train takes it."""
+        return (self.at_least, self.workers) if self.is_elastic else self.workers
 
     @property
     def max_threads(self) -> int | None:
@@ -45,19 +63,27 @@ class Placement:
         return {"CPU": self.cpus, "GPU": 1.0} if self.on_gpu else {"CPU": self.cpus}
 
 
-def place_workers(workers: int, gpus: int | None, *, share: int = 1) -> Placement:
+def place_workers(workers: int, gpus: int | None, *, share: int = 1, at_least: int | None = None) -> Placement:
     """The placement on the Ray cluster at hand; a ResourceError where it can never hold the workers.
 
     `gpus` None takes a GPU per worker where there are any, or may be. The workers of all trainings that `share` the
-    cluster must find room at once, so that none waits for what another holds.
+    cluster must find room at once, so that none waits for what another holds. Where `at_least` so many will do, the
+    placement has as many of `workers` as the cluster can ever hold.
     """
     if gpus is not None and gpus not in (0, 1):
         raise ConfigError(f"gpus: a worker takes 0 or 1 GPU, got {gpus}; for more GPUs use more workers.")
-    return placement(cluster_capacity(), workers, gpus, share=share)
+    return placement(cluster_capacity(), workers, gpus, share=share, at_least=at_least)
 
 
-def placement(capacity: Capacity, workers: int, gpus: int | None, *, share: int = 1) -> Placement:
+def placement(
+    capacity: Capacity, workers: int, gpus: int | None, *, share: int = 1, at_least: int | None = None
+) -> Placement:
     """The placement on a cluster of that capacity; a ResourceError where it can never hold the workers."""
+    if at_least is not None and at_least < workers:
+        for number in range(workers, at_least, -1):
+            with suppress(ResourceError):
+                return replace(placement(capacity, number, gpus, share=share), fewest=at_least)
+        return placement(capacity, at_least, gpus, share=share)
     total = workers * share
     on_gpu = gpus == 1 or (gpus is None and capacity.gpus > 0)
     cpus = fitting_share(capacity.nodes, total, on_gpu=on_gpu)

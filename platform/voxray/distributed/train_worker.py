@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -20,18 +20,20 @@ from voxray.core.errors import DataError, ResourceError, VoxrayError
 from voxray.core.recipe import Recipe
 from voxray.core.run import Run
 from voxray.core.storage import Place
+from voxray.distributed.draining import DrainWatch
 from voxray.distributed.patch_stream import patch_stream
 from voxray.distributed.placement_groups import note_room
-from voxray.distributed.training_metrics import recorded_checkpoint, recorded_ticks
+from voxray.distributed.stopping import LocalStop, RayStopListener
+from voxray.distributed.training_metrics import checkpoint_written, recorded_ticks
 from voxray.distributed.validation import Validator
 from voxray.inference.candidates.folder import candidates_folder, forget_candidates
 from voxray.sampling import Schedule, default_steps
 from voxray.store import Contents, PatchSource, Store, read_batches
 from voxray.tasks import build_task
-from voxray.training.checkpoint import find_state, read_trainer, read_weights, recipe_of
+from voxray.training.checkpoint import newest_intact, read_checkpoint, recipe_of
 from voxray.training.collective import Collective
-from voxray.training.loop import EpochRecord, Surroundings, fit
-from voxray.training.run_files import RunWriter, read_failure, write_failure
+from voxray.training.loop import EpochRecord, StoppedError, Surroundings, fit
+from voxray.training.run_files import RunWriter, SaveRules, read_failure, write_failure
 from voxray.training.state import TrainingState
 
 
@@ -42,19 +44,22 @@ class TrainJob:
     run: Run
     store: str
     location: str
+    checkpoint_s: float | None = None
+    """Seconds between checkpoints within an epoch; None: only at the ends of epochs."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
-        return {"run": self.run.model_dump(mode="json"), "store": self.store, "location": self.location}
+        return {**self.__dict__, "run": self.run.model_dump(mode="json")}
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> TrainJob:
-        """The inverse of `to_dict`."""
-        return TrainJob(parse(Run, data["run"], where="run"), data["store"], data["location"])
+        """The inverse of `to_dict`; what else is there is left alone."""
+        names = [one.name for one in fields(TrainJob)]
+        return TrainJob(**{**{name: data[name] for name in names}, "run": parse(Run, data["run"], where="run")})
 
 
 class OpenStream(Protocol):
-    """One rank's batches of some epochs, one after another."""
+    """One rank's batches of some epochs, one step after another."""
 
     def __call__(
         self,
@@ -64,9 +69,10 @@ class OpenStream(Protocol):
         *,
         schedule: Schedule,
         epochs: range,
-        rank: int = 0,
+        slots: Sequence[int] = (0,),
+        start_step: int = 0,
     ) -> Iterator[PatchBatch]:
-        """The stream; it has a `close`."""
+        """The stream, step by step, of the first epoch without its first `start_step` steps; it has a `close`."""
         ...
 
 
@@ -82,7 +88,8 @@ def train_on_ray(config: dict[str, Any]) -> None:
         return
     if context.get_world_rank() == 0:
         note_room(job.location)
-    collective = Collective(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    rank, device = context.get_world_rank(), ray.train.torch.get_device()
+    collective = Collective(rank, context.get_world_size(), device, job.run.num_slots or 0)
     share_cores(context.get_local_world_size(), most=config.get("max_threads"))
 
     def report(record: EpochRecord) -> None:
@@ -90,13 +97,38 @@ def train_on_ray(config: dict[str, Any]) -> None:
             ray.train.report(record.row())
 
     stream = partial(patch_stream, local_world_size=context.get_local_world_size())
-    guarded(job, partial(work, job, collective, open_stream=stream, report=report))
+    with _asked(config.get("desk"), collective) as rules:
+        guarded(job, partial(work, job, collective, open_stream=stream, report=report, rules=rules))
 
 
-def train_here(job: TrainJob) -> None:
+@contextmanager
+def _asked(desk: Any, collective: Collective) -> Iterator[SaveRules]:
+    """Rank 0 heeds what the driver asks for, and nodes that will be taken away."""
+    import ray
+
+    nodes = collective.gather(ray.get_runtime_context().get_node_id())
+    if nodes is None or desk is None:
+        with suppress(StoppedError):
+            yield SaveRules()
+        return
+    listener, drains = RayStopListener(desk), DrainWatch(nodes)
+    try:
+        yield SaveRules(stop=listener.wanted, urgent=drains)
+    except StoppedError as stopped:
+        listener.tell(str(stopped))
+    finally:
+        listener.close()
+        drains.close()
+
+
+def train_here(job: TrainJob, line: LocalStop | None = None) -> None:
     """The same in this process, without Ray."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    guarded(job, partial(work, job, Collective(device=device), open_stream=read_here))
+    device, line = torch.device("cuda" if torch.cuda.is_available() else "cpu"), line or LocalStop()
+    rules, collective = SaveRules(stop=line.wanted), Collective(device=device, num_slots=job.run.num_slots or 0)
+    try:
+        guarded(job, partial(work, job, collective, open_stream=read_here, rules=rules))
+    except StoppedError as stopped:
+        line.tell(str(stopped))
 
 
 def work(
@@ -105,8 +137,9 @@ def work(
     *,
     open_stream: OpenStream,
     report: Callable[[EpochRecord], None] = lambda _: None,
+    rules: SaveRules | None = None,
 ) -> None:
-    """Trains to the last epoch."""
+    """Trains to the last epoch, or to where it is asked to stop: then a StoppedError, once that is saved."""
     store, run = Store.open(job.store), job.run
     _require_data(store, run)
     recipe = recipe_of(run)
@@ -114,8 +147,8 @@ def work(
     torch.manual_seed(run.seed)
     torch.backends.cudnn.benchmark = True
     training = TrainingState(recipe.network.build(recipe, len(run.classes)), recipe.optim, collective.device)
-    resume(training, job.location)
-    schedule = schedule_of(recipe, run, collective.world_size)
+    schedule = schedule_of(recipe, run)
+    warning = resume(training, job.location, collective, steps_per_epoch=schedule.steps_per_epoch)
     validator = Validator(
         store,
         run,
@@ -124,6 +157,7 @@ def work(
         collective=collective,
         folder=lambda: candidates_folder(job.location, training.epochs_done + 1),
     )
+    rules = replace(rules or SaveRules(), every_s=job.checkpoint_s)
     writer = RunWriter(
         job.location,
         run,
@@ -131,41 +165,58 @@ def work(
         num_epochs=recipe.optim.epochs,
         rank=collective.rank,
         picture=lambda: validator.picture,
+        rules=rules,
+        written=partial(checkpoint_written, run.name),
     )
+    if warning:
+        writer.note(warning, training)
+    validator.between = partial(_stop_between, writer)
 
     def save(training: TrainingState, record: EpochRecord) -> None:
-        with recorded_checkpoint(run.name, training, rank=collective.rank):
-            writer.save(training, record)
-        if record.validated and collective.rank == 0:
-            forget_candidates(job.location, but=record.epoch)
+        forget = partial(forget_candidates, job.location, but=record.epoch) if record.validated else _nothing
+        writer.save(training, record, forget)
         report(record)
 
-    epochs = range(training.epochs_done, recipe.optim.epochs)
-    patches: Any = open_stream(store, recipe, run.train_cases, schedule=schedule, epochs=epochs, rank=collective.rank)
-    with closing(patches) as stream:
+    epochs, start = range(training.epochs_done, recipe.optim.epochs), training.steps_done
+    opened = partial(open_stream, store, recipe, run.train_cases, schedule=schedule, epochs=epochs)
+    patches: Any = opened(slots=collective.slots, start_step=start)
+    with writer, closing(patches) as stream:
         around = Surroundings(
             batches=lambda _: stream,
             num_steps=schedule.steps_per_epoch,
             validate=validator if run.val_cases else None,
             save=save,
             tick=recorded_ticks(run.name, collective.rank, writer.tick),
+            after_step=lambda now: writer.after_step(now, schedule.steps_per_epoch),
+            interrupted=writer.heed_stop,
         )
         fit(training, task=task, recipe=recipe, around=around, collective=collective, seed=run.seed)
 
 
-def resume(training: TrainingState, location: str) -> None:
-    """Goes on from the last checkpoint of the run's folder, if there is one."""
-    state = find_state(location)
-    if state is None:
-        return
-    trainer = read_trainer(location)
-    if trainer is None:
-        raise DataError(
-            "run.no_trainer",
-            f"{location}: its last checkpoint has no trainer.pt.",
-            remedy="Copy the whole run from where it was trained, or train into another folder.",
-        )
-    training.restore(read_weights(location, f"checkpoints/{state.last}"), trainer)
+def _stop_between(writer: RunWriter) -> None:
+    if writer.is_to_stop():
+        raise StoppedError
+
+
+def _nothing() -> None:
+    pass
+
+
+def resume(
+    training: TrainingState, location: str, collective: Collective | None = None, *, steps_per_epoch: int = 0
+) -> str:
+    """Goes on from the newest intact checkpoint of the run's folder, if there is one.
+
+    Rank 0 chooses it. What is to be said where it is not the last one; empty otherwise, and on other ranks.
+    """
+    collective = collective or Collective()
+    found = newest_intact(location, steps_per_epoch) if collective.rank == 0 else None
+    name = collective.broadcast(found.name if found else None)
+    if name is None:
+        return ""
+    found = found or read_checkpoint(location, name)
+    training.restore(found.weights, found.trainer)
+    return found.warning
 
 
 def _require_data(store: Store, run: Run) -> None:
@@ -178,13 +229,14 @@ def _require_data(store: Store, run: Run) -> None:
         )
 
 
-def schedule_of(recipe: Recipe, run: Run, world_size: int) -> Schedule:
+def schedule_of(recipe: Recipe, run: Run) -> Schedule:
     """What the run draws in an epoch, over all workers."""
+    num_slots = run.num_slots or 1
     return Schedule(
         seed=run.seed,
-        steps_per_epoch=default_steps(recipe, len(run.train_cases), world_size),
+        steps_per_epoch=default_steps(recipe, len(run.train_cases), num_slots),
         batch_size=recipe.optim.batch_size,
-        world_size=world_size,
+        num_slots=num_slots,
     )
 
 
@@ -212,7 +264,16 @@ def share_cores(num_workers: int, *, most: int | None = None) -> None:
 
 
 def read_here(
-    store: Store, recipe: Recipe, case_ids: Sequence[str], *, schedule: Schedule, epochs: range, rank: int = 0
+    store: Store,
+    recipe: Recipe,
+    case_ids: Sequence[str],
+    *,
+    schedule: Schedule,
+    epochs: range,
+    slots: Sequence[int] = (0,),
+    start_step: int = 0,
 ) -> Iterator[PatchBatch]:
     """The batches that `patch_stream` gives, read in this process while the network waits."""
-    yield from read_batches(PatchSource.of(store, recipe, case_ids, schedule), epochs, rank=rank)
+    yield from read_batches(
+        PatchSource.of(store, recipe, case_ids, schedule), epochs, slots=slots, start_step=start_step
+    )

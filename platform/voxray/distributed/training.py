@@ -9,9 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,7 +22,7 @@ from pydantic import TypeAdapter
 
 from voxray import __version__
 from voxray.core.config import to_json
-from voxray.core.errors import ConfigError, ResourceError, TerminatedError
+from voxray.core.errors import ConfigError, ResourceError
 from voxray.core.progress import Progress
 from voxray.core.recipe import Recipe
 from voxray.core.run import Run
@@ -37,12 +34,13 @@ from voxray.distributed.cluster import connect
 from voxray.distributed.mlflow_run import REMEMBERED, Tracking, open_tracking
 from voxray.distributed.placement import Placement, place_workers
 from voxray.distributed.run_follower import Follower, NotesWaits, following
+from voxray.distributed.stopping import LocalStop, RayStop, Signals, grace_s, own_interrupt, stoppable_trainer
 from voxray.distributed.train_worker import TrainJob, schedule_of, train_here, train_on_ray
 from voxray.distributed.training_metrics import loss_counter
 from voxray.distributed.watchdog import cluster_demand, listener, wait_limit_s, watched
 from voxray.loading.inputs import keep_out_of_store
 from voxray.store import Store
-from voxray.training.checkpoint import RunState, find_state, read_state, require_run_folder
+from voxray.training.checkpoint import RunState, find_state, place_of, read_state, require_run_folder
 from voxray.training.data import Planned, claim_run, plan_run
 from voxray.training.preflight import SplitSummaries, data_findings, judged, recipe_findings
 from voxray.training.run_files import HISTORY, clear_failure, read_failure, read_progress_file
@@ -52,13 +50,15 @@ if TYPE_CHECKING:
     from ray.train.callbacks import UserCallback
 
 MAX_FAILURES = 3
-"""Times that lost workers are started again without an epoch being finished in between."""
+"""Times that lost workers are started again without a checkpoint being written in between."""
 
 WORKER_ENV = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Threads that spin while they wait make a step ten times slower where other processes want the cores too."""
 
-START_TIMEOUT_S = 60.0
-"""How long Ray Train waits for all workers of a group before it asks for them anew."""
+START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+START_TIMEOUT_S, ELASTIC_START_TIMEOUT_S = 60.0, 30.0
+"""How long Ray Train waits for all workers of a group before it asks anew, or for fewer where that will do."""
+_USERS_TIMEOUT = os.environ.get(START_TIMEOUT)
 
 STALLED_WORKER_S = 3600
 """How long a worker waits for the others, such as while rank 0 scores a validation."""
@@ -71,7 +71,11 @@ class TrainOptions:
     fold: int | None = 0
     """The fold that validates; None trains on all cases."""
     workers: int = 1
-    """Ray workers; 0 trains in this process, without Ray."""
+    """Ray workers, at the most; 0 trains in this process, without Ray."""
+    min_workers: int | None = None
+    """With how many training goes on where nodes are lacking; None: with all of them only."""
+    slots: int | None = None
+    """The global batch of a new run, in batches of the recipe's size; None: one for each of `workers`."""
     gpus: int | None = None
     """GPUs per worker, 0 or 1; None takes one where the cluster has GPUs, or may add nodes with them."""
     seed: int = 0
@@ -85,6 +89,8 @@ class TrainOptions:
     """Trainings that share the cluster."""
     accept_changed_data: bool = False
     """Whether a run goes on where its store is no longer what it was trained on."""
+    checkpoint_minutes: float = 10.0
+    """Between checkpoints within an epoch; 0: only at the ends of epochs."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,8 @@ class TrainReport:
     name: str
     epochs: int
     resumed_after: int
-    """Epochs that had been done before this call."""
+    """Epochs that had been done before this call, and steps of the next."""
+    resumed_steps: int
     metric: str | None
     best_value: float | None
     best_epoch: int
@@ -112,7 +119,8 @@ class TrainReport:
         begin = f"{self.output}: {self.epochs} epochs"
         if self.resumed_after == self.epochs:
             return f"{begin}, finished before; best checkpoint {self._best()}."
-        went_on = f", went on after {self.resumed_after}" if self.resumed_after else ""
+        steps = f" and {self.resumed_steps} steps" if self.resumed_steps else ""
+        went_on = f", went on after {self.resumed_after}{steps}" if self.resumed_after or steps else ""
         skipped = f", {self.num_skipped} steps skipped" if self.num_skipped else ""
         return (
             f"{begin} in {self.seconds:.0f} s{went_on}; loss {self.loss:.4g}{skipped}, {self.wait_share:.1%} of the "
@@ -134,6 +142,7 @@ def train(
     """
     begin = time.monotonic()
     location = Place.of(output).uri
+    grace_s()  # what cannot be read is refused before anything starts
     judged(recipe_findings(recipe), recipe.name)
     require_run_folder(location)
     keep_out_of_store(location, source)
@@ -144,7 +153,8 @@ def train(
     run = claim_run(location, planned)
     before = find_state(location)
     if before is None or not before.finished:
-        _train(TrainJob(run, store.uri, location), recipe, options=options, progress=progress)
+        every_s = 60 * options.checkpoint_minutes or None
+        _train(TrainJob(run, store.uri, location, every_s), recipe, options=options, progress=progress)
     return report_of(location, run, before, seconds=time.monotonic() - begin)
 
 
@@ -156,15 +166,34 @@ def plan(store: Store, recipe: Recipe, location: str, options: TrainOptions) -> 
     state = find_state(location)
     if state is not None and state.finished:
         return planned
-    warnings = foresee(store, recipe, planned.run, workers=options.workers)
-    return replace(planned, remarks=(*planned.remarks, *warnings))
+    run = planned.run
+    if run.num_slots is None:  # begun by an earlier voxray
+        run = run.model_copy(update={"num_slots": _slots(options)})
+    said = _shared_batch(location, run, recipe, options.workers)
+    remarks = (*planned.remarks, *said, *foresee(store, recipe, run))
+    return replace(planned, run=run, remarks=remarks)
 
 
-def foresee(store: Store, recipe: Recipe, run: Run, *, workers: int = 1) -> tuple[str, ...]:
+def _slots(options: TrainOptions) -> int:
+    return options.slots or max(options.workers, 1)
+
+
+def _shared_batch(location: str, run: Run, recipe: Recipe, workers: int) -> tuple[str, ...]:
+    """What is to be said where the workers are not as many as the slots of the global batch."""
+    slots, used = run.num_slots or 1, max(workers, 1)
+    if used == slots:
+        return ()
+    batch = f"{location}: its global batch is {slots} x {recipe.optim.batch_size} patches, and stays so"
+    if used < slots:
+        return (f"{batch}; {used} of {slots} workers compute it, each its part one after another.",)
+    return (f"{batch}: it has work for {slots} workers, and no more of the {used} are used.",)
+
+
+def foresee(store: Store, recipe: Recipe, run: Run) -> tuple[str, ...]:
     """Warnings of what can hardly be learnt; a ConfigError where nothing can be, by what is known of the cases."""
     train_cases, val_cases = store.summaries(run.train_cases), store.summaries(run.val_cases)
     sides = SplitSummaries(run.classes, train_cases, val_cases, validates=run.fold is not None)
-    schedule = schedule_of(recipe, run, max(workers, 1))
+    schedule = schedule_of(recipe, run)
     return judged([*recipe_findings(recipe), *data_findings(recipe, sides, schedule)], store.uri)
 
 
@@ -184,6 +213,7 @@ def new_run(store: Store, recipe: Recipe, *, name: str, options: TrainOptions) -
         train_cases=train_cases,
         val_cases=val_cases,
         seed=options.seed,
+        num_slots=_slots(options),
         commit=git_commit(),
         voxray_version=__version__,
     )
@@ -244,9 +274,10 @@ def report_of(location: str, run: Run, before: RunState | None, *, seconds: floa
         name=run.name,
         epochs=state.epochs_done,
         resumed_after=before.epochs_done if before else 0,
+        resumed_steps=before.steps_done if before else 0,
         metric=state.metric,
         best_value=state.best_value,
-        best_epoch=int(state.best.rpartition("_")[2]),
+        best_epoch=place_of(state.best)[0],
         metrics={name.removeprefix("val/"): v for name, v in validated[-1].items() if name.startswith("val/")},
         loss=float(history[-1].get("loss/total", math.nan)),
         num_skipped=int(sum(row.get("num_skipped", 0) for row in history)),
@@ -258,9 +289,9 @@ def report_of(location: str, run: Run, before: RunState | None, *, seconds: floa
 
 def _train(job: TrainJob, recipe: Recipe, *, options: TrainOptions, progress: Progress) -> None:
     clear_failure(job.location)
-    num_steps = schedule_of(recipe, job.run, max(options.workers, 1)).steps_per_epoch
+    num_steps = schedule_of(recipe, job.run).steps_per_epoch
     state = find_state(job.location)
-    steps_done = (state.epochs_done if state else 0) * num_steps
+    steps_done = state.epochs_done * num_steps + state.steps_done if state else 0
     with (
         tracked(job, progress) as tracking,
         progress.track("train", total=recipe.optim.epochs * num_steps - steps_done, unit="steps") as advance,
@@ -268,7 +299,9 @@ def _train(job: TrainJob, recipe: Recipe, *, options: TrainOptions, progress: Pr
         follower = Follower(job.location, tracking, progress, num_steps=num_steps, steps_done=steps_done)
         with following(follower, advance):
             if options.workers == 0:
-                train_here(job)
+                line = LocalStop()
+                with own_interrupt(line, progress):
+                    train_here(job, line)
             else:
                 train_on_cluster(job, options, progress=progress, steps_done=lambda: follower.steps_done)
 
@@ -305,48 +338,53 @@ def train_on_cluster(
     While no step is done, what the workers wait for is said.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", f"{START_TIMEOUT_S:g}")
+    workers = min(options.workers, job.run.num_slots or 1)
+    at_least = min(options.min_workers or workers, workers)
+    os.environ[START_TIMEOUT] = _USERS_TIMEOUT or f"{_start_timeout_s(at_least < workers):g}"
     with connect(), watched(listener(NotesWaits(progress, job.location)), steps_done):
-        placement = place_workers(options.workers, options.gpus, share=options.share)
-        done = -1
-        while (now := _epochs_done(job.location)) > done:
-            done, lost = now, _fit(job, placement)
+        placement = place_workers(workers, options.gpus, share=options.share, at_least=at_least)
+        done, line = (-1, 0), RayStop()
+        while (now := _place(job.location)) > done:
+            done = now
+            with own_interrupt(line, progress) as signals:
+                lost = _fit(job, placement, line=line, signals=signals)
             if lost is None:
                 return
     raise ResourceError(
-        f"training workers were lost {MAX_FAILURES + 1} times before an epoch was finished ({lost}); see that nodes "
-        f"have memory for the batch and for validation, then run the same command again."
+        f"training workers were lost {MAX_FAILURES + 1} times before a checkpoint was written ({lost}); see that "
+        f"nodes have memory for the batch and for validation, then run the same command again."
     )
 
 
-def _fit(job: TrainJob, placement: Placement) -> str | None:
+def _fit(job: TrainJob, placement: Placement, *, line: RayStop, signals: Signals | None) -> str | None:
     """Runs one Ray Train job; why workers were lost too often, or None where it ended well."""
     from ray.exceptions import RayActorError
     from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, WorkerGroupError
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
 
     scratch = Place.of(f"{job.location}/.ray")
     path, system = scratch.arrow()
-    trainer = TorchTrainer(
+    trainer = stoppable_trainer(signals)(
         train_on_ray,
-        train_loop_config={**job.to_dict(), "max_threads": placement.max_threads},
+        train_loop_config={**job.to_dict(), "max_threads": placement.max_threads, "desk": line.actor},
         torch_config=TorchConfig(backend="nccl" if placement.on_gpu else "gloo", timeout_s=STALLED_WORKER_S),
         scaling_config=ScalingConfig(
-            num_workers=placement.workers, use_gpu=placement.on_gpu, resources_per_worker=placement.resources()
+            num_workers=placement.span, use_gpu=placement.on_gpu, resources_per_worker=placement.resources()
         ),
         run_config=RunConfig(
             name=uuid4().hex,
             worker_runtime_env={"env_vars": WORKER_ENV},
             storage_path=path,
             storage_filesystem=system,
-            failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=_num_restarts()),
+            failure_config=FailureConfig(
+                max_failures=MAX_FAILURES, controller_failure_limit=_num_restarts(placement)
+            ),
             callbacks=_callbacks(),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
     try:
-        with own_interrupt():
-            trainer.fit()
+        trainer.fit()
     except ControllerError as error:
         raise _not_started(error.controller_failure, placement) from error
     except WorkerGroupError as error:
@@ -366,9 +404,13 @@ def _fit(job: TrainJob, placement: Placement) -> str | None:
     return None
 
 
-def _num_restarts() -> int:
-    """How often Ray Train may ask for all workers anew before it gives up: it waits `START_TIMEOUT_S` each time."""
-    return max(0, math.ceil(wait_limit_s() / START_TIMEOUT_S) - 1)
+def _start_timeout_s(is_elastic: bool) -> float:
+    return ELASTIC_START_TIMEOUT_S if is_elastic else START_TIMEOUT_S
+
+
+def _num_restarts(placement: Placement) -> int:
+    """How often Ray Train may ask for all workers anew before it gives up: it waits its timeout each time."""
+    return max(0, math.ceil(wait_limit_s() / _start_timeout_s(placement.is_elastic)) - 1)
 
 
 def _not_started(error: Exception, placement: Placement) -> ResourceError:
@@ -377,7 +419,7 @@ def _not_started(error: Exception, placement: Placement) -> ResourceError:
     each = ", ".join(f"{name}: {amount:g}" for name, amount in placement.resources().items())
     reason = f"the cluster lacks {found}" if found else f"Ray says: {_first_line(error)}"
     return ResourceError(
-        f"{placement.workers} training workers of {{{each}}} did not start within {wait_limit_s():g} s: {reason}. "
+        f"{placement.at_least} training workers of {{{each}}} did not start within {wait_limit_s():g} s: {reason}. "
         f"Add nodes, use fewer workers, or wait longer with --wait-nodes; the same command goes on from the last "
         f"checkpoint."
     )
@@ -396,34 +438,6 @@ def _callbacks() -> list[UserCallback]:
     return [loss_counter()]
 
 
-@contextmanager
-def own_interrupt() -> Iterator[None]:
-    """Ctrl-C and SIGTERM as everywhere: Ray Train answers Ctrl-C by an exit of its own, and keeps its handler.
-
-    What the exit's code is cannot be relied upon, so SIGTERM is told apart by a handler.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    terminated = threading.Event()
-
-    def terminate(number: int, _: object) -> None:
-        terminated.set()
-        sys.exit(128 + number)
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    except SystemExit:
-        if terminated.is_set():
-            raise TerminatedError from None
-        raise KeyboardInterrupt from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _epochs_done(location: str) -> int:
+def _place(location: str) -> tuple[int, int]:
     state = find_state(location)
-    return state.epochs_done if state else 0
+    return state.place if state else (0, 0)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from voxray.distributed.metrics import count_retry, record
-from voxray.training.loop import Tick
-from voxray.training.state import TrainingState
+from voxray.training.checkpoint import Checkpoint
+from voxray.training.meter import Tick
 
 if TYPE_CHECKING:
     from ray.train.callbacks import UserCallback
@@ -43,14 +41,10 @@ def record_checkpoint(run: str, *, seconds: float, num_bytes: int) -> None:
     record("voxray_checkpoint_bytes", num_bytes, run=run)
 
 
-@contextmanager
-def recorded_checkpoint(run: str, training: TrainingState, *, rank: int) -> Iterator[None]:
-    """Records how long the block takes, which writes a checkpoint on rank 0."""
-    begin = time.monotonic()
-    yield
-    if rank == 0:
-        num_bytes = tensor_bytes(training.weights()) + tensor_bytes(training.trainer())
-        record_checkpoint(run, seconds=time.monotonic() - begin, num_bytes=num_bytes)
+def checkpoint_written(run: str, seconds: float, checkpoint: Checkpoint) -> None:
+    """Records a checkpoint that rank 0 has written beside the training."""
+    num_bytes = tensor_bytes(checkpoint.weights) + tensor_bytes(checkpoint.trainer)
+    record_checkpoint(run, seconds=seconds, num_bytes=num_bytes)
 
 
 def tensor_bytes(value: object) -> int:

@@ -102,13 +102,19 @@ class Validator:
         self.picture: bytes | None = None
         """A PNG of the first case with truth, as this rank last saw it."""
         self._folder = folder
+        self.between: Callable[[], None] = lambda: None
+        """Called after each case; an exception ends the validation."""
 
     def __call__(self, model: nn.Module) -> Mapping[str, float]:
         """The task's metrics over all cases, on rank 0; on the others nothing."""
         predictor = Predictor(self._run, self._recipe, model, self._collective.device)
         self.picture = None
         answer = partial(self._answer, predictor, note=self._note(model))
-        gathered = self._collective.gather([answer(case_id) for case_id in self._case_ids])
+        answers = []
+        for case_id in self._case_ids:
+            answers.append(answer(case_id))
+            self.between()
+        gathered = self._collective.gather(answers)
         if gathered is None:
             return {}
         answered = sorted((item for part in gathered for item in part), key=lambda item: item.case_id)

@@ -1,8 +1,9 @@
-"""Which tiles an epoch reads and what is cut from each: a pure function of (seed, epoch), alike for every rank.
+"""Which tiles an epoch reads and what is cut from each: a pure function of (seed, epoch), alike for every worker.
 
-An epoch is a row of *rounds*. In a round a rank reads `batch_size` tiles and cuts `per_tile` patches from each, one
-for each of the round's `per_tile` batches: a tile is read and decoded once, and yet every batch mixes `batch_size`
-tiles, foreground and background at the recipe's ratio (with a remainder, the ratio holds over the rounds).
+An epoch is a row of *rounds*. In a round a slot (a worker's part of the global batch) reads `batch_size`
+tiles and cuts `per_tile` patches from each, one for each of the round's `per_tile` batches: a tile is read and
+decoded once, and yet every batch mixes `batch_size` tiles, foreground and background at the recipe's ratio (with a
+remainder, the ratio holds over the rounds).
 
 Foreground tiles are drawn so that in detection every *object* comes up equally often; in segmentation every *case*,
 within a case every class, and within a class tiles by their voxels of it. Background tiles: every case equally often,
@@ -62,12 +63,15 @@ class TileIndex:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a training draws in an epoch, over all its ranks; `batch_size` is per rank."""
+    """What a training draws in an epoch. Each step has `num_slots` batches of `batch_size` patches.
+
+    A slot is what one worker computes where there are as many workers as slots; fewer workers share the slots.
+    """
 
     seed: int
     steps_per_epoch: int
     batch_size: int
-    world_size: int = 1
+    num_slots: int = 1
 
 
 @dataclass(frozen=True)
@@ -79,11 +83,11 @@ class Read:
     seed: int
 
 
-def default_steps(recipe: Recipe, num_cases: int, world_size: int) -> int:
+def default_steps(recipe: Recipe, num_cases: int, num_slots: int) -> int:
     """Steps per epoch: the recipe's, or as many as give `per_tile` patches of every case on average."""
     if recipe.optim.steps_per_epoch is not None:
         return recipe.optim.steps_per_epoch
-    return max(1, -(-num_cases * recipe.patch.per_tile // (recipe.optim.batch_size * world_size)))
+    return max(1, -(-num_cases * recipe.patch.per_tile // (recipe.optim.batch_size * num_slots)))
 
 
 def num_rounds(schedule: Schedule, config: PatchConfig) -> int:
@@ -92,9 +96,9 @@ def num_rounds(schedule: Schedule, config: PatchConfig) -> int:
 
 
 def epoch_plan(index: TileIndex, config: PatchConfig, schedule: Schedule, epoch: int) -> list[list[list[Read]]]:
-    """``plan[round][rank]``: the `batch_size` tiles that a rank reads in a round, foreground first."""
+    """``plan[round][slot]``: the `batch_size` tiles that a slot reads in a round, foreground first."""
     rng = np.random.default_rng([_PLAN_STREAM, schedule.seed, epoch])
-    slots = num_rounds(schedule, config) * schedule.world_size
+    slots = num_rounds(schedule, config) * schedule.num_slots
     size = schedule.batch_size
     ends = np.floor(np.arange(slots + 1) * size * config.foreground + 1e-9).astype(np.int64)
     num_foreground = np.diff(ends)
@@ -108,7 +112,7 @@ def epoch_plan(index: TileIndex, config: PatchConfig, schedule: Schedule, epoch:
         ]
         for count in num_foreground
     ]
-    return [made[first : first + schedule.world_size] for first in range(0, slots, schedule.world_size)]
+    return [made[first : first + schedule.num_slots] for first in range(0, slots, schedule.num_slots)]
 
 
 def _background(index: TileIndex, number: int, rng: Generator) -> list[int]:

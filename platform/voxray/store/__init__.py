@@ -13,7 +13,7 @@ from __future__ import annotations
 from voxray.store.contents import Changes, Contents, counted, number_of_cases
 from voxray.store.manifest import CaseEntry, CaseSummary, FailedCase, Fingerprint, Manifest, ShardFile, TileEntry
 from voxray.store.reading import Store
-from voxray.store.rounds import PatchSource, Round, read_batches, stretches
+from voxray.store.rounds import PatchSource, Round, read_batches, step_by_step, stretches
 from voxray.store.shards import (
     StoredCase,
     find_stored_case,
@@ -60,6 +60,7 @@ __all__ = [
     "remove_case",
     "require_store_folder",
     "set_manifest_aside",
+    "step_by_step",
     "stored_case_ids",
     "stretches",
     "write_case",

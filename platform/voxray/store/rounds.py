@@ -1,10 +1,11 @@
-"""The batches of a training, read from a store: a pure function of (seed, epoch, round, rank), wherever it runs."""
+"""The batches of a training, read from a store: a pure function of (seed, epoch, round, slot), wherever it runs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, tee
+from typing import TypeVar
 
 import numpy as np
 
@@ -13,14 +14,16 @@ from voxray.core.recipe import Recipe
 from voxray.sampling import Read, Schedule, TileIndex, collate, cut_patch, epoch_plan, num_rounds
 from voxray.store.reading import Store
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Round:
-    """A stretch of an epoch's steps on one rank: batches `first` to `last` - 1 of one round of the plan."""
+    """A stretch of an epoch's steps in one slot: batches `first` to `last` - 1 of one round of the plan."""
 
     epoch: int
     number: int
-    rank: int
+    slot: int
     first: int
     last: int
 
@@ -51,7 +54,7 @@ class PatchSource:
 
     def batches(self, stretch: Round) -> Iterator[PatchBatch]:
         """The batches of a stretch; each of its tiles is read once."""
-        reads = self.plan(stretch.epoch)[stretch.number][stretch.rank]
+        reads = self.plan(stretch.epoch)[stretch.number][stretch.slot]
         tiles = [self.store.read_tile(read.tile) for read in reads]
         for place in range(stretch.first, stretch.last):
             yield collate(
@@ -65,9 +68,9 @@ class PatchSource:
 
 
 def stretches(
-    recipe: Recipe, schedule: Schedule, epochs: range, *, rank: int, start_step: int = 0
+    recipe: Recipe, schedule: Schedule, epochs: range, *, slots: Sequence[int] = (0,), start_step: int = 0
 ) -> Iterator[Round]:
-    """The stretches of some epochs in order; of the first epoch without its first `start_step` steps."""
+    """The stretches of some epochs in order, slot by slot; of the first epoch without its first `start_step`."""
     per_tile, steps = recipe.patch.per_tile, schedule.steps_per_epoch
     for epoch in epochs:
         skip = start_step if epoch == epochs.start else 0
@@ -75,12 +78,34 @@ def stretches(
             first = max(0, skip - number * per_tile)
             last = min(per_tile, steps - number * per_tile)
             if first < last:
-                yield Round(epoch, number, rank, first, last)
+                for slot in slots:
+                    yield Round(epoch, number, slot, first, last)
+
+
+def step_by_step(batches: Iterator[T], todo: Iterator[Round], num_slots: int) -> Iterator[T]:
+    """The batches of those stretches (as `stretches` gives them) in the order of steps, each with all its slots.
+
+    With several slots a round's batches are held until its last slot has come.
+    """
+    if num_slots == 1:
+        yield from batches
+        return
+    for stretch in islice(todo, 0, None, num_slots):
+        length = stretch.last - stretch.first
+        held = [list(islice(batches, length)) for _ in range(num_slots)]
+        for step in range(length):
+            yield from (of_slot[step] for of_slot in held if step < len(of_slot))
 
 
 def read_batches(
-    source: PatchSource, epochs: range, *, rank: int = 0, start_step: int = 0, num_steps: int | None = None
+    source: PatchSource,
+    epochs: range,
+    *,
+    slots: Sequence[int] = (0,),
+    start_step: int = 0,
+    num_steps: int | None = None,
 ) -> Iterator[PatchBatch]:
     """The batches of some epochs, read in this process; the same ones that the stream gives."""
-    every = stretches(source.recipe, source.schedule, epochs, rank=rank, start_step=start_step)
-    return islice((batch for stretch in every for batch in source.batches(stretch)), num_steps)
+    every, again = tee(stretches(source.recipe, source.schedule, epochs, slots=slots, start_step=start_step))
+    ordered = step_by_step((batch for one in every for batch in source.batches(one)), again, len(slots))
+    return islice(ordered, None if num_steps is None else num_steps * len(slots))

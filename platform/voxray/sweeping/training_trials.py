@@ -132,7 +132,9 @@ def train_one(config: dict[str, Any], job: TrialJob) -> None:
     Place.of(location).write(SETTING, key(config).encode())
     # The run's own cases, not those of the store's fold: a cross-validation may have had other folds.
     sides = job.about.train_cases, job.val_cases
-    options = TrainOptions(fold=job.about.fold, seed=job.about.seed, sides=sides, share=job.share)
+    options = TrainOptions(
+        fold=job.about.fold, seed=job.about.seed, sides=sides, share=job.share, slots=job.about.num_slots
+    )
     train(job.store, job.space.recipe_of(config), location, options, progress=SilentProgress())
 
 

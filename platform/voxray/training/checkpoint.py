@@ -1,29 +1,31 @@
-"""Checkpoints, and the run folder that keeps the last and the best of them.
+"""Checkpoints, and the run folder that keeps the last two and the best of them.
 
-    RUN/state.json                       which checkpoint is the last and which the best; replaced as a whole
+    RUN/state.json                       which checkpoints count, and a SHA-256 of each file; replaced as a whole
     RUN/run.json                         what is trained, written before the first step
     RUN/checkpoints/epoch_0007/weights.safetensors   what predicts: the network's weights, or their moving average
     RUN/checkpoints/epoch_0007/run.json              what a predictor needs besides
     RUN/checkpoints/epoch_0007/trainer.pt            what training needs to go on
+    RUN/checkpoints/epoch_0007_step_000120/...       the same, 120 steps into the next epoch
 
-A checkpoint counts once `state.json` names it, so one that was cut short is never read. Random numbers need no state:
-every step derives its own from (seed, epoch, step, rank).
+A checkpoint counts once `state.json` names it, so one that was cut short is never read; a file that is not what was
+written is refused. Random numbers need no state: every step derives its own from (seed, epoch, step, slot).
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import pickle
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import safetensors.torch
 import torch
-from pydantic import NonNegativeInt, ValidationError
+from pydantic import Field, NonNegativeInt, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -36,15 +38,19 @@ from voxray.core.text import first_few
 from voxray.core.written import require_empty
 from voxray.models import MODELS
 
-SCHEMA_VERSION = 1
-"""Of `state.json` and `run.json`; a newer one is refused."""
+SCHEMA_VERSION = 2
+"""Of `state.json` and `run.json`; a newer one is refused. Version 1 of `state.json` had no digests."""
 
 CheckpointName = Literal["best", "last"]
 
 C = TypeVar("C", bound=Config)
 
 EPOCH = re.compile(r"epoch_[0-9]{4,}")
-"""What training calls the folders that it makes and removes; one of another name is somebody else's."""
+"""The folder of what belongs to the end of an epoch."""
+CHECKPOINT = re.compile(r"epoch_([0-9]{4,})(?:_step_([0-9]{6,}))?")
+"""What training calls the checkpoints that it makes and removes; a folder of another name is somebody else's."""
+DAMAGED = ("run.damaged", "run.incomplete")
+"""Codes of errors that say that a checkpoint's files are not what was written."""
 SETTING = "setting.json"
 """What a sweep leaves in the folder of a trial before it is trained."""
 
@@ -54,13 +60,24 @@ class RunState(Config):
 
     schema_version: int = SCHEMA_VERSION
     last: str
+    previous: str | None = None
+    """The one before the last, for the case that the last one's files are damaged."""
     best: str
     """The last one until a validation has had a say."""
     metric: str | None = None
     """By which `best` was chosen; higher is better."""
     best_value: float | None = None
     epochs_done: NonNegativeInt = 0
+    steps_done: NonNegativeInt = 0
+    """Steps of the epoch after those."""
     finished: bool = False
+    digests: dict[str, dict[str, str]] = Field(default_factory=dict)
+    """Checkpoint -> file -> SHA-256; those of an earlier voxray have none."""
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """How far training has come: whole epochs, and steps of the next."""
+        return self.epochs_done, self.steps_done
 
 
 @dataclass(frozen=True)
@@ -75,12 +92,31 @@ class Checkpoint:
     """The task's primary metric, and its value where this epoch was validated."""
     value: float | None = None
     finished: bool = False
+    steps_done: int = 0
+    """Steps of the epoch after `epochs_done`."""
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return checkpoint_name(self.epochs_done, self.steps_done)
+
+
+def checkpoint_name(epochs_done: int, steps_done: int = 0) -> str:
+    """The folder of the checkpoint after so many epochs and so many steps of the next."""
+    return f"epoch_{epochs_done:04d}" + (f"_step_{steps_done:06d}" if steps_done else "")
+
+
+def place_of(name: str) -> tuple[int, int]:
+    """The inverse: (epochs, steps)."""
+    found = CHECKPOINT.fullmatch(name)
+    assert found is not None, name
+    return int(found[1]), int(found[2] or 0)
 
 
 def write_checkpoint(location: Location, checkpoint: Checkpoint) -> RunState:
-    """Writes the checkpoint, points `state.json` at it, and removes those that are neither last nor best."""
-    folder, name = Place.of(location), f"epoch_{checkpoint.epochs_done:04d}"
-    before = read_state(location) if folder.exists("state.json") else None
+    """Writes the checkpoint, points `state.json` at it, and removes all but the last two and the best."""
+    folder, name = Place.of(location), checkpoint.name
+    before = find_state(location)
     parts = {
         "weights.safetensors": _weights_bytes(checkpoint.weights),
         "run.json": to_json(checkpoint.run).encode(),
@@ -89,10 +125,11 @@ def write_checkpoint(location: Location, checkpoint: Checkpoint) -> RunState:
         parts["trainer.pt"] = _trainer_bytes(checkpoint.trainer)
     for part, data in parts.items():
         folder.write(f"checkpoints/{name}/{part}", data)
-    state = _next_state(before, checkpoint, name)
+    digests = {part: hashlib.sha256(data).hexdigest() for part, data in parts.items()}
+    state = _next_state(before, checkpoint, digests)
     folder.write("state.json", to_json(state).encode())
     for other in folder.folders("checkpoints"):
-        if EPOCH.fullmatch(other) and other not in (state.last, state.best):
+        if CHECKPOINT.fullmatch(other) and other not in (state.last, state.previous, state.best):
             folder.remove(f"checkpoints/{other}")
     return state
 
@@ -118,21 +155,27 @@ def load_model(location: Location, which: CheckpointName = "best") -> tuple[Run,
     """The run, its recipe and its network with the weights that predict, in eval mode on the CPU."""
     state = read_state(location)
     place = f"checkpoints/{state.best if which == 'best' else state.last}"
-    run = read_run(location, f"{place}/run.json")
+    run = read_run(location, f"{place}/run.json", state=state)
     recipe = recipe_of(run, where=f"{location}/{place}/run.json: recipe")
     model: nn.Module = recipe.network.build(recipe, len(run.classes))
-    load_weights(model, read_weights(location, place), where=f"{location}/{place}/weights.safetensors")
+    weights = read_weights(location, place, state=state)
+    load_weights(model, weights, where=f"{location}/{place}/weights.safetensors")
     return run, recipe, model.eval()
 
 
-def read_run(location: Location, name: str = "run.json") -> Run:
-    """A `run.json` of the run's folder."""
-    return _parsed(Run, _read(Place.of(location), name), f"{location}/{name}")
+def read_run(location: Location, name: str = "run.json", *, state: RunState | None = None) -> Run:
+    """A `run.json` of the run's folder; that of a checkpoint is held against its digest in `state.json`."""
+    if name.startswith("checkpoints/"):
+        data = _read_part(Place.of(location), name, state or read_state(location))
+    else:
+        data = _read(Place.of(location), name)
+    return _parsed(Run, data, f"{location}/{name}")
 
 
 def read_best_run(location: Location) -> Run:
     """What is known of the weights that predict, without them."""
-    return read_run(location, f"checkpoints/{read_state(location).best}/run.json")
+    state = read_state(location)
+    return read_run(location, f"checkpoints/{state.best}/run.json", state=state)
 
 
 def recipe_of(run: Run, *, where: str = "run.json: recipe") -> Recipe:
@@ -140,26 +183,105 @@ def recipe_of(run: Run, *, where: str = "run.json: recipe") -> Recipe:
     return parse_recipe(run.recipe, MODELS, where=where)
 
 
-def read_weights(location: Location, place: str) -> dict[str, Tensor]:
-    """The weights of a checkpoint, by its place in the run's folder."""
+def read_weights(location: Location, place: str, *, state: RunState | None = None) -> dict[str, Tensor]:
+    """The weights of a checkpoint, by its place in the run's folder; they are held against their digest."""
     name = f"{place}/weights.safetensors"
-    data = _read(Place.of(location), name)
+    data = _read_part(Place.of(location), name, state or read_state(location))
     try:
         return dict(safetensors.torch.load(data))
     except (SafetensorError, ValueError, KeyError) as error:
         raise _damaged(f"{location}/{name}", error) from None
 
 
-def read_trainer(location: Location) -> dict[str, Any] | None:
-    """What training needs to go on from the last checkpoint; None where it holds weights alone."""
-    folder, state = Place.of(location), read_state(location)
-    name = f"checkpoints/{state.last}/trainer.pt"
-    if not folder.exists(name):
+def read_trainer(
+    location: Location, name: str | None = None, *, state: RunState | None = None
+) -> dict[str, Any] | None:
+    """What training needs to go on from a checkpoint, by default the last; None where it holds weights alone."""
+    state = state or read_state(location)
+    folder, checkpoint = Place.of(location), name or state.last
+    path = f"checkpoints/{checkpoint}/trainer.pt"
+    if "trainer.pt" not in state.digests.get(checkpoint, ()) and not folder.exists(path):
         return None
     try:
-        return dict(torch.load(io.BytesIO(_read(folder, name)), map_location="cpu", weights_only=True))
+        data = io.BytesIO(_read_part(folder, path, state))
+        return dict(torch.load(data, map_location="cpu", weights_only=True))
     except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise _damaged(f"{location}/{name}", error) from None
+        raise _damaged(f"{location}/{path}", error) from None
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint that training can go on from, and what is to be said where it is not the last one."""
+
+    name: str
+    weights: Mapping[str, Tensor]
+    trainer: Mapping[str, Any]
+    warning: str = ""
+
+
+def newest_intact(location: Location, steps_per_epoch: int) -> Found | None:
+    """The newest checkpoint whose files are what was written; None where there is none at all.
+
+    Where the last one is damaged it is the one before, or the best; from then on it is the folder's last. A DataError
+    where no checkpoint is intact.
+    """
+    state = find_state(location)
+    if state is None:
+        return None
+    errors: list[DataError] = []
+    for name in dict.fromkeys(one for one in (state.last, state.previous, state.best) if one is not None):
+        try:
+            found = read_checkpoint(location, name, state=state)
+        except DataError as error:
+            if error.code not in (*DAMAGED, "run.no_trainer") or (errors and error.code == "run.no_trainer"):
+                raise
+            errors.append(error)
+            continue
+        if not errors:
+            return found
+        Place.of(location).write("state.json", to_json(_fallen_back(state, name)).encode())
+        return replace(found, warning=_fallback_warning(errors[0], state, name, steps_per_epoch))
+    raise errors[0]
+
+
+def read_checkpoint(location: Location, name: str, *, state: RunState | None = None) -> Found:
+    """A checkpoint to go on from; a DataError where it is damaged, or was written by no training."""
+    state = state or read_state(location)
+    trainer = read_trainer(location, name, state=state)
+    if trainer is None:
+        raise DataError(
+            "run.no_trainer",
+            f"{location}: its checkpoint {name} has no trainer.pt.",
+            remedy="Copy the whole run from where it was trained, or train into another folder.",
+        )
+    return Found(name, read_weights(location, f"checkpoints/{name}", state=state), trainer)
+
+
+def _fallen_back(state: RunState, name: str) -> RunState:
+    """The state as it was when that checkpoint was the last; its value is unknown where the best one is lost."""
+    epochs, steps = place_of(name)
+    is_best_kept = state.best != state.last and place_of(state.best) <= (epochs, steps)
+    best, value = (state.best, state.best_value) if is_best_kept else (name, None)
+    return state.model_copy(
+        update={
+            "last": name,
+            "previous": None,
+            "best": best,
+            "best_value": value,
+            "epochs_done": epochs,
+            "steps_done": steps,
+            "finished": False,
+            "digests": {one: digests for one, digests in state.digests.items() if one in (name, best)},
+        }
+    )
+
+
+def _fallback_warning(error: DataError, state: RunState, name: str, steps_per_epoch: int) -> str:
+    last, to = (epochs * steps_per_epoch + steps for epochs, steps in (place_of(state.last), place_of(name)))
+    return (
+        f"warning: {error.message} Training goes on from the checkpoint before, {name}: {last - to} steps are done "
+        f"again."
+    )
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None:
@@ -221,21 +343,28 @@ def refuse_another(location: Location, held: Run, wanted: Run) -> None:
         )
 
 
-def _next_state(before: RunState | None, new: Checkpoint, name: str) -> RunState:
-    best_value = before.best_value if before else None
+def _next_state(before: RunState | None, new: Checkpoint, digests: dict[str, str]) -> RunState:
+    name, best_value = new.name, before.best_value if before else None
     valued = new.value is not None and new.value == new.value
     is_best = valued and (best_value is None or _number(new.value) > best_value)
     if is_best:
         best, best_value = name, new.value
     else:
         best = before.best if before and best_value is not None else name
+    previous = None
+    if before:
+        previous = before.last if before.last != name else before.previous
+    known = {**(before.digests if before else {}), name: digests}
     return RunState(
         last=name,
+        previous=previous,
         best=best,
         metric=new.metric,
         best_value=best_value,
         epochs_done=new.epochs_done,
+        steps_done=new.steps_done,
         finished=new.finished,
+        digests={one: known[one] for one in dict.fromkeys((name, previous, best)) if one in known},
     )
 
 
@@ -264,6 +393,15 @@ def _read(folder: Place, name: str) -> bytes:
             f"{folder.uri}/{name}: is missing.",
             remedy="Copy the run again from where it was trained, or train it again.",
         ) from error
+
+
+def _read_part(folder: Place, name: str, state: RunState) -> bytes:
+    """A file of a checkpoint; a DataError where it is not what was written."""
+    _, checkpoint, part = name.split("/")
+    data, wanted = _read(folder, name), state.digests.get(checkpoint, {}).get(part)
+    if wanted is not None and hashlib.sha256(data).hexdigest() != wanted:
+        raise _damaged(f"{folder.uri}/{name}", ValueError("its SHA-256 is not the one in state.json"))
+    return data
 
 
 def _parsed(kind: type[C], data: bytes, where: str) -> C:
@@ -296,7 +434,7 @@ def _damaged(where: str, error: Exception) -> DataError:
 def _identity(run: Run) -> dict[str, Any]:
     """What makes two runs of the same cases one; the code may have moved on, and the name is a label."""
     data: dict[str, Any] = json.loads(to_json(run))
-    labels = ("schema_version", "name", "commit", "voxray_version", "dataset_file")
+    labels = ("schema_version", "name", "commit", "voxray_version", "dataset_file", "num_slots")
     for name in (*labels, "data", "left_as_it_is", "train_cases", "val_cases"):
         data.pop(name)
     return data

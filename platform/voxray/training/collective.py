@@ -19,6 +19,23 @@ class Collective:
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    num_slots: int = 0
+    """The parts of the global batch, at least one for each rank; 0: as many as ranks."""
+
+    @property
+    def slots(self) -> range:
+        """The slots that this rank computes."""
+        return range(self.rank, self.num_slots or self.world_size, self.world_size)
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether some rank computes several slots, one after another."""
+        return self.num_slots > self.world_size
+
+    @property
+    def global_share(self) -> float:
+        """The number of all slots over that of this rank's."""
+        return (self.num_slots or self.world_size) / len(self.slots)
 
     def reduce(self, value: Tensor) -> Tensor:
         """The sum over ranks, the same on every one, with the gradient of this rank's summand."""
@@ -57,9 +74,21 @@ class Collective:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
 
+    def add_up(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Each tensor's sum over ranks; all of them travel at once."""
+        if self.world_size == 1 or not values:
+            return list(values)
+        flat = torch.cat([value.flatten() for value in values])
+        dist.all_reduce(flat)
+        parts = torch.split(flat, [value.numel() for value in values])
+        return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
+
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The network with gradients averaged over ranks; the loop multiplies by their number to get the sum."""
-        if self.world_size == 1:
+        """The network with gradients averaged over ranks; the loop multiplies by their number to get the sum.
+
+        Where slots are accumulated, the network as it is: `add_up` then sums the gradients.
+        """
+        if self.world_size == 1 or self.accumulates:
             return model
         devices = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)

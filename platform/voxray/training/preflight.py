@@ -264,7 +264,7 @@ def _batch_findings(recipe: Recipe, sides: SplitSummaries, schedule: Schedule) -
             f"a batch of {schedule.batch_size} patches is cut from only {tiles} tile{'s' * (tiles != 1)}, some of "
             f"them several times; lower optim.batch_size."
         )
-    drawn = num_rounds(schedule, recipe.patch) * schedule.world_size * schedule.batch_size
+    drawn = num_rounds(schedule, recipe.patch) * schedule.num_slots * schedule.batch_size
     share = recipe.patch.foreground
     if share > 0 and int(drawn * share + 1e-9) == 0:
         yield PreflightFinding(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from voxray.core.recipe import OptimConfig
+from voxray.training.meter import Meter
 from voxray.training.optim import Average, build_optimizer
 
 
@@ -27,6 +28,12 @@ class TrainingState:
         self.scaler = GradScaler(self.device.type, enabled=config.amp == "fp16")
         self.average = Average(self.model, config.ema_decay) if config.ema_decay is not None else None
         self.epochs_done = self.num_steps = self.num_skipped = 0
+        self.steps_done = 0
+        """Steps of the epoch under way."""
+        self.meter = Meter(self.device)
+        """The sums of the epoch under way."""
+        self.checkpoint_s, self.num_checkpoints = 0.0, 0
+        """Seconds that training has waited for checkpoints since the last row of the history, and their number."""
         self.history: list[dict[str, float]] = []
         """One row per epoch."""
 
@@ -41,10 +48,12 @@ class TrainingState:
             "scaler": self.scaler.state_dict(),
             "counters": {
                 "epochs_done": self.epochs_done,
+                "steps_done": self.steps_done,
                 "num_steps": self.num_steps,
                 "num_skipped": self.num_skipped,
                 "num_averaged": self.average.num_updates if self.average else 0,
             },
+            "meter": self.meter.saved(),
             "history": [dict(row) for row in self.history],
         }
         if self.average:
@@ -60,8 +69,15 @@ class TrainingState:
         self.optimizer.load_state_dict(trainer["optimizer"])
         self.scaler.load_state_dict(trainer["scaler"])
         self.epochs_done, self.num_steps = counters["epochs_done"], counters["num_steps"]
-        self.num_skipped = counters["num_skipped"]
+        self.num_skipped, self.steps_done = counters["num_skipped"], counters.get("steps_done", 0)
+        self.meter = Meter.restored(trainer["meter"], self.device) if "meter" in trainer else Meter(self.device)
         self.history = [dict(row) for row in trainer["history"]]
+
+    def end_epoch(self, row: dict[str, float]) -> None:
+        """Goes on to the next epoch, with the record of this one."""
+        self.history.append(row)
+        self.epochs_done, self.steps_done, self.meter = self.epochs_done + 1, 0, Meter(self.device)
+        self.checkpoint_s, self.num_checkpoints = 0.0, 0
 
     @contextmanager
     def predicting(self) -> Iterator[nn.Module]:
@@ -75,3 +91,14 @@ class TrainingState:
             if own is not None:
                 self.model.load_state_dict(own)
             self.model.train()
+
+
+def on_host(value: Any) -> Any:
+    """A copy of plain data and tensors in host memory, which further steps do not change."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {name: on_host(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(on_host(item) for item in value)
+    return value
