@@ -13,7 +13,7 @@ from voxray.core.progress import SilentProgress
 from voxray.core.storage import Place
 from voxray.distributed.run_follower import Follower, epoch_line, following
 from voxray.training.machine_load import machine_load
-from voxray.training.run_files import clear_failure, read_failure, write_failure
+from voxray.training.run_files import forget_earlier_start, read_failure, write_failure
 from voxray.training.source_commit import git_commit
 
 
@@ -176,7 +176,7 @@ def test_a_failure_reaches_the_driver_as_it_was(tmp_path: Path) -> None:
         found = read_failure(tmp_path)
         assert type(found) is type(error)
         assert str(found) == str(error)
-    clear_failure(tmp_path)
+    forget_earlier_start(tmp_path)
     assert read_failure(tmp_path) is None
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from voxray.core.errors import ResourceError
@@ -33,7 +33,7 @@ class Follower:
         self._num_steps, self._steps_done = num_steps, steps_done
         self._last_epoch = tracking.last_epoch()
         self._told_epoch = steps_done // max(num_steps, 1)
-        self._last_tick, self._is_away, self._notice = 0, False, _notice_in(location)
+        self._last_tick, self._is_away, self._notice = 0, False, ""
         self.history: Sequence[_Row] = ()
 
     def look(self, advance: Advance) -> None:
@@ -61,8 +61,8 @@ class Follower:
             self._pass_on(row, advance)
 
     def _note(self, tick: Mapping[str, Any] | None) -> None:
-        """What rank 0 has to say, once; what an earlier training said is not said again."""
-        notice = _notice(tick)
+        """What rank 0 has to say, once."""
+        notice = str((tick or {}).get("notice", ""))
         if notice and notice != self._notice:
             self._progress.say(notice)
         self._notice = notice
@@ -100,16 +100,6 @@ class Follower:
         if steps_done > self._steps_done:
             advance(steps_done - self._steps_done)
             self._steps_done = steps_done
-
-
-def _notice_in(location: Location) -> str:
-    with suppress(ResourceError):
-        return _notice(read_progress_file(location, TICKER))
-    return ""
-
-
-def _notice(tick: Mapping[str, Any] | None) -> str:
-    return str((tick or {}).get("notice", ""))
 
 
 @contextmanager

@@ -43,7 +43,7 @@ from voxray.store import Store
 from voxray.training.checkpoint import RunState, find_state, place_of, read_state, require_run_folder
 from voxray.training.data import Planned, claim_run, plan_run
 from voxray.training.preflight import SplitSummaries, data_findings, judged, recipe_findings
-from voxray.training.run_files import HISTORY, clear_failure, read_failure, read_progress_file
+from voxray.training.run_files import HISTORY, forget_earlier_start, read_failure, read_progress_file
 from voxray.training.source_commit import git_commit
 
 if TYPE_CHECKING:
@@ -288,7 +288,7 @@ def report_of(location: str, run: Run, before: RunState | None, *, seconds: floa
 
 
 def _train(job: TrainJob, recipe: Recipe, *, options: TrainOptions, progress: Progress) -> None:
-    clear_failure(job.location)
+    forget_earlier_start(job.location)
     num_steps = schedule_of(recipe, job.run).steps_per_epoch
     state = find_state(job.location)
     steps_done = state.epochs_done * num_steps + state.steps_done if state else 0

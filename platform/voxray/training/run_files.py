@@ -215,11 +215,12 @@ def read_failure(location: Location) -> VoxrayError | None:
     return _KINDS.get(fields["kind"], VoxrayError)(fields["text"])
 
 
-def clear_failure(location: Location) -> None:
-    """Forgets it."""
+def forget_earlier_start(location: Location) -> None:
+    """Forgets it, and where an earlier training was."""
     folder = Place.of(location)
-    if folder.exists(FAILURE):
-        folder.remove(FAILURE)
+    for name in (FAILURE, TICKER):
+        if folder.exists(name):
+            folder.remove(name)
 
 
 def read_progress_file(location: Location, name: str) -> Any:
