@@ -158,7 +158,7 @@ def far_store(s3: Buckets, tmp_path: Path, recipe: Recipe) -> tuple[Store, Store
 def _epoch(store: Store, recipe: Recipe, epoch: int) -> list[PatchBatch]:
     """The batches of an epoch that reads each tile once, by a process that has opened nothing yet."""
     reading._open_shard.cache_clear()
-    schedule = Schedule(seed=1, steps_per_epoch=len(store.tiles), batch_size=1, world_size=1)
+    schedule = Schedule(seed=1, steps_per_epoch=len(store.tiles), batch_size=1, num_slots=1)
     return list(read_batches(PatchSource.of(store, recipe, store.case_ids, schedule), range(epoch, epoch + 1)))
 
 

@@ -9,9 +9,4 @@ class GlobalState:
 
 state: GlobalState
 
-class GlobalState:
-    def get_draining_nodes(self) -> Mapping[str, int]: ...
-
-state: GlobalState
-
 def actors(*, job_id: object, actor_state_name: str) -> Mapping[str, object]: ...
