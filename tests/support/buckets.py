@@ -47,7 +47,7 @@ class Buckets:
                 return app(environ, start)
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start("503 Service Unavailable", [("Content-Type", "application/xml")])
-            return [_error("ServiceUnavailable", "come again")]
+            return [] if method == "HEAD" else [_error("ServiceUnavailable", "come again")]
 
         self.asked: list[tuple[str, str]] = []
         self._gate: Gate | None = None
