@@ -210,7 +210,7 @@ def read_trainer(
 
 
 @dataclass(frozen=True)
-class Found:
+class ResumePoint:
     """A checkpoint that training can go on from, and what is to be said where it is not the last one."""
 
     name: str
@@ -219,7 +219,7 @@ class Found:
     warning: str = ""
 
 
-def newest_intact(location: Location, steps_per_epoch: int) -> Found | None:
+def newest_intact(location: Location, steps_per_epoch: int) -> ResumePoint | None:
     """The newest checkpoint whose files are what was written; None where there is none at all.
 
     Where the last one is damaged it is the one before, or the best; from then on it is the folder's last. A DataError
@@ -244,7 +244,7 @@ def newest_intact(location: Location, steps_per_epoch: int) -> Found | None:
     raise errors[0]
 
 
-def read_checkpoint(location: Location, name: str, *, state: RunState | None = None) -> Found:
+def read_checkpoint(location: Location, name: str, *, state: RunState | None = None) -> ResumePoint:
     """A checkpoint to go on from; a DataError where it is damaged, or was written by no training."""
     state = state or read_state(location)
     trainer = read_trainer(location, name, state=state)
@@ -254,7 +254,7 @@ def read_checkpoint(location: Location, name: str, *, state: RunState | None = N
             f"{location}: its checkpoint {name} has no trainer.pt.",
             remedy="Copy the whole run from where it was trained, or train into another folder.",
         )
-    return Found(name, read_weights(location, f"checkpoints/{name}", state=state), trainer)
+    return ResumePoint(name, read_weights(location, f"checkpoints/{name}", state=state), trainer)
 
 
 def _fallen_back(state: RunState, name: str) -> RunState:
