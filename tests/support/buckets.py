@@ -44,12 +44,15 @@ class Buckets:
             method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
             self.asked.append((method, path))
             if self._gate is None or not self._gate(method, path):
-                return app(environ, start)
+                pieces = list(app(environ, start))
+                self.sent_bytes += sum(map(len, pieces))
+                return pieces
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start("503 Service Unavailable", [("Content-Type", "application/xml")])
             return [] if method == "HEAD" else [_error("ServiceUnavailable", "come again")]
 
         self.asked: list[tuple[str, str]] = []
+        self.sent_bytes = 0
         self._gate: Gate | None = None
         self._server = make_server("127.0.0.1", 0, gated, threaded=True, request_handler=Quiet)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()

@@ -17,6 +17,7 @@ from voxray.core.progress import SilentProgress
 from voxray.dataset.folds import KFold
 from voxray.distributed.training import split_store
 from voxray.sweeping.sweep_report import SweepOptions, SweepReport
+from voxray.sweeping.training_trials import tracking_of_trials
 from voxray.training.checkpoint import read_run, read_state
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's use of SQLAlchemy
@@ -140,3 +141,12 @@ def test_every_trial_is_a_training_and_the_best_is_judged_on_cases_it_never_saw(
     assert len(children) == 2
     assert {one.info.status for one in every} <= {"FINISHED", "KILLED"}
     assert parent.data.metrics["unseen/tuned"] == pytest.approx(report.unseen.tuned)
+
+
+def test_trials_on_a_cluster_want_an_mlflow_server_where_the_run_is_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ConfigError, match=r"^memory://nowhere/run: its trials train on any node.*MLflow server"):
+        tracking_of_trials("memory://nowhere/run")

@@ -30,6 +30,8 @@ from voxray.store.shards import damaged, read_summary, sha256_in
 from voxray.store.tables import MANIFEST, TILES, recipe_digest, recipe_fields
 
 _OPEN_FILES = 32
+_OPEN_RANGES = 1024
+"""Of these only the footers are kept, which are small, and asking for one takes two requests."""
 _LOOKS = 16
 
 _READ_ERRORS = (OSError, pa.ArrowException, RuntimeError, ValueError, KeyError, IndexError, TypeError)
@@ -173,12 +175,13 @@ class Store:
             return _read(self._shard(case_id, name), row_group)
         except Exception:
             if not self.place.is_local:
-                _open_shard.cache_clear()  # what was opened of a file that was replaced stays of no use
+                forget_opened()  # what was opened of a file that was replaced stays of no use
             raise
 
     def _shard(self, case_id: str, name: str) -> pq.ParquetFile:
         file = next(file for file in self._entry(case_id).files if file.name == name)
-        return _open_shard(self.place, name, file.sha256, file.bytes)
+        kept = _open_shard(self.place, name, file.sha256, file.bytes)
+        return kept or _open_ranges(self.place, name, file.sha256)
 
 
 def wrong_file(place: Place, name: str, size: int, sha256: str) -> str | None:
@@ -212,17 +215,30 @@ def _damaged_table(name: str) -> DataError:
     )
 
 
-@lru_cache(maxsize=_OPEN_FILES)
-def _open_shard(place: Place, name: str, sha256: str, num_bytes: int) -> pq.ParquetFile:
-    """The shard, kept open; the checksum is part of its name, so one that is made anew is opened anew.
+def forget_opened() -> None:
+    """Closes the shards that this process keeps open."""
+    _open_shard.cache_clear()
+    _open_ranges.cache_clear()
 
-    Of a store elsewhere it is that of this node's cache; without one a row group is read there, in one range.
+
+@lru_cache(maxsize=_OPEN_FILES)
+def _open_shard(place: Place, name: str, sha256: str, num_bytes: int) -> pq.ParquetFile | None:
+    """The shard, or of a store elsewhere that of this node's cache, kept open; None where it is read there.
+
+    The checksum is part of its name, so one that is made anew is opened anew.
     """
     if place.is_local:
         return pq.ParquetFile(place.path(name))
     cache = node_cache()
     kept = None if cache is None else cache.open(sha256, num_bytes, partial(place.fetch, name))
-    return pq.ParquetFile(place.open(name), pre_buffer=True) if kept is None else pq.ParquetFile(kept)
+    return None if kept is None else pq.ParquetFile(kept)
+
+
+@lru_cache(maxsize=_OPEN_RANGES)
+def _open_ranges(place: Place, name: str, sha256: str) -> pq.ParquetFile:
+    """The shard where it lies elsewhere, of which each row group is read in one range of bytes."""
+    del sha256
+    return pq.ParquetFile(place.open(name), pre_buffer=True)
 
 
 def _read(shard: pq.ParquetFile, row_group: int) -> Tile:

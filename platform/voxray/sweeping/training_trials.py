@@ -90,7 +90,7 @@ def sweep_trainings(
     _require_data(runs[0], about, store, trials, progress)
     for warning in foresee(store, space.recipe, about.model_copy(update={"val_cases": tune_on})):
         progress.say(warning)
-    uri = _tracking_of_trials(runs[0])
+    uri = tracking_of_trials(runs[0])
     params = {"space": str(space.path), "trials": str(_trials(space, options)), "seed": str(options.seed)}
     name = f"sweep {about.name} {space.name}"
     tracking = open_sweep(about, folder.path, uri=uri, name=name, params=params, say=progress.say)
@@ -112,7 +112,7 @@ def sweep_trainings(
     return report
 
 
-def _tracking_of_trials(run: str) -> str:
+def tracking_of_trials(run: str) -> str:
     """Where MLflow is for trials, each in a process that may be on any node; a ConfigError where it cannot be."""
     uri = tracking_uri(run)
     if place_of(uri) is not None and os.environ.get("RAY_ADDRESS"):
