@@ -14,7 +14,7 @@ import tomlkit
 from support.bright_runs import Heard, register, write_run, write_spheres
 from support.bright_scans import sphere_scan
 from support.small_networks import small_network
-from support.small_runs import write_small_run
+from support.small_runs import retold, write_small_run
 from voxray.commands.consolidate import ConsolidateReport, consolidate
 from voxray.commands.evaluate import EvaluateOptions, evaluate
 from voxray.commands.export import ExportOptions, export, export_bundle
@@ -182,9 +182,8 @@ def test_runs_that_were_trained_on_other_data_are_named(folder: Path, tmp_path: 
     runs = []
     for number, digest in enumerate(("aa", "aa", "bb")):
         run = Path(shutil.copytree(folder / f"run_{number}", tmp_path / f"run_{number}"))
-        (about,) = run.glob("checkpoints/*/run.json")
         version = {"digest": digest, "sides": "s", "store": "store", "num_cases": 3 + number}
-        about.write_text(json.dumps(json.loads(about.read_text()) | {"data": [version]}))
+        retold(run, data=[version])
         runs.append(run)
     heard = Heard()
     consolidate(runs, tmp_path / "model", progress=heard)

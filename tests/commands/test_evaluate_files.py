@@ -13,6 +13,7 @@ import pytest
 import SimpleITK
 
 from support.bright_runs import register, write_run, write_spheres
+from support.small_runs import retold
 from voxray.commands.evaluate import evaluate
 from voxray.commands.evaluate_files import FileOptions, Scored, evaluate_anything
 from voxray.core.alignment import arrangements
@@ -457,8 +458,7 @@ def test_findings_by_luna16s_rules(tmp_path: Path) -> None:
     (series / "seriesuids.csv").write_text("s0\ns2\n")
     with pytest.raises(ConfigError, match="names no dataset, so its scans are not known"):
         _score(tmp_path / "run", series, rules="luna16", which="all")
-    (about,) = (tmp_path / "run" / "checkpoints").glob("*/run.json")
-    about.write_text(json.dumps(json.loads(about.read_text()) | {"dataset_file": str(dataset)}))
+    retold(tmp_path / "run", dataset_file=str(dataset))
     with pytest.raises(ConfigError, match=r"knows nothing of s1, which .* was scored on"):
         _score(tmp_path / "run", series, rules="luna16", which="all")
 

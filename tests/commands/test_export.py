@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from support.bright_scans import sphere_scan
-from support.small_runs import write_small_run
+from support.small_runs import retold, write_small_run
 from voxray.cli import app
 from voxray.commands.export import ExportOptions, export
 from voxray.core.errors import ConfigError, DataError, ResourceError
@@ -182,9 +182,7 @@ def test_a_phantom_in_the_place_of_a_scan_that_cannot_be_read_is_told_with_why(
         (tmp_path / part / "a.nii.gz").write_bytes(b"no scan")
     data = tmp_path / "dataset.toml"
     data.write_text(DATASET)
-    (about,) = run.glob("checkpoints/*/run.json")
-    told = json.loads(about.read_text()) | {"dataset_file": str(data), "val_cases": ["a"]}
-    about.write_text(json.dumps(told))
+    retold(run, dataset_file=str(data), val_cases=["a"])
     report = export(run, tmp_path / "model", progress=open_progress())
     why = "the run's dataset cannot be read: case a: ["
     assert why in report.parity.patches
