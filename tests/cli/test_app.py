@@ -241,6 +241,21 @@ def test_doctor_says_what_is_there() -> None:
         assert name in result.output
 
 
+def test_doctor_is_json_for_programs_and_wants_a_cluster_for_what_is_a_clusters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    found = {one["name"]: one for one in json.loads(voxray("doctor", "--json").stdout)}
+    assert found["ray"]["found"][0].isdigit()
+    for words, sentence in (
+        (("--cluster",), "doctor --cluster: RAY_ADDRESS is not set"),
+        (("--storage", "s3://bucket"), "--storage: is looked at from every node; say --cluster, too."),
+    ):
+        refused = voxray("doctor", *words)
+        assert refused.exit_code == 2
+        assert sentence in refused.stderr
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's use of SQLAlchemy
 def test_a_sweep_prints_both_figures_and_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     register(monkeypatch)
