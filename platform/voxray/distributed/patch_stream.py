@@ -28,12 +28,13 @@ import torch
 from voxray.core.batch import PatchBatch
 from voxray.core.errors import DataError, ResourceError, VoxrayError
 from voxray.core.recipe import NetworkConfig, Recipe
+from voxray.core.storage import Place
 from voxray.distributed.cancellation import Switch, ends_at
 from voxray.distributed.cluster import configure_data
 from voxray.distributed.errors import find_raised
 from voxray.distributed.metrics import record
 from voxray.sampling import Schedule
-from voxray.store import PatchSource, Round, Store, step_by_step, stretches
+from voxray.store import PatchSource, Round, Store, StretchReads, manifest_digest, step_by_step, stretches
 from voxray.store.shard_cache import tell_opened
 
 READER_CPUS = 0.25
@@ -73,9 +74,9 @@ def patch_stream(  # noqa: PLR0913
     source = PatchSource.of(store, recipe, case_ids, schedule)
     source.plan(epochs.start)
     bare = recipe.model_copy(update={"network": NetworkConfig(kind=recipe.network.kind)})
-    spec = _Spec(uuid4().hex, store.uri, store.digest, bare, tuple(case_ids), schedule)
+    spec = _Spec(uuid4().hex, store.uri, store.digest, bare)
     todo, again = tee(stretches(recipe, schedule, epochs, slots=slots, start_step=start_step))
-    flat = _follow(spec, todo, _readers(local_world_size or schedule.num_slots))
+    flat = _follow(spec, map(source.reads, todo), _readers(local_world_size or schedule.num_slots))
     return flat if len(slots) == 1 else _step_by_step(flat, again, len(slots))
 
 
@@ -91,7 +92,7 @@ def reader_cpus(world_size: int) -> float:
 
 @dataclass(frozen=True)
 class _Spec:
-    """What a task needs to make a `PatchSource`; the source itself is made once per process.
+    """What a task needs besides a stretch's reads, which name files: none opens a store, so none grows with one.
 
     The recipe's network is left out: to unpickle it, a reading task would import the networks, for seconds.
     """
@@ -100,8 +101,6 @@ class _Spec:
     uri: str
     digest: str
     recipe: Recipe
-    case_ids: tuple[str, ...]
-    schedule: Schedule
 
 
 @dataclass(frozen=True)
@@ -128,17 +127,17 @@ def _readers(local_world_size: int) -> _Readers:
     )
 
 
-def _follow(spec: _Spec, todo: Iterator[Round], readers: _Readers) -> Generator[PatchBatch]:
+def _follow(spec: _Spec, todo: Iterator[StretchReads], readers: _Readers) -> Generator[PatchBatch]:
     """The batches of segment after segment, each segment's dataset started before the last one's end."""
     configure_data()
-    segments = (rounds for rounds in iter(lambda: list(islice(todo, _SEGMENT)), []))
-    running = [_Segment(spec, rounds, readers) for rounds in islice(segments, 1)]
+    segments = iter(lambda: list(islice(todo, _SEGMENT)), [])
+    running = [_Segment(spec, some, readers) for some in islice(segments, 1)]
     try:
         while running:
             current = running[0]
             for left, batch in current.batches():
                 if left <= _LEAD and len(running) == 1:
-                    running += [_Segment(spec, rounds, readers) for rounds in islice(segments, 1)]
+                    running += [_Segment(spec, some, readers) for some in islice(segments, 1)]
                 yield batch
             running.remove(current)
     finally:
@@ -149,11 +148,11 @@ def _follow(spec: _Spec, todo: Iterator[Round], readers: _Readers) -> Generator[
 class _Segment:
     """A dataset over some stretches, drained by a thread of its own into a short queue."""
 
-    def __init__(self, spec: _Spec, rounds: list[Round], readers: _Readers) -> None:
-        self._num_batches = sum(one.last - one.first for one in rounds)
+    def __init__(self, spec: _Spec, todo: list[StretchReads], readers: _Readers) -> None:
+        self._num_batches = sum(one.last - one.first for one in todo)
         self._ready: queue.Queue[PatchBatch | BaseException] = queue.Queue(_PREFETCH)
         self._stopped = Switch()
-        self._thread = threading.Thread(target=self._drain, args=(spec, rounds, readers), daemon=True)
+        self._thread = threading.Thread(target=self._drain, args=(spec, todo, readers), daemon=True)
         self._thread.start()
 
     def batches(self) -> Iterator[tuple[int, PatchBatch]]:
@@ -178,9 +177,9 @@ class _Segment:
                 if time.monotonic() - begin > STALL_S:
                     return _stalled()
 
-    def _drain(self, spec: _Spec, rounds: list[Round], readers: _Readers) -> None:
+    def _drain(self, spec: _Spec, todo: list[StretchReads], readers: _Readers) -> None:
         try:
-            for batch in _dataset_batches(spec, rounds, readers, self._stopped):
+            for batch in _dataset_batches(spec, todo, readers, self._stopped):
                 if not self._put(batch):
                     return
         except BaseException as error:
@@ -196,10 +195,10 @@ class _Segment:
         return False
 
 
-def _dataset_batches(spec: _Spec, rounds: list[Round], readers: _Readers, stop: Switch) -> Iterator[PatchBatch]:
+def _dataset_batches(spec: _Spec, todo: list[StretchReads], readers: _Readers, stop: Switch) -> Iterator[PatchBatch]:
     import ray.data
 
-    rows = [{"round": [one.epoch, one.number, one.slot, one.first, one.last]} for one in rounds]
+    rows = [one.to_row() for one in todo]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _cut,
         fn_kwargs={"spec": spec},
@@ -231,28 +230,26 @@ def _scheduling(readers: _Readers) -> dict[str, Any]:
 
 def _cut(block: pa.Table, spec: _Spec) -> Iterator[pa.Table]:
     """What a reading task does: the batches of a block of stretches."""
-    source = _source(spec)
-    for numbers in block["round"].to_pylist():
-        for batch in source.batches(Round(*numbers)):
+    _require_unchanged(spec)
+    for row in block.to_pylist():
+        for batch in StretchReads.from_row(row).batches(Place.of(spec.uri), spec.recipe):
             yield to_table(batch)
 
 
-_SOURCES: dict[str, PatchSource] = {}
+_CHECKED: list[str] = []
 
 
-def _source(spec: _Spec) -> PatchSource:
-    """The spec's source, kept for the tasks to come in this process."""
-    if spec.key not in _SOURCES:
-        store = Store.open(spec.uri)
-        if store.digest != spec.digest:
-            raise DataError(
-                "store.changed",
-                f"{spec.uri} was changed while it was being read.",
-                remedy="Let `voxray ingest` end, then start the training again: it goes on from its last checkpoint.",
-            )
-        _SOURCES.clear()
-        _SOURCES[spec.key] = PatchSource.of(store, spec.recipe, spec.case_ids, spec.schedule)
-    return _SOURCES[spec.key]
+def _require_unchanged(spec: _Spec) -> None:
+    """A DataError where the store is another one by now: asked once in a process."""
+    if spec.key in _CHECKED:
+        return
+    if manifest_digest(Place.of(spec.uri)) != spec.digest:
+        raise DataError(
+            "store.changed",
+            f"{spec.uri} was changed while it was being read.",
+            remedy="Let `voxray ingest` end, then start the training again: it goes on from its last checkpoint.",
+        )
+    _CHECKED[:] = [spec.key]
 
 
 def to_table(batch: PatchBatch) -> pa.Table:

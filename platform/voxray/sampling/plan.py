@@ -29,6 +29,31 @@ _PLAN_STREAM = 0x7011
 
 
 @dataclass(frozen=True)
+class Groups:
+    """n numbers in k groups, as flat arrays: the numbers of group i are ``members[starts[i]:starts[i + 1]]``."""
+
+    members: Int64[np.ndarray, " n"]
+    starts: Int64[np.ndarray, " k+1"]
+
+    @staticmethod
+    def of(*keys: Ints) -> Groups:
+        """The places of n items by their keys, the first key slowest, keys and places in ascending order."""
+        order = np.lexsort(keys[::-1])
+        differs = np.zeros(max(len(order) - 1, 0), bool)
+        for key in keys:
+            differs |= np.diff(key[order]) != 0
+        starts = np.concatenate([[0], np.flatnonzero(differs) + 1, [len(order)]]) if len(order) else np.zeros(1)
+        return Groups(order, starts.astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def draw(self, groups: Ints, rng: Generator) -> Ints:
+        """A random member of each of those groups."""
+        return np.asarray(self.members[self.starts[groups] + rng.integers(0, np.diff(self.starts)[groups])])
+
+
+@dataclass(frozen=True)
 class TileIndex:
     """What a plan must know of n tiles: their rows in the store, their cases, and what is in them, as flat arrays.
 
@@ -45,20 +70,26 @@ class TileIndex:
     label_voxels: Int64[np.ndarray, " l"]
 
     @cached_property
-    def tiles_of_case(self) -> list[Ints]:
+    def tiles_of_case(self) -> Groups:
         """For each case, the places of its tiles."""
-        return _groups(self.case)
+        return Groups.of(self.case)
 
     @cached_property
-    def tiles_of_object(self) -> list[Ints]:
+    def tiles_of_object(self) -> Groups:
         """For each object, the places of the tiles that hold it."""
-        return [self.object_tile[group] for group in _groups(self.object_id)]
+        found = Groups.of(self.object_id)
+        return Groups(self.object_tile[found.members], found.starts)
 
     @cached_property
-    def labels_of_case(self) -> list[list[Ints]]:
-        """For each case with labels, for each of its labels, the entries (places in ``label_tile``) of that label."""
-        by_case = _groups(self.case[self.label_tile])
-        return [[entries[group] for group in _groups(self.label_value[entries])] for entries in by_case]
+    def entries_of_label(self) -> Groups:
+        """For each label of each case, case by case, its entries: places in ``label_tile``."""
+        return Groups.of(self.case[self.label_tile], self.label_value)
+
+    @cached_property
+    def labels_of_case(self) -> Groups:
+        """For each case with labels, its groups of ``entries_of_label``."""
+        first = self.entries_of_label.members[self.entries_of_label.starts[:-1]]
+        return Groups.of(self.case[self.label_tile[first]])
 
 
 @dataclass(frozen=True)
@@ -74,7 +105,7 @@ class Schedule:
     num_slots: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Read:
     """A tile to be read (its row in the store), and the kind and the seed of the patches to be cut from it."""
 
@@ -101,26 +132,24 @@ def epoch_plan(index: TileIndex, config: PatchConfig, schedule: Schedule, epoch:
     slots = num_rounds(schedule, config) * schedule.num_slots
     size = schedule.batch_size
     ends = np.floor(np.arange(slots + 1) * size * config.foreground + 1e-9).astype(np.int64)
-    num_foreground = np.diff(ends)
-    foreground = iter(_foreground(index, int(ends[-1]), rng))
-    background = iter(_background(index, slots * size - int(ends[-1]), rng))
-    seeds = iter(rng.integers(1 << 62, size=slots * size).tolist())
+    is_foreground = np.arange(size) < np.diff(ends)[:, None]
+    tiles = np.empty((slots, size), np.int64)
+    tiles[is_foreground] = index.row[_foreground(index, int(ends[-1]), rng)]
+    tiles[~is_foreground] = index.row[_background(index, slots * size - int(ends[-1]), rng)]
+    columns = tiles, is_foreground, rng.integers(1 << 62, size=(slots, size))
     made = [
-        [
-            Read(int(index.row[next(foreground if place < count else background)]), place < int(count), next(seeds))
-            for place in range(size)
-        ]
-        for count in num_foreground
+        [Read(*read) for read in zip(*slot, strict=True)]
+        for slot in zip(*map(np.ndarray.tolist, columns), strict=True)
     ]
     return [made[first : first + schedule.num_slots] for first in range(0, slots, schedule.num_slots)]
 
 
-def _background(index: TileIndex, number: int, rng: Generator) -> list[int]:
+def _background(index: TileIndex, number: int, rng: Generator) -> Ints:
     cases = index.tiles_of_case
-    return [int(rng.choice(cases[case])) for case in _deck(len(cases), number, rng)]
+    return cases.draw(_deck(len(cases), number, rng), rng)
 
 
-def _foreground(index: TileIndex, number: int, rng: Generator) -> list[int]:
+def _foreground(index: TileIndex, number: int, rng: Generator) -> Ints:
     if number and not len(index.object_id) + len(index.label_value):
         raise DataError(
             "sampling.no_foreground",
@@ -129,26 +158,22 @@ def _foreground(index: TileIndex, number: int, rng: Generator) -> list[int]:
         )
     if len(index.object_id):
         objects = index.tiles_of_object
-        return [int(rng.choice(objects[one])) for one in _deck(len(objects), number, rng)]
-    cases = index.labels_of_case
-    return [_tile_of_label(index, cases[case], rng) for case in _deck(len(cases), number, rng)]
+        return objects.draw(_deck(len(objects), number, rng), rng)
+    cases = _deck(len(index.labels_of_case), number, rng).tolist()
+    return np.array([_tile_of_label(index, case, rng) for case in cases], np.int64)
 
 
-def _tile_of_label(index: TileIndex, labels: list[Ints], rng: Generator) -> int:
-    entries = labels[rng.integers(len(labels))]
+def _tile_of_label(index: TileIndex, case: int, rng: Generator) -> int:
+    """`Generator.choice` with probabilities, without its checks: they take longer than all the rest of a plan."""
+    of_case, of_label = index.labels_of_case, index.entries_of_label
+    label = of_case.members[rng.integers(of_case.starts[case], of_case.starts[case + 1])]
+    entries = of_label.members[of_label.starts[label] : of_label.starts[label + 1]]
     voxels = index.label_voxels[entries]
-    return int(index.label_tile[rng.choice(entries, p=voxels / voxels.sum())])
+    below = (voxels / voxels.sum()).cumsum()
+    return int(index.label_tile[entries[(below / below[-1]).searchsorted(rng.random(), side="right")]])
 
 
-def _deck(size: int, number: int, rng: Generator) -> list[int]:
+def _deck(size: int, number: int, rng: Generator) -> Ints:
     """`number` draws from 0 to size - 1: shuffled decks one after another."""
     decks = [rng.permutation(size) for _ in range(-(-number // max(size, 1)))]
-    return np.concatenate(decks)[:number].tolist() if decks else []
-
-
-def _groups(keys: Ints) -> list[Ints]:
-    """The places of each key, for every key in ascending order."""
-    if not len(keys):
-        return []
-    order = np.argsort(keys, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(keys[order])) + 1)
+    return np.concatenate([np.zeros(0, np.int64), *decks])[:number]

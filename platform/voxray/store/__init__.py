@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from voxray.store.contents import Changes, Contents, counted, number_of_cases
 from voxray.store.manifest import CaseEntry, CaseSummary, FailedCase, Fingerprint, Manifest, ShardFile, TileEntry
-from voxray.store.reading import Store
-from voxray.store.rounds import PatchSource, Round, read_batches, step_by_step, stretches
+from voxray.store.reading import Store, manifest_digest
+from voxray.store.rounds import PatchSource, Round, StretchReads, read_batches, step_by_step, stretches
 from voxray.store.shards import (
     StoredCase,
     find_stored_case,
@@ -46,12 +46,14 @@ __all__ = [
     "ShardFile",
     "Store",
     "StoredCase",
+    "StretchReads",
     "TileEntry",
     "counted",
     "find_stored_case",
     "is_disk_full",
     "is_shard",
     "known_entries",
+    "manifest_digest",
     "number_of_cases",
     "read_batches",
     "read_stored_case",

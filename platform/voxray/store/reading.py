@@ -33,8 +33,20 @@ _OPEN_FILES = 32
 _OPEN_RANGES = 1024
 """Of these only the footers are kept, which are small, and asking for one takes two requests."""
 _LOOKS = 16
+_DIGEST_DIGITS = 16
 
 _READ_ERRORS = (OSError, pa.ArrowException, RuntimeError, ValueError, KeyError, IndexError, TypeError)
+
+
+@dataclass(frozen=True, slots=True)
+class TileFile:
+    """Where a tile lies: all that reading it needs of the manifest and the table of tiles."""
+
+    case_id: str
+    file: str
+    row_group: int
+    sha256: str
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -88,15 +100,13 @@ class Store:
 
     def read_tile(self, row: int) -> Tile:
         """The tile in that row of `tiles`."""
+        return read_tile(self.place, self.tile_file(row))
+
+    def tile_file(self, row: int) -> TileFile:
+        """Where the tile in that row of `tiles` lies."""
         case_id, name = self.tiles["case_id"][row].as_py(), self.tiles["file"][row].as_py()
-        try:
-            return self.place.insist(lambda: self._read(case_id, name, self.tiles["row_group"][row].as_py()))
-        except FileNotFoundError:
-            raise damaged(case_id, f"{name} is missing") from None
-        except ChangedShardError:
-            raise damaged(case_id, f"{name} has another checksum than the manifest") from None
-        except _READ_ERRORS as error:
-            raise damaged(case_id, f"{name} cannot be read ({type(error).__name__})") from None
+        file = next(file for file in self._entry(case_id).files if file.name == name)
+        return TileFile(case_id, name, self.tiles["row_group"][row].as_py(), file.sha256, file.bytes)
 
     def read_case(self, case_id: str) -> Case:
         """The whole case on the recipe's grid, put together from its tiles."""
@@ -170,18 +180,17 @@ class Store:
         mask = pc.is_in(self.tiles["case_id"], value_set=pa.array(list(case_ids), pa.string()))
         return np.flatnonzero(mask.to_numpy())
 
-    def _read(self, case_id: str, name: str, row_group: int) -> Tile:
-        try:
-            return _read(self._shard(case_id, name), row_group)
-        except Exception:
-            if not self.place.is_local:
-                forget_opened()  # what was opened of a file that was replaced stays of no use
-            raise
 
-    def _shard(self, case_id: str, name: str) -> pq.ParquetFile:
-        file = next(file for file in self._entry(case_id).files if file.name == name)
-        kept = _open_shard(self.place, name, file.sha256, file.bytes)
-        return kept or _open_ranges(self.place, name, file.sha256)
+def read_tile(place: Place, tile: TileFile) -> Tile:
+    """A tile of the store at `place`; a shard that is not what the manifest says is a DataError."""
+    try:
+        return place.insist(lambda: _read(place, tile))
+    except FileNotFoundError:
+        raise damaged(tile.case_id, f"{tile.file} is missing") from None
+    except ChangedShardError:
+        raise damaged(tile.case_id, f"{tile.file} has another checksum than the manifest") from None
+    except _READ_ERRORS as error:
+        raise damaged(tile.case_id, f"{tile.file} cannot be read ({type(error).__name__})") from None
 
 
 def wrong_file(place: Place, name: str, size: int, sha256: str) -> str | None:
@@ -206,7 +215,17 @@ def _manifest(place: Place) -> tuple[Manifest, str]:
             f"{place.uri}: schema_version is {data.get('schema_version')}, this voxray reads {SCHEMA_VERSION}; "
             f"run `voxray ingest` into an empty folder."
         )
-    return parse(Manifest, data, where=f"{place.uri}/{MANIFEST}"), hashlib.sha256(text).hexdigest()[:16]
+    return parse(Manifest, data, where=f"{place.uri}/{MANIFEST}"), hashlib.sha256(text).hexdigest()[:_DIGEST_DIGITS]
+
+
+def manifest_digest(place: Place) -> str | None:
+    """What `Store.digest` would be, without parsing the manifest; None where there is none."""
+    try:
+        return place.reading(MANIFEST, sha256_in)[:_DIGEST_DIGITS]
+    except FileNotFoundError:
+        return None
+    except OSError:
+        raise _damaged_table(MANIFEST) from None
 
 
 def _damaged_table(name: str) -> DataError:
@@ -241,7 +260,17 @@ def _open_ranges(place: Place, name: str, sha256: str) -> pq.ParquetFile:
     return pq.ParquetFile(place.open(name), pre_buffer=True)
 
 
-def _read(shard: pq.ParquetFile, row_group: int) -> Tile:
+def _read(place: Place, tile: TileFile) -> Tile:
+    try:
+        shard = _open_shard(place, tile.file, tile.sha256, tile.bytes)
+        return _tile_in(shard or _open_ranges(place, tile.file, tile.sha256), tile.row_group)
+    except Exception:
+        if not place.is_local:
+            forget_opened()  # what was opened of a file that was replaced stays of no use
+        raise
+
+
+def _tile_in(shard: pq.ParquetFile, row_group: int) -> Tile:
     table = shard.read_row_group(row_group)
     row: dict[str, Any] = {
         name: table[name][0].as_buffer()

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import islice, tee
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from voxray.core.batch import PatchBatch
 from voxray.core.recipe import Recipe
+from voxray.core.storage import Place
 from voxray.sampling import Read, Schedule, TileIndex, collate, cut_patch, epoch_plan, num_rounds
-from voxray.store.reading import Store
+from voxray.store.reading import Store, TileFile, read_tile
 
 T = TypeVar("T")
 
@@ -26,6 +27,45 @@ class Round:
     slot: int
     first: int
     last: int
+
+
+@dataclass(frozen=True, slots=True)
+class TileRead:
+    """A tile to be read, where it lies, and the kind and the seed of the patches to be cut from it."""
+
+    tile: TileFile
+    foreground: bool
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class StretchReads:
+    """Batches `first` to `last` - 1 of a round as what is read for them; small, however large the store."""
+
+    first: int
+    last: int
+    reads: tuple[TileRead, ...]
+
+    def to_row(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    @staticmethod
+    def from_row(row: Mapping[str, Any]) -> StretchReads:
+        """The inverse of `to_row`."""
+        reads = (TileRead(TileFile(**one["tile"]), one["foreground"], one["seed"]) for one in row["reads"])
+        return StretchReads(row["first"], row["last"], tuple(reads))
+
+    def batches(self, place: Place, recipe: Recipe) -> Iterator[PatchBatch]:
+        """The batches, from the store at `place`; each tile is read once."""
+        tiles = [read_tile(place, read.tile) for read in self.reads]
+        for number in range(self.first, self.last):
+            yield collate(
+                [
+                    cut_patch(tile, recipe, np.random.default_rng([read.seed, number]), foreground=read.foreground)
+                    for read, tile in zip(self.reads, tiles, strict=True)
+                ]
+            )
 
 
 @dataclass(frozen=True)
@@ -52,19 +92,15 @@ class PatchSource:
             self._plans[epoch] = epoch_plan(self.index, self.recipe.patch, self.schedule, epoch)
         return self._plans[epoch]
 
+    def reads(self, stretch: Round) -> StretchReads:
+        """What making the stretch's batches needs of this source."""
+        reads = self.plan(stretch.epoch)[stretch.number][stretch.slot]
+        found = (TileRead(self.store.tile_file(read.tile), read.foreground, read.seed) for read in reads)
+        return StretchReads(stretch.first, stretch.last, tuple(found))
+
     def batches(self, stretch: Round) -> Iterator[PatchBatch]:
         """The batches of a stretch; each of its tiles is read once."""
-        reads = self.plan(stretch.epoch)[stretch.number][stretch.slot]
-        tiles = [self.store.read_tile(read.tile) for read in reads]
-        for place in range(stretch.first, stretch.last):
-            yield collate(
-                [
-                    cut_patch(
-                        tile, self.recipe, np.random.default_rng([read.seed, place]), foreground=read.foreground
-                    )
-                    for read, tile in zip(reads, tiles, strict=True)
-                ]
-            )
+        return self.reads(stretch).batches(self.store.place, self.recipe)
 
 
 def stretches(
