@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -123,3 +125,81 @@ def test_default_steps_see_per_tile_patches_of_every_case() -> None:
         assert default_steps(recipe, 10, 2) == 5
         assert default_steps(recipe, 1, 4) == 1
     assert default_steps(read_recipe("lung_nodule", ["optim.steps_per_epoch=17"]), 10, 2) == 17
+
+
+@st.composite
+def uneven_indices(draw: st.DrawFn) -> TileIndex:
+    """Cases of 1 to 10 tiles, each tile with up to two of its case's labels."""
+    sizes = draw(st.lists(st.integers(1, 10), min_size=2, max_size=12))
+    case = np.repeat(np.arange(len(sizes)), sizes)
+    labels = [draw(st.sets(st.integers(1, 3), max_size=2)) for _ in case]
+    labels[0] = labels[0] or {1}
+    entries = [(tile, value) for tile, values in enumerate(labels) for value in sorted(values)]
+    return TileIndex(
+        row=np.arange(len(case)),
+        case=case,
+        object_tile=EMPTY,
+        object_id=EMPTY,
+        label_tile=np.array([tile for tile, _ in entries]),
+        label_value=np.array([value for _, value in entries]),
+        label_voxels=np.arange(1, len(entries) + 1),
+    )
+
+
+@settings(max_examples=50, deadline=None)
+@given(index=uneven_indices(), num_slots=st.integers(1, 4), batch=st.integers(1, 4), epoch=st.integers(0, 99))
+def test_the_order_is_fixed_mixes_cases_and_needs_no_shuffled_copy(
+    index: TileIndex, num_slots: int, batch: int, epoch: int
+) -> None:
+    """For a global batch the order is a function of (seed, epoch); whatever their size, cases come equally often, and
+    none comes again before all others have."""
+    config = PatchConfig(size_vox=(8, 8, 8), per_tile=2, foreground=0.5)
+    schedule = Schedule(seed=1, steps_per_epoch=40, batch_size=batch, num_slots=num_slots)
+    plan = epoch_plan(index, config, schedule, epoch)
+    assert plan == epoch_plan(index, config, schedule, epoch)
+    for foreground in (True, False):
+        cases = [int(index.case[read.tile]) for read in reads_of(plan) if read.foreground is foreground]
+        among = sorted(set(index.case[index.label_tile].tolist()) if foreground else set(index.case.tolist()))
+        decks = [cases[first : first + len(among)] for first in range(0, len(cases), len(among))]
+        assert all(sorted(deck) == among for deck in decks[:-1])
+        assert len(set(decks[-1])) == len(decks[-1])
+
+
+def test_the_plan_of_a_given_seed_stays_what_it_was() -> None:
+    """Runs that go on under a later voxray draw what they would have drawn."""
+    labelled = replace(
+        INDEX,
+        object_tile=EMPTY,
+        object_id=EMPTY,
+        label_tile=np.array([0, 1, 1, 3, 4]),
+        label_value=np.array([1, 1, 2, 1, 2]),
+        label_voxels=np.array([30, 10, 5, 7, 9]),
+    )
+    schedule = Schedule(seed=3, steps_per_epoch=4, batch_size=3, num_slots=2)
+    found = {}
+    for name, index in (("objects", INDEX), ("labels", labelled)):
+        plan = epoch_plan(index, PatchConfig(size_vox=(8, 8, 8), per_tile=2), schedule, 7)
+        found[name] = [read.tile - 100 for read in reads_of(plan)], reads_of(plan)[-1].seed
+    assert found == {
+        "objects": ([3, 4, 5, 0, 1, 2, 1, 0, 5, 1, 3, 4], 1894120601086238122),
+        "labels": ([1, 3, 5, 4, 4, 0, 0, 4, 0, 4, 1, 5], 504182384002813288),
+    }
+
+
+def test_a_plan_of_a_hundred_thousand_cases_costs_a_fraction_of_a_second() -> None:
+    """A million tiles and 25,000 draws."""
+    number = 100_000
+    case = np.repeat(np.arange(number), 10)
+    index = replace(
+        object_index([], []),
+        row=np.arange(len(case)),
+        case=case,
+        label_tile=np.repeat(np.arange(len(case)), 3),
+        label_value=np.tile([1, 2, 3], len(case)),
+        label_voxels=np.arange(1, 3 * len(case) + 1),
+    )
+    begin = time.process_time()
+    schedule = Schedule(seed=1, steps_per_epoch=25_000, batch_size=2, num_slots=2)
+    plan = epoch_plan(index, PatchConfig(size_vox=(8, 8, 8), per_tile=4), schedule, 0)
+    assert len(reads_of(plan)) == 25_000
+    assert time.process_time() - begin < 5
