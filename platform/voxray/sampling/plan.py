@@ -29,21 +29,21 @@ _PLAN_STREAM = 0x7011
 
 
 @dataclass(frozen=True)
-class Groups:
+class Grouped:
     """n numbers in k groups, as flat arrays: the numbers of group i are ``members[starts[i]:starts[i + 1]]``."""
 
     members: Int64[np.ndarray, " n"]
     starts: Int64[np.ndarray, " k+1"]
 
     @staticmethod
-    def of(*keys: Ints) -> Groups:
+    def of(*keys: Ints) -> Grouped:
         """The places of n items by their keys, the first key slowest, keys and places in ascending order."""
         order = np.lexsort(keys[::-1])
         differs = np.zeros(max(len(order) - 1, 0), bool)
         for key in keys:
             differs |= np.diff(key[order]) != 0
         starts = np.concatenate([[0], np.flatnonzero(differs) + 1, [len(order)]]) if len(order) else np.zeros(1)
-        return Groups(order, starts.astype(np.int64))
+        return Grouped(order, starts.astype(np.int64))
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -70,26 +70,26 @@ class TileIndex:
     label_voxels: Int64[np.ndarray, " l"]
 
     @cached_property
-    def tiles_of_case(self) -> Groups:
+    def tiles_of_case(self) -> Grouped:
         """For each case, the places of its tiles."""
-        return Groups.of(self.case)
+        return Grouped.of(self.case)
 
     @cached_property
-    def tiles_of_object(self) -> Groups:
+    def tiles_of_object(self) -> Grouped:
         """For each object, the places of the tiles that hold it."""
-        found = Groups.of(self.object_id)
-        return Groups(self.object_tile[found.members], found.starts)
+        found = Grouped.of(self.object_id)
+        return Grouped(self.object_tile[found.members], found.starts)
 
     @cached_property
-    def entries_of_label(self) -> Groups:
+    def entries_of_label(self) -> Grouped:
         """For each label of each case, case by case, its entries: places in ``label_tile``."""
-        return Groups.of(self.case[self.label_tile], self.label_value)
+        return Grouped.of(self.case[self.label_tile], self.label_value)
 
     @cached_property
-    def labels_of_case(self) -> Groups:
+    def labels_of_case(self) -> Grouped:
         """For each case with labels, its groups of ``entries_of_label``."""
         first = self.entries_of_label.members[self.entries_of_label.starts[:-1]]
-        return Groups.of(self.case[self.label_tile[first]])
+        return Grouped.of(self.case[self.label_tile[first]])
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ class Store:
 
     def read_tile(self, row: int) -> Tile:
         """The tile in that row of `tiles`."""
-        return read_tile(self.place, self.tile_file(row))
+        return tile_at(self.place, self.tile_file(row))
 
     def tile_file(self, row: int) -> TileFile:
         """Where the tile in that row of `tiles` lies."""
@@ -181,7 +181,7 @@ class Store:
         return np.flatnonzero(mask.to_numpy())
 
 
-def read_tile(place: Place, tile: TileFile) -> Tile:
+def tile_at(place: Place, tile: TileFile) -> Tile:
     """A tile of the store at `place`; a shard that is not what the manifest says is a DataError."""
     try:
         return place.insist(lambda: _read(place, tile))

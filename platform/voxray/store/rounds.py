@@ -13,7 +13,7 @@ from voxray.core.batch import PatchBatch
 from voxray.core.recipe import Recipe
 from voxray.core.storage import Place
 from voxray.sampling import Read, Schedule, TileIndex, collate, cut_patch, epoch_plan, num_rounds
-from voxray.store.reading import Store, TileFile, read_tile
+from voxray.store.reading import Store, TileFile, tile_at
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ class StretchReads:
 
     def batches(self, place: Place, recipe: Recipe) -> Iterator[PatchBatch]:
         """The batches, from the store at `place`; each tile is read once."""
-        tiles = [read_tile(place, read.tile) for read in self.reads]
+        tiles = [tile_at(place, read.tile) for read in self.reads]
         for number in range(self.first, self.last):
             yield collate(
                 [
