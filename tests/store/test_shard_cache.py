@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -99,6 +100,14 @@ def test_another_content_than_the_manifests_is_refused_and_a_failed_fetch_leaves
     with pytest.raises(ResourceError, match="away"):
         cache.open(_key(b"wanted"), 1000, fail)
     assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == []
+
+
+def test_a_folder_that_was_tidied_away_is_made_again(tmp_path: Path) -> None:
+    cache, far = ShardCache(tmp_path / "cache", 10_000), Far(_content(1))
+    for _ in range(2):
+        assert cache.open(_key(far.data), 1000, far) is not None
+        shutil.rmtree(cache.folder)
+    assert far.asked == 2
 
 
 def test_what_a_killed_process_left_unfinished_goes_after_an_hour(tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ class ShardCache:
         if found is not None:
             _tell("cache")
             return found
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # who tidies temporary files may have removed it
         with _locked(self.folder / f"{int(sha256[:8], 16) % _LOCKS:02d}.lock"):
             found = _opened(path)  # another reader may have fetched it meanwhile
             if found is None and self._make_room(num_bytes):
