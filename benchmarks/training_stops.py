@@ -108,7 +108,7 @@ def measured(name: str, event: Callable[[subprocess.Popen[bytes]], None], *, at_
     with tempfile.TemporaryDirectory() as scratch, cluster(Path(scratch)) as nodes:
         folder = Path(scratch)
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
-        recipe = segmentation_recipe("optim.epochs=4", f"optim.steps_per_epoch={STEPS}")
+        recipe = segmentation_recipe("optim.epochs=12", f"optim.steps_per_epoch={STEPS}")
         store, run = made_store(folder / "store", recipe), folder / "run"
         times: dict[str, float] = {}
         steps: dict[str, int] = {}
