@@ -79,6 +79,15 @@ def test_what_was_not_used_for_longest_goes_and_who_reads_it_keeps_it(tmp_path: 
     assert opened[1].read() == datas[1]
 
 
+def test_a_store_larger_than_the_cache_keeps_what_came_first_instead_of_turning_over(tmp_path: Path) -> None:
+    """Each of its shards would push out another, fetched whole for one tile; the rest is read by ranges."""
+    cache, fars = ShardCache(tmp_path, 2000), [Far(_content(number)) for number in range(3)]
+    for _ in range(3):
+        opened = [cache.open(_key(far.data), 1000, far) for far in fars]
+    assert [one is not None for one in opened] == [True, True, False]
+    assert [far.asked for far in fars] == [1, 1, 0]
+
+
 def test_what_does_not_fit_is_not_kept_and_nothing_goes_for_it(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path, 1500)
     cache.open(_key(_content(1)), 1000, Far(_content(1)))

@@ -36,6 +36,10 @@ LARGEST_GIB, SHARE = 20.0, 0.25
 ShardSource = Literal["cache", "storage"]
 
 _SUFFIX = ".parquet"
+IN_USE_S = 3600.0
+"""What was read since stays. An epoch comes to each shard, so one of a store larger than the cache would push out
+another each time, and be fetched whole for a tile; those without room are read by ranges instead."""
+
 _LOCKS = 64
 _LEFT_S = 3600.0
 """An unfinished file of that age was left by a process that was killed."""
@@ -92,7 +96,7 @@ class ShardCache:
         return found
 
     def _make_room(self, num_bytes: int) -> bool:
-        """Removes what was not used for longest until the file fits; False where it never will."""
+        """Removes what was not used for longest until the file fits; False where that does not make room."""
         if num_bytes > self.limit_bytes:
             return False
         with _locked(self.folder / "room.lock"):
@@ -105,10 +109,10 @@ class ShardCache:
                     elif path.name.endswith(_SUFFIX) or is_unfinished(path.name):
                         files.append((about.st_mtime, about.st_size, path))
             held = sum(size for _, size, _ in files)
-            for _, size, path in sorted(files):
+            for used, size, path in sorted(files):
                 if held + num_bytes <= self.limit_bytes:
                     break
-                if not is_unfinished(path.name):
+                if not is_unfinished(path.name) and time.time() - used > IN_USE_S:
                     path.unlink(missing_ok=True)
                     held -= size
         return held + num_bytes <= self.limit_bytes and shutil.disk_usage(self.folder).free > num_bytes
