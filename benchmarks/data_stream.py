@@ -8,16 +8,15 @@ memory is the proportional set size of the whole tree of processes, Ray's own in
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
-import threading
 from pathlib import Path
 
 import numpy as np
+from process_tree import watched_memory
 from scans import enlarged, with_noise
 from table import Row, options, show
 
@@ -95,42 +94,11 @@ def _measure(
     child = subprocess.Popen(
         [sys.executable, "-W", "ignore", script, json.dumps(job)], stdout=subprocess.PIPE, text=True
     )
-    peak, ended = [0.0], threading.Event()
-    watcher = threading.Thread(target=_watch, args=(child.pid, peak, ended))
-    watcher.start()
-    output, _ = child.communicate()
-    ended.set()
-    watcher.join()
+    with watched_memory(child.pid) as peak:
+        output, _ = child.communicate()
     if child.returncode:
         raise SystemExit(f"{side} failed; its errors stand above")
     return float(output.strip().splitlines()[-1]), peak[0]
-
-
-def _watch(pid: int, peak: list[float], ended: threading.Event) -> None:
-    while not ended.wait(0.5):
-        peak[0] = max(peak[0], sum(_proportional_mib(one) for one in _tree(pid)))
-
-
-def _tree(pid: int) -> list[int]:
-    """The process and all below it."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(stat.parent.name))
-    found = [pid]
-    for one in found:
-        found += children.get(one, [])
-    return found
-
-
-def _proportional_mib(pid: int) -> float:
-    """Private pages, and of shared ones this process's part."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except (OSError, ProcessLookupError):
-        return 0.0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
 def _write_store(uri: str, recipe: Recipe, number: int, shape: Shape) -> None:

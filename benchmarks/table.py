@@ -38,11 +38,13 @@ class Row:
         return self.ratio >= self.aim if self.aim_of == "ratio" else self.voxray <= self.aim
 
 
-def options(about: str, *, folder: str = "") -> argparse.Namespace:
+def options(about: str, *, folder: str = "", parts: Sequence[str] = ()) -> argparse.Namespace:
     """The command line: ``--quick``, ``--json FILE``, and ``--folder DIR`` where `folder` says what is kept there."""
     parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small sizes, a minute or two; ratios are rougher")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows as JSON")
+    if parts:
+        parser.add_argument("--only", choices=parts, help="one part alone")
     if folder:
         parser.add_argument("--folder", type=Path, metavar="DIR", help=folder)
     return parser.parse_args()
