@@ -81,8 +81,15 @@ def write_seg(
             transfer_syntax_uid=RLELossless if kind == "LABELMAP" else ExplicitVRLittleEndian,
             **equipment(algorithm),
         )
+        _organise(segmentation, uids.of("seg", kind, "dimensions"))
         save(segmentation, series, path)
     return path
+
+
+def _organise(segmentation: Segmentation, uid: str) -> None:
+    """Names the organisation of its dimensions by this UID; highdicom draws one at random."""
+    for item in (*segmentation.DimensionOrganizationSequence, *segmentation.DimensionIndexSequence):
+        item.DimensionOrganizationUID = uid
 
 
 def segment_numbers(present: Sequence[int], kind: SegKind = "BINARY") -> dict[int, int]:
