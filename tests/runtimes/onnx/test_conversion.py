@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import onnx
 import pytest
 from onnx import TensorProto
@@ -24,6 +27,14 @@ def test_batch_and_sides_are_free_and_names_are_known(kind: str) -> None:
     assert [side.dim_value for side in sides] == [0, 1, 0, 0, 0]
     assert len({side.dim_param for side in sides if side.dim_param}) == 4
     assert [output.name for output in graph.output] == list(exported(kind).outputs)
+
+
+@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_the_file_says_nothing_of_the_machine_that_exported_it(kind: str, precision: Precision) -> None:
+    file = exported_onnx(kind, precision)
+    for told in (b"stack_trace", b".py", str(Path.cwd()).encode(), sys.prefix.encode()):
+        assert told not in file
 
 
 @pytest.mark.parametrize("kind", SMALL)

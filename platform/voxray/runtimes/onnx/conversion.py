@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from voxray.core.errors import ConfigError, ResourceError
 from voxray.core.volume import Shape
 from voxray.runtimes.tensors import INPUT, flatten
 
-FORMAT = 1
+FORMAT = 2
 """Counts up when the exported graph changes, so that what was kept of older ones is not used."""
 OPSET = 22
 """The first in which convolutions may be bf16."""
@@ -56,7 +57,17 @@ def export_onnx(module: nn.Module, *, outputs: Sequence[str], stride_vox: Shape)
                 f"({type(cause).__name__}); use --runtime torch, or write it without steps that depend on values."
             ) from error
     assert program is not None
-    return bytes(program.model_proto.SerializeToString())
+    return _without_origins(program.model_proto)
+
+
+def _without_origins(model: Any) -> bytes:
+    """The file without what the exporter notes of every node: paths on this machine, lines of code, call stacks."""
+    for graph in (model.graph, *model.functions):
+        values = (*graph.input, *graph.output, *graph.initializer) if graph is model.graph else ()
+        for part in (graph, *graph.node, *graph.value_info, *values):
+            del part.metadata_props[:]
+    del model.metadata_props[:]
+    return bytes(model.SerializeToString())
 
 
 class _Flat(nn.Module):
