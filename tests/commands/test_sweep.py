@@ -347,6 +347,21 @@ def test_a_sweep_wants_a_folder_of_its_own(tmp_path: Path) -> None:
     assert best.read_text().endswith("# my own changes\n")
 
 
+def test_a_sweep_is_named_as_its_folder_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_with(tmp_path / "run", range(8))
+    (tmp_path / "space.toml").write_text('[fields]\n"merge.score_floor" = { low = 0.02, high = 0.9 }')
+    monkeypatch.chdir(tmp_path)
+    options = SweepOptions(trials=2, same_cases=True)
+    for out, named in (("out", "out"), (None, "run/sweeps/space")):
+        report = sweep(["run"], Path("space.toml"), out, options, progress=SilentProgress())
+        assert report.output == named
+        assert json.loads(Path(named, "sweep.json").read_text())["output"] == named
+    best = Path("out", "best.toml")
+    best.write_text(best.read_text() + "# my own changes\n")
+    with pytest.raises(ConfigError, match=r"^out/best\.toml: was changed since"):
+        sweep(["run"], Path("space.toml"), "out", options, progress=SilentProgress())
+
+
 def test_the_journal_of_a_sweep_elsewhere_is_brought_there_while_it_grows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

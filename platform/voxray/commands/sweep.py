@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from voxray.core.addresses import local_path
 from voxray.core.errors import ConfigError
 from voxray.core.progress import Progress
 from voxray.core.recipe import parse_recipe
@@ -15,7 +16,7 @@ from voxray.metrics.coco import IOUS
 from voxray.models import MODELS
 from voxray.sweeping.merge_sweep import sweep_merges
 from voxray.sweeping.optuna_study import SAMPLERS
-from voxray.sweeping.search_space import read_space
+from voxray.sweeping.search_space import Space, read_space
 from voxray.sweeping.sweep_report import SweepOptions, SweepReport, sweep_folder
 from voxray.sweeping.training_trials import sweep_trainings
 from voxray.training.checkpoint import read_best_run
@@ -36,9 +37,13 @@ def sweep(
     if options.ious != IOUS and (space.trains or recipe.task != "detection"):
         raise ConfigError("--ious: is for a detection whose merge is swept; leave it out.")
     search = sweep_trainings if space.trains else sweep_merges
-    location = output or f"{Place.of(runs[0]).uri}/sweeps/{space.name}"
-    with sweep_folder(location, runs) as folder:
+    with sweep_folder(output or _default_folder(runs[0], space), runs) as folder:
         return search(runs, abouts[0], space, folder, options, progress=progress)
+
+
+def _default_folder(run: str, space: Space) -> Location:
+    path = local_path(run)
+    return Place.of(run).below(f"sweeps/{space.name}").uri if path is None else path / "sweeps" / space.name
 
 
 def _check(options: SweepOptions) -> None:

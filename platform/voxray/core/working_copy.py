@@ -1,8 +1,9 @@
 """Working copies: what libraries and code that know only paths do to a folder elsewhere, they do to a copy of it.
 
-A local place is its own working copy, so that nothing is copied there. Of a place elsewhere what is asked for is
-fetched. When the block ends, well or not, what was removed is removed there, and what is new or changed is written
-there, file by file, in the order in which it was written here: what says that the rest is complete comes last.
+A local place is its own working copy, by the path that was given, so that nothing is copied there. Of a place
+elsewhere what is asked for is fetched. When the block ends, well or not, what was removed is removed there, and what
+is new or changed is written there, file by file, in the order in which it was written here: what says that the rest
+is complete comes last.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
+from voxray.core.addresses import local_path, require_address
 from voxray.core.errors import ConfigError, DataError, ResourceError, VoxrayError
 from voxray.core.storage import Location, Place, is_unfinished
 
@@ -30,10 +32,11 @@ def working_copy(location: Location, only: Iterable[str] | None = None) -> Itera
 
     What is refused meanwhile names the place, and not the copy.
     """
-    place = Place.of(location)
-    if place.is_local:
-        yield Path(place.path("."))
+    require_address(location)
+    if (path := local_path(location)) is not None:
+        yield path
         return
+    place = Place.of(location)
     with tempfile.TemporaryDirectory(prefix="voxray_") as scratch:
         folder = Path(scratch) / (place.name or "files")
         folder.mkdir()
@@ -45,10 +48,11 @@ def working_copy(location: Location, only: Iterable[str] | None = None) -> Itera
 @contextmanager
 def local_file(location: Location) -> Iterator[Path]:
     """The file as one on this machine, to read."""
-    place = Place.of(location)
-    if place.is_local:
-        yield Path(place.path("."))
+    require_address(location)
+    if (path := local_path(location)) is not None:
+        yield path
         return
+    place = Place.of(location)
     above, _, name = place.uri.rpartition("/")
     with tempfile.TemporaryDirectory(prefix="voxray_") as scratch:
         path = Path(scratch) / name

@@ -301,7 +301,7 @@ def _report(
     chosen = _surest(context, tuned)
     finished, every, studies = tuned.study.finished(), context.every, [*without_parts, tuned]
     return SweepReport(
-        output=context.folder.place.uri,
+        output=context.folder.name,
         space=context.space.name,
         metric=context.metric,
         setting=chosen,

@@ -127,6 +127,8 @@ class SweepFolder:
 
     path: Path
     place: Place
+    name: str
+    """The path or address that was given."""
 
     def journal(self) -> Journal:
         """The journal of its studies."""
@@ -139,7 +141,7 @@ def sweep_folder(location: Location, runs: Sequence[str]) -> Iterator[SweepFolde
     place = Place.of(location)
     place.require_writable()
     with working_copy(location, [*_FILES, *_OF_OTHERS]) as path:
-        folder = SweepFolder(path, place)
+        folder = SweepFolder(path, place, str(location))
         _require_sweep_folder(folder, runs)
         yield folder
 
@@ -173,7 +175,7 @@ def _require_sweep_folder(folder: SweepFolder, runs: Sequence[str]) -> None:
     """A ConfigError where the folder holds files and no sweep, or a setting that somebody has changed since."""
     require_folder(folder.path, "-o")
     for run in runs:
-        keep_out_of_run(folder.place.uri, run)
+        keep_out_of_run(folder.name, run)
     if not _is_sweep(folder.path):
         require_empty(folder.place, "sweep")
         return

@@ -104,7 +104,7 @@ def sweep_trainings(
                 _search(job, options, progress)
             best = _add_trials(study, job)
             report = _report(runs[0], job, study, best=best, unseen=unseen)
-            report = replace(report, output=folder.place.uri, seconds=time.monotonic() - begin)
+            report = replace(report, output=folder.name, seconds=time.monotonic() - begin)
             write_sweep(report, study, folder.path, tracking)
     finally:
         for trial in _folders(job):
