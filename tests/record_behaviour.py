@@ -6,8 +6,8 @@
 Every verb is run as a user runs it, on generated scans, with fixed seeds, and the record holds what it printed, its
 exit code and a digest of each file that it left (weights included); besides those the help of every verb, the error
 codes, the service's OpenAPI document and its database's tables. Durations, memory, dates, identifiers that are drawn
-anew, lines of traced code and the folder's own path are taken out first; the commit is the same for all. It takes
-about ten minutes on two cores.
+anew and the folder's own path are taken out first; the commit is the same for all. It takes about ten minutes on two
+cores.
 """
 
 from __future__ import annotations
@@ -88,13 +88,13 @@ DATA = {
 }
 
 _VOLATILE = re.compile(
-    r"seconds|created|modified|commit|date\b|_ms$|^ms$|_s$|peak|speed|elapsed|version$|created_at|wait_share|^files$"
+    r"seconds|created|modified|commit|date\b|_ms$|^ms$|_s$|peak|speed|elapsed|version$|created_at|wait_share"
 )
 _DURATION = re.compile(r"\b\d+(\.\d+)?(?= ?(s|ms|minutes?|GiB|MiB|GB/s)\b)")
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d(\.\d+)?)?Z?")
 _NOT_COMPARED = (".db", ".db-wal", ".db-shm", ".lock")
-_OF_ONE_RUN = ("tracking.json", "placement_group", "speed.json")
-"""MLflow's and Ray's own identifiers, and milliseconds."""
+_OF_ONE_RUN = ("tracking.json", "placement_group", "speed.json", "waits.json")
+"""MLflow's and Ray's own identifiers, milliseconds, and what was waited for."""
 _SHARE = re.compile(r"\b\d+(\.\d+)?%(?= of the time)")
 _SPEEDS = re.compile(r"[|│]( +\d+(\.\d+)? +[|│]){4}")
 _JOURNAL = re.compile(rb'(?<="worker_id":)"[^"]*"|(?<="datetime_start":)"[^"]*"|(?<="datetime_complete":)"[^"]*"')
@@ -234,11 +234,20 @@ def _content(path: Path, folder: Path) -> bytes:
     if path.suffix in (".json", ".jsonl", ".log", ".csv", ".html", ".md", ".toml", ".txt"):
         text = data.decode("utf-8")
         if path.suffix == ".json":
-            return json.dumps(_steady(json.loads(text), folder), sort_keys=True).encode()
+            return json.dumps(_steady(_lasting(path.name, json.loads(text)), folder), sort_keys=True).encode()
         return _plain(text, folder).encode()
     if path.suffix == ".journal":
         return _JOURNAL.sub(b"*", data)
     return _WITHOUT_NOISE[path.suffix](path) if path.suffix in _WITHOUT_NOISE else data
+
+
+def _lasting(name: str, found: Any) -> Any:
+    """A JSON file, but for what depends on the moment at which it was written."""
+    if name == "ticker.json":  # how far the training and how busy the machine was, every few seconds
+        return sorted(found)
+    if name == "package.json":  # digests of files that hold dates
+        return {**found, "files": sorted(found["files"])}
+    return found
 
 
 def _without_moments(path: Path) -> bytes:
@@ -252,16 +261,6 @@ def _without_moments(path: Path) -> bytes:
     found = pydicom.dcmread(path)
     found.walk(drop)
     return found.to_json().encode()  # pixels included, which str() leaves out
-
-
-def _without_traces(path: Path) -> bytes:
-    """An ONNX graph, but for the lines of the code that it was traced from."""
-    import onnx
-
-    model = onnx.load(path)
-    for part in (model, *model.graph.node):
-        del part.metadata_props[:]
-    return bytes(model.SerializeToString())
 
 
 def _without_speeds(path: Path) -> bytes:
@@ -288,7 +287,6 @@ def _without_speeds(path: Path) -> bytes:
 
 _WITHOUT_NOISE: Mapping[str, Callable[[Path], bytes]] = {
     ".dcm": _without_moments,
-    ".onnx": _without_traces,
     ".pt": _without_speeds,
 }
 
