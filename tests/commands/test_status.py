@@ -14,7 +14,6 @@ from voxray.core.config import to_json
 from voxray.core.errors import ConfigError, ResourceError
 from voxray.core.progress import SilentProgress
 from voxray.core.storage import Place
-from voxray.distributed.pending import as_text
 from voxray.distributed.run_follower import NotesWaits
 from voxray.training.checkpoint import read_best_run, read_state
 from voxray.training.run_files import HISTORY, TICKER, WAITS, write_failure
@@ -95,7 +94,5 @@ def test_a_trainings_run_is_read_off_its_command(command: str, run: str) -> None
     assert run_in(command) == run
 
 
-def test_times_and_requests_are_short() -> None:
+def test_times_are_short() -> None:
     assert [ago(seconds) for seconds in (-3, 12, 300, 9000, 400000)] == ["0 s", "12 s", "5 min", "2.5 h", "5 days"]
-    asked = [{"GPU": 1.0, "CPU": 2.0}, {"CPU": 2.0, "GPU": 1.0}, {"CPU": 0.5}, {}, {"CPU_group_1f": 1.0}]
-    assert as_text(asked) == "2 x {CPU: 2, GPU: 1}, 1 x {CPU: 0.5}"

@@ -10,7 +10,8 @@ import pytest
 
 from voxray.core.errors import ConfigError, ResourceError
 from voxray.core.progress import SilentProgress
-from voxray.distributed.watchdog import Demand, listener, seconds_of, watched
+from voxray.distributed.demand import Demand
+from voxray.distributed.watchdog import listener, seconds_of, watched
 
 LACKING = Demand({(("CPU", 1.0), ("GPU", 1.0)): 2}, num_starting=1)
 
@@ -21,12 +22,6 @@ class Heard(SilentProgress):
 
     def say(self, line: str) -> None:
         self._say(line)
-
-
-def test_demand_in_words() -> None:
-    assert str(LACKING) == "2 x {CPU: 1, GPU: 1}; 1 node is starting"
-    assert str(Demand({(("GPU", 1.0),): 1})) == "1 x {GPU: 1}; no node is starting"
-    assert not Demand({})
 
 
 def test_it_says_what_is_missing_while_nothing_goes_on() -> None:

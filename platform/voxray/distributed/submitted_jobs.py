@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from voxray.core.errors import ConfigError, ResourceError
-from voxray.distributed.pending import pending_requests
+from voxray.distributed.demand import demand_at
 
 ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 """Where Ray looks for an address; to Ray they come before one that is given."""
@@ -116,7 +116,7 @@ class JobsAddress:
     def pending(self) -> str:
         """What the whole cluster has been asked for and has no room for yet; empty where nothing waits."""
         with _named_alone(self._url):
-            return pending_requests(self._url)
+            return demand_at(self._url).requests
 
     def stop(self, job_id: str) -> None:
         """Asks for a job's end; it gets SIGTERM, and some time."""

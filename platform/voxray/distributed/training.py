@@ -31,13 +31,14 @@ from voxray.core.text import first_few
 from voxray.dataset import CaseSource, split
 from voxray.dataset.folds import CsvSides, Folds, Lists, Luna16Subsets
 from voxray.distributed.cluster import connect
+from voxray.distributed.demand import cluster_demand
 from voxray.distributed.mlflow_run import REMEMBERED, Tracking, open_tracking
 from voxray.distributed.placement import Placement, place_workers
 from voxray.distributed.run_follower import Follower, NotesWaits, following
 from voxray.distributed.stopping import LocalStop, RayStop, Signals, grace_s, own_interrupt, stoppable_trainer
 from voxray.distributed.train_worker import TrainJob, schedule_of, train_here, train_on_ray
 from voxray.distributed.training_metrics import loss_counter
-from voxray.distributed.watchdog import cluster_demand, listener, wait_limit_s, watched
+from voxray.distributed.watchdog import listener, wait_limit_s, watched
 from voxray.loading.inputs import keep_out_of_store
 from voxray.store import Store
 from voxray.training.checkpoint import RunState, find_state, place_of, read_state, require_run_folder

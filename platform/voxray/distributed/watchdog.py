@@ -1,4 +1,4 @@
-"""What a wait on the cluster is for: said every half minute, and ended where it has lasted too long."""
+"""A wait on the cluster: what it is for is said every half minute, and ended where it has lasted too long."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import os
 import re
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
 from voxray.core.errors import ConfigError, ResourceError
 from voxray.core.progress import Progress
+from voxray.distributed.demand import Demand, cluster_demand
 from voxray.distributed.metrics import count_wait
 
 WAIT_NODES = "VOXRAY_WAIT_NODES"
@@ -20,40 +19,6 @@ WAIT_NODES = "VOXRAY_WAIT_NODES"
 
 SAY_EVERY_S = 30.0
 """How often a wait says what it is for."""
-
-
-@dataclass(frozen=True)
-class Demand:
-    """What tasks, actors and placement groups ask of a cluster and it cannot give now, and what is being done."""
-
-    missing: Mapping[tuple[tuple[str, float], ...], int]
-    """How many requests there are of each (resource, amount)."""
-    num_starting: int = 0
-    """Nodes that the autoscaler is starting."""
-
-    def __bool__(self) -> bool:
-        return bool(self.missing)
-
-    def __str__(self) -> str:
-        """For instance ``2 x {GPU: 1}; 1 node starting``."""
-        wanted = ", ".join(f"{number} x {{{_bundle(one)}}}" for one, number in sorted(self.missing.items()))
-        nodes = {0: "no node is starting", 1: "1 node is starting"}
-        return f"{wanted}; {nodes.get(self.num_starting, f'{self.num_starting} nodes are starting')}"
-
-
-def cluster_demand() -> Demand:
-    """The unmet demand of the Ray cluster at hand, of all its jobs, as its autoscaler sees it."""
-    import ray
-    from ray.autoscaler.v2.sdk import get_cluster_status
-
-    status = get_cluster_status(ray.get_runtime_context().gcs_address)
-    demands = status.resource_demands
-    missing: Counter[tuple[tuple[str, float], ...]] = Counter()
-    for demand in (*demands.ray_task_actor_demand, *demands.placement_group_demand):
-        for request in demand.bundles_by_count:
-            missing[tuple(sorted(_named(request.bundle)))] += request.count
-    starting = len(status.pending_nodes) + sum(launch.count for launch in status.pending_launches)
-    return Demand(missing, starting)
 
 
 def listener(progress: Progress | None) -> Progress | None:
@@ -165,14 +130,3 @@ class _Watch:
         if self._limit_s is None:
             return self._every_s
         return min(self._every_s, max(0.01, since + self._limit_s - time.monotonic()))
-
-
-def _named(bundle: Mapping[str, float]) -> Iterator[tuple[str, float]]:
-    """The resources that a person asks for; Ray adds names of its own for bundles and nodes."""
-    for name, amount in bundle.items():
-        if name in ("CPU", "GPU", "memory"):
-            yield name, float(amount)
-
-
-def _bundle(resources: tuple[tuple[str, float], ...]) -> str:
-    return ", ".join(f"{name}: {amount:g}" for name, amount in resources) or "any node"
