@@ -179,6 +179,9 @@ def fixed_cluster(*cpus: int, head_cpus: int = 0) -> Iterator[FixedCluster]:
             for count in cpus:
                 cluster.add(count)
             yield cluster
+            assert process.stdin is not None
+            process.stdin.close()
+            process.wait(60)
         finally:
             _end(process)
 
@@ -196,6 +199,7 @@ def _keep(head_cpus: str) -> None:
     print(cluster.address, raylet, flush=True)
     for line in sys.stdin:
         print(start(int(line)), flush=True)
+    cluster.shutdown()
 
 
 if __name__ == "__main__":

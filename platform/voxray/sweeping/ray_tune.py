@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from voxray.core.storage import Place
+from voxray.distributed.losses import MAX_DEATHS
 from voxray.distributed.parallel import Shared
 from voxray.sweeping.optuna_study import SweepStudy, quiet
 from voxray.sweeping.trials import MergeTrials, Replays, run_trial
@@ -68,7 +69,12 @@ def tune_settings(study: SweepStudy, replays: Replays, trials: MergeTrials, adva
         tuner = tune.Tuner(
             Trial,
             tune_config=tune.TuneConfig(search_alg=algorithm, num_samples=missing, reuse_actors=True),
-            run_config=tune.RunConfig(storage_path=path, storage_filesystem=system, verbose=0),
+            run_config=tune.RunConfig(
+                storage_path=path,
+                storage_filesystem=system,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=MAX_DEATHS),
+            ),
         )
         results = tuner.fit()
         if results.num_errors:

@@ -22,6 +22,7 @@ from voxray.core.progress import Progress, SilentProgress
 from voxray.core.run import Run
 from voxray.core.storage import Place
 from voxray.distributed.cluster import connect
+from voxray.distributed.losses import MAX_DEATHS
 from voxray.distributed.mlflow_in_run import place_of
 from voxray.distributed.mlflow_run import PARENT, end_unfinished, open_sweep
 from voxray.distributed.mlflow_server import tracking_uri
@@ -175,6 +176,8 @@ def _search(job: TrialJob, options: SweepOptions, progress: Progress) -> None:
                     storage_filesystem=system,
                     verbose=0,
                     callbacks=[_after_each(job.folder)],
+                    # A trial that is begun again goes on from its last checkpoint.
+                    failure_config=tune.FailureConfig(max_failures=MAX_DEATHS),
                 ),
             )
         results = tuner.fit()

@@ -35,10 +35,14 @@ class TuneConfig:
         reuse_actors: bool = False,
     ) -> None: ...
 
+class FailureConfig:
+    def __init__(self, *, max_failures: int) -> None: ...
+
 class RunConfig:
     def __init__(
         self,
         *,
+        failure_config: FailureConfig,
         storage_path: str,
         storage_filesystem: pyarrow.fs.FileSystem,
         verbose: int,
