@@ -183,7 +183,8 @@ def fixed_cluster(*cpus: int, head_cpus: int = 0) -> Iterator[FixedCluster]:
             process.stdin.close()
             process.wait(60)
         finally:
-            _end(process)
+            if process.poll() is None:
+                _end(process)
 
 
 def _keep(head_cpus: str) -> None:

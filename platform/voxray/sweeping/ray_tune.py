@@ -9,13 +9,25 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from voxray.core.storage import Place
 from voxray.distributed.losses import MAX_DEATHS
 from voxray.distributed.parallel import Shared
 from voxray.sweeping.optuna_study import SweepStudy, quiet
 from voxray.sweeping.trials import MergeTrials, Replays, run_trial
+
+if TYPE_CHECKING:
+    from ray.tune import RunConfig
+
+
+def _run_config(scratch: str) -> RunConfig:
+    """Where Tune writes, and how often it begins a setting again whose actor was lost."""
+    from ray import tune
+
+    path, system = Place.of(scratch).arrow()
+    failures = tune.FailureConfig(max_failures=MAX_DEATHS)
+    return tune.RunConfig(storage_path=path, storage_filesystem=system, verbose=0, failure_config=failures)
 
 
 def tune_settings(study: SweepStudy, replays: Replays, trials: MergeTrials, advance: Callable[[int], None]) -> None:
@@ -57,7 +69,6 @@ def tune_settings(study: SweepStudy, replays: Replays, trials: MergeTrials, adva
 
     held = Shared(replays)
     with quiet(), tempfile.TemporaryDirectory(prefix="voxray_tune_") as scratch:
-        path, system = Place.of(scratch).arrow()
         algorithm = OptunaSearch(
             space=study.distributions,
             metric="score",
@@ -69,12 +80,7 @@ def tune_settings(study: SweepStudy, replays: Replays, trials: MergeTrials, adva
         tuner = tune.Tuner(
             Trial,
             tune_config=tune.TuneConfig(search_alg=algorithm, num_samples=missing, reuse_actors=True),
-            run_config=tune.RunConfig(
-                storage_path=path,
-                storage_filesystem=system,
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=MAX_DEATHS),
-            ),
+            run_config=_run_config(scratch),
         )
         results = tuner.fit()
         if results.num_errors:
