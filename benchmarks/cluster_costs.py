@@ -15,12 +15,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
+import SimpleITK
 from cluster_workloads import Numbers, large_recipe, noise_case, write_copies
 from process_tree import watched_memory
 from table import Row, options, show
@@ -28,7 +29,7 @@ from table import Row, options, show
 from record_behaviour import RECIPES
 from support.buckets import buckets
 from support.clusters import fixed_cluster, free_port, growing_cluster
-from support.tiny_training import made_store, segmentation_recipe
+from support.tiny_training import made_store, segmentation_recipe, train_silently
 from voxray.core.recipe import PatchConfig
 from voxray.core.storage import Place
 from voxray.distributed.capacity import Capacity, NodeShape
@@ -73,15 +74,37 @@ def number(case: str, value: float, unit: str, most: float = float("inf"), peer:
 
 def memory(folder: Path, quick: bool) -> Iterator[Row]:
     """An epoch of the stream from a store within the object store's limit, and from one 20 times as large."""
-    found: dict[str, tuple[Numbers, float]] = {}
+    found: dict[str, Numbers] = {}
     for name, num_bytes in (("limit", 80_000_000), ("20 x", 1_600_000_000)):
         store = write_copies(folder / name, num_bytes)
         found[name] = workload("stream", {"store": store.uri, "batches": 150 if quick else 600})
-    (few, few_mib), (many, many_mib) = found["limit"], found["20 x"]
+    few, many = found["limit"], found["20 x"]
     title = "stream, object store of 80 MB: peak of all processes, store of 1.6 GB against 80 MB"
-    yield number(title, many_mib, "MiB", most=1.1 * few_mib, peer=few_mib)
+    yield number(title, many["peak_mib"], "MiB", most=1.1 * few["peak_mib"], peer=few["peak_mib"])
     yield Row("stream: patches of 64 x 64 x 64", few["rate"], many["rate"], "patches/s", 0)
     yield number("stream: reports of spilled objects", many["spilled"], "reports", most=0)
+
+
+def predict(folder: Path, quick: bool) -> Iterator[Row]:
+    """Scans answered by two workers: the memory of all processes for a few of them, and for 20 times as many."""
+    store = made_store(folder / "store", segmentation_recipe())
+    train_silently(store.uri, segmentation_recipe("optim.epochs=1"), folder / "run", workers=0, fold=None)
+    few = 4 if quick else 10
+    peaks = []
+    for count in (few, 20 * few):
+        scans = folder / f"scans_{count}"
+        scans.mkdir()
+        for index in range(count):
+            voxels = np.random.default_rng(index).normal(-500, 100, (64, 64, 64)).astype(np.int16)
+            SimpleITK.WriteImage(SimpleITK.GetImageFromArray(voxels), scans / f"scan_{index}.nii.gz")
+        words = ("predict", f"{folder}/run", str(scans), "-o", f"{folder}/answers_{count}", "--workers", "2")
+        with command(words, None) as process, watched_memory(process.pid) as peak:
+            output, _ = process.communicate(timeout=LIMIT_S)
+        if process.returncode:
+            raise RuntimeError(output.decode()[-1500:])
+        peaks.append(peak[0])
+    title = f"predict, two workers: peak of all processes, {20 * few} scans against {few}"
+    yield number(title, peaks[1], "MiB", most=1.1 * peaks[0], peer=peaks[0])
 
 
 def balance(folder: Path, _quick: bool) -> Iterator[Row]:
@@ -136,7 +159,7 @@ def nodes(folder: Path, quick: bool) -> Iterator[Row]:
     found: list[Numbers] = []
     for _ in range(1 if quick else 3):
         with growing_cluster(folder, {"cpu": {"resources": {"CPU": 2}, "max_workers": 1}}) as address:
-            found.append(workload("from_zero", {"address": address})[0])
+            found.append(workload("from_zero", {"address": address}))
     middle = {name: statistics.median(one[name] for one in found) for name in found[0]}
     yield number("no node -> first task", middle["first"], "s")
     yield number("last task -> node gone (idle time-out 6 s)", middle["gone"], "s")
@@ -188,7 +211,7 @@ def workers(folder: Path, quick: bool) -> Iterator[Row]:
             "fields": [f"optim.steps_per_epoch={steps}", "optim.epochs=2", "optim.validate_every=2"],
             "options": {"workers": count, "slots": 6, "fold": None},
         }
-        rates.append(workload("train", job)[0]["samples_per_s"])
+        rates.append(workload("train", job)["samples_per_s"])
         yield Row(f"{count} workers at one global batch of 12", rates[0], rates[-1], "samples/s", 0)
 
 
@@ -204,7 +227,7 @@ def checkpoints(folder: Path, quick: bool) -> Iterator[Row]:
         ],
         "options": {"workers": 1, "fold": None, "checkpoint_minutes": 0.05},
     }
-    found = workload("train", job)[0]
+    found = workload("train", job)
     each = found["checkpoint_s"] / max(found["num_checkpoints"], 1)
     size = sum(one.stat().st_size for one in (folder / "run" / "checkpoints").rglob("*")) / 1e6
     yield number(f"checkpoint of {size:.0f} MB on disk: training waits", each, "s")
@@ -265,13 +288,11 @@ def jobs(folder: Path, quick: bool) -> Iterator[Row]:
     fields = [word for one in SPLEEN for word in ("--set", one)]
     data, run = str(folder / "scans" / "dataset_spleen.toml"), str(folder / "run")
     verbs = {
-        "check": (data,),
         "ingest": (data, "spleen", "-o", f"{folder}/store", *fields),
         "train": (f"{folder}/store", "spleen", "-o", run, *fields),
         "predict": (run, f"{folder}/scans/images", "-o", f"{folder}/answers"),
-        "evaluate": (run, "-o", f"{folder}/evaluation"),
     }
-    chosen = ("check", "ingest") if quick else tuple(verbs)
+    chosen = ("ingest",) if quick else tuple(verbs)
     for verb in chosen:
         voxray(verb, *verbs[verb])
     alone = {verb: voxray(verb, *verbs[verb]) for verb in chosen}
@@ -337,7 +358,7 @@ def driver(_folder: Path, quick: bool) -> Iterator[Row]:
     counts = (2_000, 10_000) if quick else (2_000, 20_000, 100_000)
     first = None
     for count in counts:
-        found = workload("driver", {"items": count, "at_once": 1000})[0]
+        found = workload("driver", {"items": count, "at_once": 1000})
         first = first or found["cpu_us"]
         title = f"driver, {count} items, 1,000 in flight: CPU time per item"
         yield number(title, found["cpu_us"], "us", most=1.25 * first, peer=first)
@@ -350,8 +371,8 @@ def driver(_folder: Path, quick: bool) -> Iterator[Row]:
         yield number(f"placement of {size * 8} workers on {size} nodes", 1e3 * (time.process_time() - begin), "ms")
 
 
-def workload(name: str, job: Mapping[str, Any]) -> tuple[Numbers, float]:
-    """What a workload measured, and the peak memory of its tree of processes in MiB."""
+def workload(name: str, job: Mapping[str, Any]) -> Numbers:
+    """What a workload measured; the peak memory of its tree of processes in MiB, too, where it is a stream."""
     words = [sys.executable, "-W", "ignore", str(REPOSITORY / "benchmarks" / "cluster_workloads.py")]
     child = subprocess.Popen(
         [*words, name, json.dumps(job)],
@@ -360,7 +381,7 @@ def workload(name: str, job: Mapping[str, Any]) -> tuple[Numbers, float]:
         text=True,
         env={**os.environ, "RAY_AUTH_MODE": "disabled"},
     )
-    with watched_memory(child.pid) as peak:
+    with watched_memory(child.pid) if name == "stream" else nullcontext([0.0]) as peak:
         try:
             output, _ = child.communicate(timeout=LIMIT_S)
         except subprocess.TimeoutExpired:
@@ -369,7 +390,7 @@ def workload(name: str, job: Mapping[str, Any]) -> tuple[Numbers, float]:
     if child.returncode:
         raise RuntimeError(f"{name} ended with {child.returncode}")
     found: Numbers = json.loads(output.strip().splitlines()[-1])
-    return found, peak[0]
+    return {**found, "peak_mib": peak[0]}
 
 
 @contextmanager
@@ -405,6 +426,7 @@ SPLEEN = (*RECIPES["spleen"], "optim.steps_per_epoch=12", "optim.validate_every=
 
 PARTS: dict[str, Callable[[Path, bool], Iterator[Row]]] = {
     "memory": memory,
+    "predict": predict,
     "balance": balance,
     "plan": plan,
     "nodes": nodes,

@@ -58,8 +58,8 @@ class Units:
     """Assumed: a cloud's machine with its image; Ray's part of it is 12 s, measured."""
     idle_s: float = 300.0
     """After which a node goes: Ray's default."""
-    restart_s: float = 30.0
-    """Assumed from the kills measured: a worker group anew, on a node that is there."""
+    restart_s: float = 33.0
+    """Measured: a killed worker until the next steps, on a node that is there and busy."""
     losses_per_node_hour: float = 0.05
     """Assumed: spot nodes."""
 
