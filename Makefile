@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
-BENCHMARKS := ingest data_stream train_step merge metrics inference sweep serve serve_fuzz cluster_costs
+BENCHMARKS := ingest data_stream train_step merge metrics inference sweep serve serve_fuzz cluster cluster_costs
 
 .PHONY: setup tools demo test check-style check-types check-floors check-tests benchmarks clean
 

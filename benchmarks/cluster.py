@@ -4,7 +4,8 @@ Two nodes of two CPUs, as processes of this machine, and every verb as a command
 verbs on generated scans undisturbed, and then again while it kills, by a seed, a worker, a reader of training's data,
 a node (its raylet; another node comes for it) or the command itself, which is then run again. Every verb must end
 well, every case must be there once, and weights, answers and scores must be those of the undisturbed run; the peer is
-that run. 20 kills, 5 with ``--quick``; with ``--folder`` the undisturbed run is kept and used again.
+that run. 20 kills, 5 with ``--quick``; with ``--folder`` the undisturbed run is kept and used again. ``--only`` also
+takes the parts of `cluster_costs.py`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import IO
 
 import psutil
+from cluster_costs import PARTS, costs
 from table import Row, options, show
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -46,7 +48,10 @@ LIMIT_S = 1200.0
 
 def main() -> None:
     """Measures and prints the table."""
-    asked = options(__doc__ or "", folder="keeps scans, runs and what every command printed", parts=("chaos",))
+    asked = options(__doc__ or "", folder="keeps scans, runs and what every command printed", parts=("chaos", *PARTS))
+    if asked.only in PARTS:
+        costs(asked.only, quick=asked.quick, json_file=asked.json)
+        return
     with tempfile.TemporaryDirectory() as temporary:
         folder = asked.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)

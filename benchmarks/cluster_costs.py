@@ -47,15 +47,20 @@ LIMIT_S = 400.0
 def main() -> None:
     """Measures and prints the parts."""
     asked = options(__doc__ or "", parts=tuple(PARTS))
-    rows: list[Row] = []
-    for name in (asked.only,) if asked.only else PARTS:
-        with tempfile.TemporaryDirectory() as folder:
-            found = list(measured(name, Path(folder), quick=asked.quick))
-        rows += found
-        title = f"{name}, load {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores"
-        show(found, title=title, json_file=asked.json if asked.only else None)
-    if not asked.only:
-        show(rows, title="what a cluster costs", json_file=asked.json)
+    if asked.only:
+        costs(asked.only, quick=asked.quick, json_file=asked.json)
+        return
+    rows = [row for name in PARTS for row in costs(name, quick=asked.quick)]
+    show(rows, title="what a cluster costs", json_file=asked.json)
+
+
+def costs(part: str, *, quick: bool, json_file: Path | None = None) -> list[Row]:
+    """The rows of a part, printed at once."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = list(measured(part, Path(folder), quick=quick))
+    title = f"{part}, load {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores"
+    show(found, title=title, json_file=json_file)
+    return found
 
 
 def measured(part: str, folder: Path, *, quick: bool) -> Iterator[Row]:
