@@ -14,13 +14,14 @@ from voxray.cli.app import app
 
 ADDRESSES = ("s3://voxray-no-such-bucket/place", "memory://somewhere/place")
 TAKEN: dict[str, tuple[str, ...]] = {
-    "ingest": ("out",),
+    "check": ("dataset", "root"),
+    "ingest": ("dataset", "root", "out"),
     "train": ("data", "out"),
     "predict": ("run", "out"),
     "export": ("run", "out"),
-    "evaluate": ("answers", "truth", "out", "json_file", "against", "dataset"),
-    "sweep": ("runs", "data", "out"),
-    "report": ("runs", "out"),
+    "evaluate": ("answers", "truth", "root", "out", "json_file", "against", "dataset"),
+    "sweep": ("runs", "root", "data", "out"),
+    "report": ("runs", "root", "out"),
     "crossval": ("data", "out"),
     "consolidate": ("sources", "out", "setting"),
     "import-weights": ("weights", "out"),

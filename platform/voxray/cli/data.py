@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from voxray.cli import terminal
-from voxray.cli.options import RecipeArgument, RootOption, SeriesOption, SetOption, WaitNodesOption
+from voxray.cli.options import DatasetArgument, RecipeArgument, RootOption, SeriesOption, SetOption, WaitNodesOption
 from voxray.core.errors import ConfigError
 
 
@@ -40,7 +40,7 @@ def info(
 
 
 def check(
-    dataset: Annotated[Path, typer.Argument(help="A dataset's file.")],
+    dataset: DatasetArgument,
     root: RootOption = None,
     recipe_name: Annotated[
         str | None,
@@ -85,7 +85,7 @@ def recipe(name: RecipeArgument, set_: SetOption = None) -> None:
 
 
 def ingest(
-    dataset: Annotated[Path, typer.Argument(help="A dataset's file.")],
+    dataset: DatasetArgument,
     recipe_name: RecipeArgument,
     out: Annotated[
         str, typer.Option("--out", "-o", metavar="STORE", help="The store: a folder or an s3:// address.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -43,7 +42,11 @@ WaitNodesOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 FastOption = Annotated[bool, typer.Option("--fast", help="Fewer, larger windows, in half precision where that pays.")]
-RootOption = Annotated[Path | None, typer.Option(help="The folder of the data, in place of the dataset file's own.")]
+DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET", help="A dataset's file, or its address.")]
+RootOption = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="The folder or address of the data, in place of the dataset file's own."),
+]
 AgainstOption = Annotated[
     str | None, typer.Option(metavar="FILE", help="Another's evaluation.json, compared case by case.")
 ]

@@ -27,6 +27,7 @@ from voxray.core.errors import ConfigError, ResourceError
 from voxray.core.evaluation import EVALUATION, Evaluation, write_evaluation
 from voxray.core.progress import Progress, tell_warnings
 from voxray.core.run import Run
+from voxray.core.staging import is_file_at
 from voxray.core.storage import Location, Place
 from voxray.core.working_copy import working_copy
 from voxray.core.written import SCORES, require_own
@@ -115,7 +116,7 @@ def evaluate(
     options: EvaluateOptions | None = None,
     *,
     dataset: str | Path | None = None,
-    root: Path | None = None,
+    root: Location | None = None,
     output: Location | None = None,
     progress: Progress,
 ) -> Evaluation:
@@ -185,7 +186,7 @@ def cases_to_score(
     A folder that is an evaluation's own holds answers for its score alone, so other scans' are made anew; in any
     other folder they stay, and a ConfigError says so.
     """
-    scans = [Scan(source.case_id, Path(source.image)) for source in sources]
+    scans = [Scan.at(source.case_id, source.image) for source in sources]
     asked = find_earlier_answers(scans, output, model.stamp)
     for one in asked:
         if one.other_scan and not is_own:
@@ -331,11 +332,11 @@ def default_folder(run: str | Path) -> Location:
     return Place.of(run).below("evaluation").uri if path is None else path / "evaluation"
 
 
-def _dataset(run: Run, given: str | Path | None, root: Path | None) -> Dataset:
+def _dataset(run: Run, given: str | Path | None, root: Location | None) -> Dataset:
     file = given or run.dataset_file
     if file is None:
         raise ConfigError(f"run {run.name} names no dataset file; give one with --dataset FILE.")
-    if given is None and not Path(file).exists():
+    if given is None and not is_file_at(file):
         raise ConfigError(f"{file}: the dataset file of run {run.name} is gone; give one with --dataset FILE.")
     dataset = read_dataset(file, root=root)
     if dataset.classes != run.classes:

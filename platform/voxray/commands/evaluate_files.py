@@ -55,7 +55,7 @@ class FileOptions:
 
     which: str | None = None
     """Of a run ``val`` (None), ``test`` or ``all``; of answers in files ``all`` (None) or only those ``answered``."""
-    root: Path | None = None
+    root: Location | None = None
     output: Location | None = None
     json_file: Location | None = None
     rules: str | None = None

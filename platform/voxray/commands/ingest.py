@@ -30,6 +30,7 @@ from voxray.distributed.metrics import count_case
 from voxray.distributed.parallel import TaskOptions, task_map
 from voxray.distributed.placement import require_cpus
 from voxray.loading import case_content, load_case, survey
+from voxray.loading.at_hand import case_at_hand
 from voxray.loading.inputs import ELSEWHERE, dataset_inputs, require_no_scan_of
 from voxray.preprocess import prepare_case
 from voxray.store import (
@@ -283,9 +284,10 @@ def _on_ray(
 def _ingest_case(source: CaseSource, job: _Job) -> StoredCase | FailedCase:
     """One case from its files to its shard, or why not; nothing but the worker's death leaves it unanswered."""
     try:
-        # Before the files are read: what changes in between is made anew by the next run.
-        origin = signature(job.dataset, source, job.recipe)
-        case = load_case(job.dataset, source)
+        with case_at_hand(job.dataset, source) as at_hand:
+            # Before the files are read: what changes in between is made anew by the next run.
+            origin = signature(job.dataset, at_hand.source, job.recipe)
+            case = load_case(job.dataset, at_hand.source)
         prepared = prepare_case(case, job.recipe.grid, task=job.recipe.task, classes=job.dataset.classes)
         return write_case(
             job.place,

@@ -37,7 +37,7 @@ class ReportOptions:
 
     dataset: Path | None = None
     """The file of the dataset; None: the one that the run was trained on."""
-    root: Path | None = None
+    root: Location | None = None
     scans: bool = True
     """Whether scans are read at all: without them there are no pictures, and no intensities."""
     workers: int = 1

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
+from voxray.core.addresses import Location
 from voxray.core.answer_json import find_answer_file
 from voxray.core.bulkhead import sentence_of
 from voxray.core.case import Case
@@ -20,12 +21,14 @@ from voxray.core.errors import ConfigError, DataError
 from voxray.core.evaluation import CaseFindings, Evaluation
 from voxray.core.progress import Progress
 from voxray.core.run import Run
+from voxray.core.staging import is_file_at
 from voxray.core.text import first_few
 from voxray.core.volume import Volume
 from voxray.dataset import CaseSource, Dataset, num_folds, read_dataset
 from voxray.distributed.parallel import WorkerPool, open_pool, pool_map
-from voxray.loading import list_cases, load_case, truth_content
-from voxray.readers import read_volume, volume_content
+from voxray.loading import list_cases, load_case, scan_content, truth_content
+from voxray.loading.at_hand import volume_at_hand
+from voxray.readers import read_volume
 from voxray.report import Data, Scans, Shown
 from voxray.report.entry import PictureKind
 from voxray.report.objects import sizes_in
@@ -81,17 +84,17 @@ class PictureRequest(NamedTuple):
 
 
 def find_scored_scans(
-    evaluation: Evaluation, run: Run | None, file: Path | None, root: Path | None
+    evaluation: Evaluation, run: Run | None, file: Path | None, root: Location | None
 ) -> ScoredScans | str:
     """The dataset that an evaluation was made on, or why its scans are not in reach; one that is given must fit."""
     if file is not None:
         return _scored_scans(evaluation, file, root)
     if run is None or run.dataset_file is None:
         return "no dataset file is known; give one with --dataset FILE."
-    if not Path(run.dataset_file).exists():
+    if not is_file_at(run.dataset_file):
         return "the dataset file that the run was trained with is gone; give one with --dataset FILE."
     try:
-        return _scored_scans(evaluation, Path(run.dataset_file), root)
+        return _scored_scans(evaluation, run.dataset_file, root)
     except ConfigError as error:
         return str(error)
 
@@ -137,7 +140,7 @@ def require_scored(evaluation: Evaluation, dataset: Dataset, source: CaseSource)
     known = evaluation.contents.get(source.case_id)
     if known is None:
         return
-    is_scan = volume_content(Path(source.image)) == known.scan
+    is_scan = scan_content(source) == known.scan
     if is_scan and (evaluation.detection is not None or truth_content(dataset, source) == known.truth):
         return
     what = "truth" if is_scan else "scan"
@@ -162,7 +165,7 @@ class CasePictures:
 
     def _closeups(self, request: PictureRequest) -> list[Shown]:
         assert request.case is not None
-        image = read_volume(Path(request.source.image), accept_values=request.source.accept_values)
+        image = _read_scan(request.source)
         require_scored(self._evaluation, self._dataset, request.source)
         truth = _in_voxels(request.case.truth_boxes, request.case, image)
         case = Case(request.source.case_id, "", image, truth, np.array(request.case.truth_classes, np.int64))
@@ -213,7 +216,7 @@ class CasePictures:
             raise error.of_case(case.case_id) from error
 
 
-def _scored_scans(evaluation: Evaluation, file: Path, root: Path | None) -> ScoredScans:
+def _scored_scans(evaluation: Evaluation, file: Location, root: Location | None) -> ScoredScans:
     dataset = read_dataset(file, root=root).for_task(evaluation.task)
     if (dataset.name, dataset.classes) != (evaluation.dataset, evaluation.classes):
         raise ConfigError(
@@ -293,11 +296,16 @@ def _requests(evaluation: Evaluation, found: ScoredScans, scans: Scans) -> list[
 
 
 def _objects(source: CaseSource, case: CaseFindings) -> CaseMeasures:
-    image = read_volume(Path(source.image), accept_values=source.accept_values)
+    image = _read_scan(source)
     boxes = _in_voxels(case.truth_boxes, case, image)
     sides = (boxes[:, 3:] - boxes[:, :3]) * np.asarray(image.grid.spacing_mm)
     means = np.array([_mean_hu(image, box) for box in boxes])
     return CaseMeasures(source.case_id, sides.mean(axis=1), means, warnings=image.warnings)
+
+
+def _read_scan(source: CaseSource) -> Volume:
+    with volume_at_hand(source.image) as image:
+        return read_volume(image, accept_values=source.accept_values)
 
 
 def _mean_hu(image: Volume, box: Float64[np.ndarray, " 6"]) -> float:

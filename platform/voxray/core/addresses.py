@@ -6,6 +6,7 @@ characters like all others. So no path is ever put into a URL as it is.
 
 from __future__ import annotations
 
+import posixpath
 import re
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -43,6 +44,20 @@ def local_path(location: Location) -> Path | None:
     if match is None:
         return Path(location).expanduser() if location == "~" or location.startswith("~/") else Path(location)
     return _path_of_url(location) if location.partition("://")[0] in _LOCAL else None
+
+
+def below(root: str, text: str) -> str:
+    """What a path or address is when it is read relative to `root`, itself a path or an address."""
+    if _ADDRESS.match(text):
+        path = local_path(text)
+        return text if path is None else str(path)
+    if local_path(root) is not None or text.startswith("/"):
+        return str(Path(root) / text)
+    head, sign, rest = root.rpartition("://")
+    joined = posixpath.normpath(f"{rest}/{text}")
+    if joined.split("/")[0] in ("..", "."):
+        raise ConfigError(f"{text}: leads out of {root}; give a path below it, or an address.")
+    return f"{head}{sign}{joined}"
 
 
 def at_home(value: object) -> object:

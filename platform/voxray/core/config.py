@@ -57,12 +57,18 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such file; give the path of a .toml or .json file.") from None
     except (OSError, TextError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); give a readable UTF-8 text file.") from None
+    return mapping_in(text, where=str(path))
+
+
+def mapping_in(text: str, *, where: str) -> dict[str, Any]:
+    """The text of the TOML or JSON file `where` as plain dictionaries; told apart by suffix."""
+    suffix = Path(where).suffix
     try:
-        data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        data = json.loads(text) if suffix == ".json" else tomllib.loads(text)
     except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: not valid {path.suffix[1:].upper() or 'TOML'}: {error}.") from None
+        raise ConfigError(f"{where}: not valid {suffix[1:].upper() or 'TOML'}: {error}.") from None
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: must hold a table of fields, got a {type(data).__name__}.")
+        raise ConfigError(f"{where}: must hold a table of fields, got a {type(data).__name__}.")
     return data
 
 

@@ -156,12 +156,17 @@ class Place:
 
     def names(self, folder: str) -> list[str]:
         """The finished files in a folder, by name alone; none where it does not exist."""
-        found = self._listed(folder)
-        return [name for name, kind in found if kind == "file" and not name.endswith(_UNFINISHED)]
+        return self.listing(folder)[0]
 
     def folders(self, folder: str) -> list[str]:
         """The folders in a folder, by name alone; none where it does not exist."""
-        return [name for name, kind in self._listed(folder) if kind == "directory"]
+        return self.listing(folder)[1]
+
+    def listing(self, folder: str) -> tuple[list[str], list[str]]:
+        """The finished files and the folders in a folder, by name alone, with one request."""
+        found = self._listed(folder)
+        files = [name for name, kind in found if kind == "file" and not name.endswith(_UNFINISHED)]
+        return files, [name for name, kind in found if kind == "directory"]
 
     def open(self, name: str) -> IO[bytes]:
         """The file, for reading here and there: each read asks for its own bytes, and for none ahead.
@@ -308,7 +313,10 @@ class Place:
             found = self._done("listed", listed, but=FileNotFoundError)
         except FileNotFoundError:
             return []
-        return sorted((str(item["name"]).rstrip("/").rpartition("/")[2], str(item["type"])) for item in found)
+        # Of a file some list the file, and of a folder S3 lists the mark that its console puts there.
+        own = self.path(folder).strip("/")
+        inside = [(str(item["name"]).rstrip("/"), str(item["type"])) for item in found]
+        return sorted((name.rpartition("/")[2], kind) for name, kind in inside if name.strip("/") != own)
 
     @property
     def _storage(self) -> str:

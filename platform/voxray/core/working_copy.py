@@ -9,11 +9,12 @@ is complete comes last.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 from voxray.core.addresses import local_path, require_address
 from voxray.core.errors import ConfigError, DataError, ResourceError, VoxrayError
@@ -22,6 +23,8 @@ from voxray.core.storage import Location, Place, is_unfinished
 _AT_ONCE = 8
 _FEW = 16
 """So many names are asked for one by one; of more the folders are listed first."""
+
+E = TypeVar("E", bound=VoxrayError)
 
 _Seen = dict[str, tuple[int, int]]
 
@@ -69,6 +72,16 @@ def named(text: str, folder: Path, location: Location) -> str:
     return text.replace(str(folder), Place.of(location).uri)
 
 
+def renamed(error: E, named: Callable[[str], str]) -> E:
+    """The error with other names in its sentences; itself where they are none of it."""
+    if named(str(error)) == str(error):
+        return error
+    if isinstance(error, DataError):
+        message, remedy = named(error.message), named(error.remedy)
+        return type(error)(error.code, message, remedy=remedy, case_id=error.case_id, facts=error.facts)
+    return type(error)(named(str(error)))
+
+
 class _Naming:
     """What is refused names the place, and not the copy."""
 
@@ -79,14 +92,11 @@ class _Naming:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
-        if not isinstance(error, VoxrayError) or self._copy not in str(error):
+        if not isinstance(error, VoxrayError):
             return
-        if isinstance(error, DataError):
-            message, remedy = (text.replace(self._copy, self._uri) for text in (error.message, error.remedy))
-            raise DataError(
-                error.code, message, remedy=remedy, case_id=error.case_id, facts=error.facts
-            ).with_traceback(trace) from error
-        raise type(error)(str(error).replace(self._copy, self._uri)).with_traceback(trace) from error
+        told = renamed(error, lambda text: text.replace(self._copy, self._uri))
+        if told is not error:
+            raise told.with_traceback(trace) from error
 
 
 class _Publishing(_Naming):

@@ -12,11 +12,12 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, field_validator, model_validator
 
-from voxray.core.addresses import local_path
-from voxray.core.config import Config, parse, read_mapping
+from voxray.core.addresses import below, local_path
+from voxray.core.config import Config, mapping_in, parse, read_mapping
 from voxray.core.errors import ConfigError
+from voxray.core.staging import text_at
 from voxray.core.task_name import TaskName
-from voxray.core.text import same
+from voxray.core.text import TextError, same
 from voxray.dataset.folds import Folds, KFold, Split, num_folds, split
 from voxray.dataset.paths import RootedPath, expand_variables, file_stem
 from voxray.dataset.source import BoxTruth, CaseSource, MapTruth
@@ -160,31 +161,35 @@ class Dataset(Config):
         return self.model_copy(update={"annotations": seen})
 
 
-def _on_this_machine(location: str | Path, what: str) -> Path:
-    path = local_path(location)
-    if path is None:
-        raise ConfigError(
-            f"{location}: is not on this machine, and {what} must be: copy or mount it. What is made of it, such "
-            f"as a store, may be anywhere."
-        )
-    return path
-
-
 def read_dataset(path: str | Path, *, root: str | Path | None = None) -> Dataset:
-    """The dataset that a TOML or JSON file describes; `root` takes the place of the one in the file."""
-    path = _on_this_machine(path, "a dataset's file")
-    data = read_mapping(path)
+    """The dataset that a TOML or JSON file describes; `root` takes the place of the one in the file.
+
+    Both may be addresses, such as ``s3://bucket/luna/dataset.toml``: what it names is then relative to that.
+    """
+    here = local_path(path)
+    where, above = str(path), str(path).rpartition("/")[0] if here is None else str(here.absolute().parent)
+    data = _elsewhere(where) if here is None else read_mapping(here)
     if root is not None:
-        folder = Path(root).absolute()
+        place = local_path(root)
+        folder = str(root).rstrip("/") if place is None else str(place.absolute())
     else:
         written = data.get("root", ".")
         try:
             text = expand_variables(written if isinstance(written, str) else ".")
-            _on_this_machine(text, f"{path}: root: the folder of a dataset's scans")
-            folder = path.absolute().parent / Path(text).expanduser()
         except ValueError as error:
-            raise ConfigError(f"{path}: root: {error}, or give the folder with --root DIR.") from None
+            raise ConfigError(f"{where}: root: {error}, or give the folder with --root DIR.") from None
+        folder = below(above, str(Path(text).expanduser()) if text.startswith("~") else text)
     if isinstance(data.get("root", "."), str):
-        data["root"] = str(folder)
-    data["file"] = str(path.absolute())
-    return parse(Dataset, data, where=str(path), context={"root": str(folder)})
+        data["root"] = folder
+    data["file"] = where if here is None else str(here.absolute())
+    return parse(Dataset, data, where=where, context={"root": folder})
+
+
+def _elsewhere(address: str) -> dict[str, Any]:
+    try:
+        text = text_at(address)
+    except FileNotFoundError:
+        raise ConfigError(f"{address}: no such file; give the address of a .toml or .json file.") from None
+    except TextError as error:
+        raise ConfigError(f"{address}: cannot be read ({error}); give a readable UTF-8 text file.") from None
+    return mapping_in(text, where=address)

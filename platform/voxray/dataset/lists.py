@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from voxray.core.errors import ConfigError
-from voxray.core.text import TextError, first_few, on_disk, read_text, same
+from voxray.core.staging import is_file_at, text_at
+from voxray.core.text import TextError, first_few, same
 from voxray.dataset.paths import file_stem
 from voxray.dataset.source import CaseSource
 
@@ -40,7 +41,7 @@ def count_lists(file: str) -> int:
     """How many folds the file (or the files, where the path holds ``{fold}``) gives."""
     if "{fold}" in file:
         count = 0
-        while on_disk(Path(file.replace("{fold}", str(count)))).is_file():
+        while is_file_at(file.replace("{fold}", str(count))):
             count += 1
         if count == 0:
             raise ConfigError(f"folds.file: {file.replace('{fold}', '0')}: no such file; fold 0 must exist.")
@@ -81,7 +82,7 @@ def read_csv_sides(file: str, case_column: str, side_column: str, delimiter: str
     """The sides that a CSV column gives."""
     sides: dict[str, set[str]] = {"train": set(), "val": set(), "test": set()}
     try:
-        with io.StringIO(same(read_text(Path(file))), newline="") as stream:
+        with io.StringIO(same(text_at(file)), newline="") as stream:
             reader = csv.DictReader(stream, delimiter=delimiter)
             header = [name.strip() for name in reader.fieldnames or []]
             for column in (case_column, side_column):
@@ -185,6 +186,6 @@ def _read_json(file: str) -> Any:
             f'[{{"train": [case ids], "val": [case ids]}}, ...].'
         )
     try:
-        return json.loads(same(read_text(Path(file))))
+        return json.loads(same(text_at(file)))
     except (OSError, TextError, json.JSONDecodeError) as error:
         raise ConfigError(f"folds.file: {file} cannot be read ({error}); give a JSON file.") from None

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, ValidationInfo
 
+from voxray.core.addresses import below
 from voxray.core.text import same
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
@@ -30,11 +31,13 @@ def expand_variables(text: str) -> str:
 def _below_root(value: str, info: ValidationInfo) -> str:
     text = expand_variables(value)
     root = (info.context or {}).get("root")
-    return text if root is None else str(Path(root) / text)
+    return text if root is None else below(root, text)
 
 
 RootedPath = Annotated[str, AfterValidator(_below_root)]
-"""A path relative to the dataset's root; absolute once the file has been read. May hold ``{case}`` and the like."""
+"""A path relative to the dataset's root, or an address; absolute once the file has been read.
+
+May hold ``{case}`` and the like."""
 
 
 def file_stem(path: str | Path) -> str:

@@ -15,6 +15,7 @@ from voxray.core.errors import ConfigError, VoxrayError
 from voxray.core.progress import Progress, tell_warnings
 from voxray.core.recipe import Recipe
 from voxray.core.run import Run
+from voxray.core.staging import is_file_at
 from voxray.core.volume import Shape, Volume
 from voxray.dataset import read_dataset
 from voxray.inference.sliding import cut
@@ -96,7 +97,7 @@ def _scan(run: Run, scan: Path | None) -> tuple[Volume, str, bool]:
     if scan is not None:
         return read_volume(scan), f"the scan {scan.name}", False
     why = "the run's dataset is not here"
-    if run.dataset_file is not None and Path(run.dataset_file).exists():
+    if run.dataset_file is not None and is_file_at(run.dataset_file):
         try:
             dataset = read_dataset(run.dataset_file).for_task(recipe_of(run).task)
             sources = list_cases(dataset)
@@ -109,7 +110,7 @@ def _scan(run: Run, scan: Path | None) -> tuple[Volume, str, bool]:
 
 def _training_scans(run: Run, progress: Progress) -> Iterator[tuple[str, Volume]]:
     """The first scans that the run was trained on, each with what it is; those that cannot be read are told."""
-    if run.dataset_file is None or not Path(run.dataset_file).exists():
+    if run.dataset_file is None or not is_file_at(run.dataset_file):
         return
     try:
         dataset = read_dataset(run.dataset_file).for_task(recipe_of(run).task)

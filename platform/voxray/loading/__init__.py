@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from voxray.loading.cases import Examination, examine, load_case
 from voxray.loading.survey import Survey, list_cases, read_excluded, survey
-from voxray.loading.truth_content import CaseContent, case_content, truth_content
+from voxray.loading.truth_content import CaseContent, case_content, scan_content, truth_content
 
 __all__ = [
     "CaseContent",
@@ -15,6 +15,7 @@ __all__ = [
     "list_cases",
     "load_case",
     "read_excluded",
+    "scan_content",
     "survey",
     "truth_content",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -10,8 +10,10 @@ from voxray.annotations.placing import place_boxes
 from voxray.core.case import Case
 from voxray.core.errors import DataError
 from voxray.core.volume import Volume
+from voxray.core.working_copy import renamed
 from voxray.dataset import Dataset
 from voxray.dataset.source import CaseSource
+from voxray.loading.at_hand import case_at_hand
 from voxray.loading.map_files import read_maps, value_or_problem
 from voxray.readers import read_volume
 
@@ -42,7 +44,14 @@ def load_case(dataset: Dataset, source: CaseSource) -> Case:
 
 
 def examine(dataset: Dataset, source: CaseSource) -> Examination:
-    """The case, or all that is wrong with it."""
+    """The case, or all that is wrong with it; files elsewhere are copied for as long as that takes."""
+    with case_at_hand(dataset, source) as at_hand:
+        found = _examine(dataset, at_hand.source)
+        problems = tuple(renamed(problem, at_hand.named) for problem in found.problems)
+        return replace(found, problems=problems)
+
+
+def _examine(dataset: Dataset, source: CaseSource) -> Examination:
     problems: list[DataError] = []
     image = value_or_problem(problems, partial(read_volume, accept_values=source.accept_values), Path(source.image))
     truth = read_maps(dataset, source, None if image is None else image.grid)

@@ -25,7 +25,7 @@ _RUNS_OWN = ("checkpoints", "candidates", "runtimes")
 
 def scan_inputs(scans: Iterable[Scan]) -> Iterator[Input]:
     """The files of scans, and those of the same name beside them, such as dcm2niix's JSON; answers are none."""
-    yield from _images(scan.path for scan in scans)
+    yield from _images(scan.path for scan in scans if not scan.address)
 
 
 def _images(paths: Iterable[Path]) -> Iterator[Input]:
@@ -68,17 +68,20 @@ def run_inputs(run: str | Path) -> Iterator[Input]:
 
 
 def dataset_inputs(data: Dataset) -> Iterator[Input]:
-    """The dataset's file, its scans, its annotations and whatever else its file names."""
-    if data.file is not None:
-        yield Input(Path(data.file), "the dataset's file")
-    yield Input(Path(data.root), "the dataset's folder")
-    for name in _named_files(data.model_dump(mode="json", exclude={"file"})):
-        for path in _matching(name):
-            yield Input(path, "a file of the dataset's annotations")
-            yield from (Input(one, "a data file of the dataset's annotations") for one in _data_files(path))
-            if path.parent != Path(data.root):
-                yield Input(path.parent, "a folder of the dataset's annotations")
-    scans = [path for pattern in data.images.glob for path in Path(data.root).glob(pattern)]
+    """The dataset's file, its scans, its annotations and whatever else its file names; those on this machine."""
+    root = local_path(data.root)
+    if data.file is not None and (file := local_path(data.file)) is not None:
+        yield Input(file, "the dataset's file")
+    named = _named_files(data.model_dump(mode="json", exclude={"file"}))
+    for path in (path for name in named if local_path(name) is not None for path in _matching(name)):
+        yield Input(path, "a file of the dataset's annotations")
+        yield from (Input(one, "a data file of the dataset's annotations") for one in _data_files(path))
+        if path.parent != root:
+            yield Input(path.parent, "a folder of the dataset's annotations")
+    if root is None:
+        return
+    yield Input(root, "the dataset's folder")
+    scans = [path for pattern in data.images.glob for path in root.glob(pattern)]
     yield from _images(scans)
     for folder in {path.parent for path in scans}:
         yield Input(folder, "a folder of the dataset's scans")
@@ -86,7 +89,10 @@ def dataset_inputs(data: Dataset) -> Iterator[Input]:
 
 def require_no_scan_of(data: Dataset, written: Iterable[Path]) -> None:
     """A ConfigError where an answer would be taken for a scan of the dataset the next time it is read."""
-    root = Path(data.root).resolve()
+    here = local_path(data.root)
+    if here is None:
+        return
+    root = here.resolve()
     for path in written:
         real = path.resolve()
         if not real.is_relative_to(root):

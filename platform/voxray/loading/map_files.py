@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -180,13 +180,15 @@ def _masks(
 
 def mask_files(template: str) -> dict[str, Path]:
     """Class name -> its mask, for every file that the template fits."""
-    path = Path(template)
-    head, _, tail = path.name.partition("{class}")
-    folder = on_disk(path.parent)
-    files = {same(file.name): file for file in folder.glob("*")} if folder.is_dir() else {}
-    head, tail = same(head), same(tail)
-    found = {name[len(head) : len(name) - len(tail)]: file for name, file in files.items() if _fits(name, head, tail)}
-    return dict(sorted(found.items()))
+    folder = on_disk(Path(template).parent)
+    return dict(sorted(fitting(template, folder.glob("*")).items())) if folder.is_dir() else {}
+
+
+def fitting(template: str, files: Iterable[Path]) -> dict[str, Path]:
+    """Class name -> its mask, for each of the files whose name the template's last part fits."""
+    head, _, tail = (same(part) for part in Path(template).name.partition("{class}"))
+    named = {same(file.name): file for file in files}
+    return {name[len(head) : len(name) - len(tail)]: file for name, file in named.items() if _fits(name, head, tail)}
 
 
 def _fits(name: str, head: str, tail: str) -> bool:

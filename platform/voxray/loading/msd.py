@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from voxray.core.addresses import below
 from voxray.core.errors import DataError
 from voxray.dataset import Dataset
 from voxray.dataset.naming import numbered_names
@@ -34,8 +35,12 @@ def read_msd(text: str, config: Msd, dataset: Dataset) -> dict[str, MapTruth]:
             case_id = dataset.images.case_id_of(Path(entry["image"]).as_posix())
             if case_id is None:
                 raise _problem(config, f"{name}[{index}]: images.case_id does not match '{entry['image']}'")
-            result[case_id] = MapTruth(str(Path(config.file).parent / entry["label"]), names=names)
+            result[case_id] = MapTruth(below(_folder(config), entry["label"]), names=names)
     return result
+
+
+def _folder(config: Msd) -> str:
+    return config.file.rpartition("/")[0] or "."
 
 
 def _names(labels: Any, config: Msd, classes: Sequence[str]) -> dict[int, str]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from voxray.core.addresses import local_path
 from voxray.core.errors import ConfigError
 from voxray.core.text import TextError, first_few, on_disk, read_text, same
 from voxray.core.written import LABEL_MAP, OBJECT, mark_of
@@ -34,6 +35,19 @@ class Scan:
     path: Path
     series_uid: str | None = None
     """Which series of a folder is meant, where one was named."""
+    address: str = ""
+    """Where it lies elsewhere; `path` is then that of its copy, or nothing but its name."""
+
+    @staticmethod
+    def at(name: str, location: str, *, series_uid: str | None = None) -> Scan:
+        """The scan at a path or an address."""
+        here = local_path(location)
+        return Scan(name, here or Path(location.rpartition("/")[2]), series_uid, "" if here else location)
+
+    @property
+    def location(self) -> str:
+        """Its path or address."""
+        return self.address or str(self.path)
 
 
 def find_scans(

@@ -16,8 +16,11 @@ from voxray.annotations.object_tables import (
     read_spheres_by_case,
     read_spheres_csv,
 )
+from voxray.core.addresses import local_path
 from voxray.core.errors import ConfigError, DataError
-from voxray.core.text import TextError, first_few, on_disk, read_text, same, spellings
+from voxray.core.staging import text_at
+from voxray.core.storage import Place
+from voxray.core.text import TextError, first_few, on_disk, same, spellings
 from voxray.dataset import Dataset
 from voxray.dataset.paths import fill
 from voxray.dataset.source import BoxTruth, CaseSource, MapTruth
@@ -32,6 +35,7 @@ from voxray.dataset.truth import (
     Msd,
     SpheresCsv,
 )
+from voxray.loading.listing import names_matching
 from voxray.loading.msd import read_msd
 
 _REPORTED_ONLY = "annotations.no_image"
@@ -74,7 +78,7 @@ def survey(dataset: Dataset) -> Survey:
         CaseSource(
             case_id=case_id,
             patient_id=patients[case_id],
-            image=str(images[case_id]),
+            image=images[case_id],
             boxes=None if boxes is None else boxes.get(case_id, BoxTruth.empty("LPS")),
             maps=None if maps is None else maps.get(case_id),
             accept_values=dataset.images.accept_values,
@@ -93,27 +97,40 @@ def read_excluded(dataset: Dataset) -> dict[str, Spheres]:
     return {}
 
 
-def _find_images(dataset: Dataset, problems: list[DataError]) -> dict[str, Path]:
-    root = on_disk(Path(dataset.root))
-    if not root.is_dir():
-        raise ConfigError(f"root: {root}: no such folder; mend root in the dataset's file, or give --root DIR.")
-    found: dict[str, Path] = {}
-    for path in _matches(root, dataset.images.glob):
-        relative = path.relative_to(root).as_posix()
+def _find_images(dataset: Dataset, problems: list[DataError]) -> dict[str, str]:
+    """Case id -> the image's path or address."""
+    root, names = _image_names(dataset)
+    found: dict[str, str] = {}
+    for relative in names:
         case_id = dataset.images.case_id_of(relative)
         if not case_id or "/" in case_id:
             text = f"images.case_id finds {'an id with a slash' if case_id else 'no id'} in '{relative}'."
             problems.append(DataError("dataset.case_id", text, remedy="Mend the pattern, or narrow images.glob."))
         elif case_id in found:
-            text = f"'{found[case_id].relative_to(root).as_posix()}' and '{relative}' have one id."
+            text = f"'{found[case_id]}' and '{relative}' have one id."
             remedy = "Give images.case_id a pattern that tells them apart, or delete one."
             problems.append(DataError("dataset.duplicate_case", text, remedy=remedy, case_id=case_id))
         else:
-            found[case_id] = path
+            found[case_id] = relative
     if not found and not problems:
         text = f"no image below {root} matches {', '.join(dataset.images.glob)}."
         problems.append(DataError("dataset.no_images", text, remedy="Mend root or images.glob."))
-    return found
+    return {case_id: f"{root}/{relative}" for case_id, relative in found.items()}
+
+
+def _image_names(dataset: Dataset) -> tuple[str, list[str]]:
+    """The dataset's folder, and the images' paths below it."""
+    if local_path(dataset.root) is None:
+        names = names_matching(dataset.root, dataset.images.glob)
+        if not names and not Place.of(dataset.root).exists("."):
+            raise ConfigError(
+                f"root: {dataset.root}: no such folder; mend root in the dataset's file, or give --root DIR."
+            )
+        return dataset.root.rstrip("/"), names
+    root = on_disk(Path(dataset.root))
+    if not root.is_dir():
+        raise ConfigError(f"root: {root}: no such folder; mend root in the dataset's file, or give --root DIR.")
+    return str(root).rstrip("/"), [path.relative_to(root).as_posix() for path in _matches(root, dataset.images.glob)]
 
 
 def _matches(root: Path, patterns: Sequence[str]) -> list[Path]:
@@ -125,7 +142,7 @@ def _matches(root: Path, patterns: Sequence[str]) -> list[Path]:
     return sorted(path for path in paths if not any(part[0] == "." for part in path.relative_to(root).parts))
 
 
-def _patients(dataset: Dataset, images: Mapping[str, Path], problems: list[DataError]) -> dict[str, str]:
+def _patients(dataset: Dataset, images: Mapping[str, str], problems: list[DataError]) -> dict[str, str]:
     rule = dataset.patients
     if rule is None:
         return {case_id: case_id for case_id in images}
@@ -156,7 +173,7 @@ def _patient_table(dataset: Dataset) -> dict[str, str]:
     return {(row[rule.case_column] or "").strip(): (row[rule.patient_column] or "").strip() for row in rows}
 
 
-def _boxes(dataset: Dataset, images: Mapping[str, Path], problems: list[DataError]) -> dict[str, BoxTruth] | None:
+def _boxes(dataset: Dataset, images: Mapping[str, str], problems: list[DataError]) -> dict[str, BoxTruth] | None:
     for annotation in dataset.annotations:
         if isinstance(annotation, BoxTable):
             try:
@@ -205,7 +222,7 @@ def _report_absent(
 
 
 def _maps(
-    dataset: Dataset, images: Mapping[str, Path], patients: Mapping[str, str], problems: list[DataError]
+    dataset: Dataset, images: Mapping[str, str], patients: Mapping[str, str], problems: list[DataError]
 ) -> dict[str, MapTruth] | None:
     for annotation in dataset.annotations:
         if isinstance(annotation, Msd):
@@ -238,7 +255,7 @@ def _map_truth(
 
 def _read_text(file: str, field: str) -> str:
     try:
-        return read_text(Path(file))
+        return text_at(file)
     except FileNotFoundError:
         raise ConfigError(f"{field}: {file}: no such file; mend the path, which is relative to root.") from None
     except (OSError, TextError) as error:

@@ -17,6 +17,7 @@ import numpy as np
 
 from voxray.core.text import on_disk
 from voxray.dataset import BoxTruth, CaseSource, Dataset, MapTruth
+from voxray.loading.at_hand import case_at_hand, volume_at_hand
 from voxray.loading.map_files import mask_files
 from voxray.readers import content_of, volume_content
 
@@ -36,11 +37,24 @@ class CaseContent:
 
 def case_content(dataset: Dataset, source: CaseSource) -> CaseContent:
     """The content of a case as its files are now; a DataError where the scan or a label map cannot be read."""
-    return CaseContent(volume_content(Path(source.image)), truth_content(dataset, source))
+    with case_at_hand(dataset, source) as at_hand:
+        here = at_hand.source
+        return CaseContent(volume_content(Path(here.image)), _truth_content(dataset, here))
+
+
+def scan_content(source: CaseSource) -> str:
+    """The content of a case's image."""
+    with volume_at_hand(source.image) as image:
+        return volume_content(image)
 
 
 def truth_content(dataset: Dataset, source: CaseSource) -> str:
     """The content of a case's truth: the rows of its table, the files of its label maps, and the rules for both."""
+    with case_at_hand(dataset, source) as at_hand:
+        return _truth_content(dataset, at_hand.source)
+
+
+def _truth_content(dataset: Dataset, source: CaseSource) -> str:
     digest = hashlib.sha256()
     rules = dataset.model_dump(mode="json", include={"classes", "annotations", "overhang_vox"})
     rules["annotations"] = [_without_paths(annotation) for annotation in rules["annotations"]]

@@ -14,6 +14,8 @@ from pathlib import Path
 from voxray.core.errors import DataError
 from voxray.core.text import on_disk
 from voxray.core.volume import Volume
+from voxray.readers import metaimage, nrrd
+from voxray.readers.beside import is_bare
 from voxray.readers.content import content_of
 from voxray.readers.dicom import read_dicom
 from voxray.readers.dicom_file import is_dicom
@@ -98,6 +100,24 @@ def volume_files(path: Path, *, series_uid: str | None = None) -> tuple[Path, ..
     return _stored(path, series_uid).files or (path,)
 
 
+def data_file_name(header: Path) -> str | None:
+    """The name of the file beside it that holds a header's voxels; None where there is none, or it cannot be read."""
+    try:
+        reader, name = _suffix_reader(header), None
+        if reader is read_metaimage:
+            name = metaimage.named_data(header)
+        elif reader is read_nrrd:
+            name = nrrd.named_data(header)
+    except (DataError, OSError):
+        return None
+    return name if name is not None and is_bare(name) else None
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a name ends as that of a file of a known format."""
+    return _suffix_reader(Path(name)) is not None
+
+
 def series_in(path: Path) -> dict[str, str]:
     """The UIDs of the CT series of a file or folder, each with words that tell it apart; none where it holds none."""
     path = on_disk(path)
@@ -171,8 +191,10 @@ __all__ = [
     "Info",
     "Stored",
     "content_of",
+    "data_file_name",
     "describe",
     "hounsfield",
+    "is_file_name",
     "label_names",
     "open_scan",
     "read_label_map",

@@ -13,8 +13,7 @@ def data_file(name: str, header: Path, *, outside: str, missing: str) -> Path:
 
     Paths, lists and patterns are refused, so that no other file can be read.
     """
-    is_bare = name == PurePosixPath(name).name == PureWindowsPath(name).name and name not in ("", ".", "..")
-    if not is_bare or name.split()[0].upper() == "LIST" or "%" in name or "\0" in name:
+    if not is_bare(name):
         raise refusal(
             outside,
             header,
@@ -30,3 +29,11 @@ def data_file(name: str, header: Path, *, outside: str, missing: str) -> Path:
             remedy="Copy it into the same folder as the header.",
         )
     return path
+
+
+def is_bare(name: str) -> bool:
+    """Whether it is the name of one file, and no path, list or pattern."""
+    bare = name == PurePosixPath(name).name == PureWindowsPath(name).name and name not in ("", ".", "..")
+    return (
+        bare and name.split()[:1] != [] and name.split()[0].upper() != "LIST" and "%" not in name and "\0" not in name
+    )

@@ -64,6 +64,12 @@ def read_metaimage(path: Path) -> Stored:
     )
 
 
+def named_data(path: Path) -> str | None:
+    """The data file that a header names, as it is written; None where it holds the voxels itself, or does not say."""
+    named = _fields(path)[0].get("ElementDataFile", "")
+    return named if named.upper() not in ("", "LOCAL") else None
+
+
 def _fields(path: Path) -> tuple[dict[str, str], int, list[str]]:
     """The header's fields, the byte after ElementDataFile's line, and what was ignored."""
     fields: dict[str, str] = {}

@@ -77,6 +77,12 @@ def segment_names(path: Path) -> dict[int, str]:
     return {int(one["LabelValue"]): one["Name"] for one in whole}
 
 
+def named_data(path: Path) -> str | None:
+    """The data file that a header names, as it is written; None where it holds the voxels itself."""
+    fields, _ = _fields(path)
+    return fields.get("data file", fields.get("datafile"))
+
+
 def _fields(path: Path) -> tuple[dict[str, str], int | None]:
     """The header's fields, and the byte after its empty line; None where the header is the whole file."""
     with path.open("rb") as file:

@@ -19,6 +19,7 @@ from pathlib import Path
 from voxray.core.addresses import Location
 from voxray.core.answer_json import LabelsFile, ModelStamp, ScanStamp, find_answer_file
 from voxray.core.errors import DataError
+from voxray.loading.at_hand import scan_at_hand
 from voxray.loading.scans import Scan
 from voxray.readers import volume_content
 
@@ -49,12 +50,13 @@ class ScanToAnswer:
 
 def place_of(scan: Scan) -> str:
     """Where a scan lies, as answers record it; a series that was named is a place of its own in its folder."""
-    return str(scan.path.resolve()) + (f" (series {scan.series_uid})" if scan.series_uid else "")
+    return (scan.address or str(scan.path.resolve())) + (f" (series {scan.series_uid})" if scan.series_uid else "")
 
 
 def content_of_scan(scan: Scan) -> str:
     """The content of all files that the scan consists of."""
-    return volume_content(scan.path, series_uid=scan.series_uid)
+    with scan_at_hand(scan) as here:
+        return volume_content(here.path, series_uid=scan.series_uid)
 
 
 def find_earlier_answers(scans: Sequence[Scan], output: Path, mark: ModelStamp) -> list[ScanToAnswer]:
@@ -90,6 +92,6 @@ def name_taken(asked: ScanToAnswer, output: Location) -> str:
     """The sentence for a scan whose name another scan's answer has."""
     name = asked.scan.name
     return (
-        f"{asked.scan.path}: {output}/{name}.json answers another scan of that name, {asked.other_scan}; "
+        f"{asked.scan.location}: {output}/{name}.json answers another scan of that name, {asked.other_scan}; "
         f"give another folder with -o, or rename the scan."
     )

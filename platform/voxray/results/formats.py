@@ -126,7 +126,7 @@ def monai_json(answers: Sequence[tuple[Scan, FindingsFile]], classes: Sequence[s
 
     def entry(scan: Scan, file: FindingsFile) -> dict[str, Any]:
         return {
-            "image": str(scan.path),
+            "image": scan.location,
             "box": [[*one.center_mm, *one.size_mm] for one in file.findings],
             "label": [classes.index(one.class_name) for one in file.findings],
             "label_names": [one.class_name for one in file.findings],

@@ -21,7 +21,8 @@ from voxray.core.evaluation import EVALUATION
 from voxray.core.task_name import TaskName
 from voxray.core.text import first_few, on_disk, same
 from voxray.dataset import CaseSource
-from voxray.readers import label_names, read_label_map, volume_content
+from voxray.loading import scan_content
+from voxray.readers import label_names, read_label_map
 from voxray.results.class_names import Naming, incomparable, named_labels, read_labels, refuse_unknown
 from voxray.scoring.foreign import PICKLE_SUFFIX, MarkTable, read_marks, read_monai, read_pickles
 from voxray.scoring.foreign.checks import problem, read_text
@@ -151,7 +152,7 @@ def doubts_of(answers: Answers, name: str, source: CaseSource | None) -> tuple[s
     if path is None or file is None:
         return ()
     doubts = []
-    if source is not None and file.scan is not None and file.scan.sha256 != volume_content(Path(source.image)):
+    if source is not None and file.scan is not None and file.scan.sha256 != scan_content(source):
         where = file.scan.path or "a scan"
         doubts.append(
             f"its answer is to other files ({where}) than {source.image} is now; see that both are one scan"

@@ -15,6 +15,7 @@ from jaxtyping import Float64, Int64, UInt8
 from voxray.annotations.maps import component_boxes, value_counts
 from voxray.annotations.object_tables import Spheres, read_boxes_json, read_spheres_by_case
 from voxray.annotations.placing import place_boxes
+from voxray.core.addresses import Location
 from voxray.core.apart import Input
 from voxray.core.config import read_mapping
 from voxray.core.detections import Frame
@@ -22,11 +23,13 @@ from voxray.core.errors import ConfigError, DataError
 from voxray.core.task_name import TaskName
 from voxray.core.text import on_disk
 from voxray.core.volume import Grid
+from voxray.core.working_copy import local_file
 from voxray.dataset import BoxTruth, CaseSource, Dataset, read_dataset
 from voxray.dataset.naming import listed
 from voxray.dataset.paths import file_stem
 from voxray.dataset.truth import Instances, LabelMaps, MonaiJson, Msd, SpheresCsv
 from voxray.loading import list_cases, load_case
+from voxray.loading.at_hand import volume_at_hand
 from voxray.loading.inputs import dataset_inputs
 from voxray.loading.survey import read_excluded
 from voxray.readers import READERS, describe, read_label_map
@@ -86,7 +89,7 @@ class CaseTruth:
 def read_truth(
     path: Path,
     *,
-    root: Path | None = None,
+    root: Location | None = None,
     values: Mapping[int, str] | None = None,
     task: TaskName = "detection",
 ) -> TruthSet:
@@ -109,7 +112,7 @@ def read_truth(
     return replace(truth, **_numbers_of(dataset, sources))
 
 
-def truth_inputs(truth: Path, *, root: Path | None) -> Iterator[Input]:
+def truth_inputs(truth: Path, *, root: Location | None) -> Iterator[Input]:
     """The files of the truth: a dataset's, those of a folder, or the one file."""
     yield Input(truth, "the truth")
     if truth.is_dir():
@@ -118,7 +121,7 @@ def truth_inputs(truth: Path, *, root: Path | None) -> Iterator[Input]:
         yield from dataset_inputs(data)
 
 
-def read_luna16_truth(path: Path, *, root: Path | None = None) -> Luna16Truth:
+def read_luna16_truth(path: Path, *, root: Location | None = None) -> Luna16Truth:
     """The official truth: a folder of LUNA16's files, or a dataset that names annotations of that form."""
     if is_luna16_folder(path):
         return read_truth_folder(path)
@@ -129,7 +132,7 @@ def read_luna16_truth(path: Path, *, root: Path | None = None) -> Luna16Truth:
             f"{path}: is no truth for LUNA16's rules; give a folder with annotations.csv, annotations_excluded.csv "
             f"and seriesuids.csv, or a dataset's file with annotations of kind spheres_csv and one class."
         )
-    included: dict[str, Spheres] = read_spheres_by_case(read_text(Path(table.file)), table, where=table.file)
+    included: dict[str, Spheres] = read_spheres_by_case(_table_text(table.file), table, where=table.file)
     cases = tuple(source.case_id for source in list_cases(dataset))
     return Luna16Truth(dataset.name, cases, included, read_excluded(dataset))
 
@@ -190,10 +193,15 @@ def _numbers_of(dataset: Dataset, sources: Mapping[str, CaseSource]) -> dict[str
 
 def _declared_in(file: str) -> Mapping[int, str]:
     """What a data list of MONAI's says that its labels stand for."""
-    return read_monai_names(read_text(Path(file)), where=file)
+    return read_monai_names(_table_text(file), where=file)
 
 
-def _as_dataset(truth: Path, root: Path | None) -> Dataset | None:
+def _table_text(file: str) -> str:
+    with local_file(file) as path:
+        return read_text(path)
+
+
+def _as_dataset(truth: Path, root: Location | None) -> Dataset | None:
     if truth.suffix not in (".toml", ".json") or "boxes" in read_mapping(truth):
         return None
     return read_dataset(truth, root=root)
@@ -271,7 +279,8 @@ def _of_map(file: Path, truth: TruthSet) -> CaseTruth:
 def _of_table(dataset: Dataset, source: CaseSource, known: BoxTruth) -> CaseTruth:
     """Boxes of a table on their scan's grid, of which only the header is read."""
     try:
-        info = describe(Path(source.image))
+        with volume_at_hand(source.image) as image:
+            info = describe(image)
     except DataError as error:
         raise error.of_case(source.case_id) from error
     grid = Grid(info.shape, info.spacing_mm, info.origin_mm, info.direction)

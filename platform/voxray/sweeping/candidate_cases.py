@@ -14,13 +14,15 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from voxray.core.addresses import local_path
 from voxray.core.bulkhead import attempt, sentence_of
 from voxray.core.case import Case
 from voxray.core.config import Setting
 from voxray.core.errors import ConfigError, VoxrayError
 from voxray.core.progress import Progress, tell_warnings
 from voxray.core.recipe import Recipe
-from voxray.core.storage import Place
+from voxray.core.staging import is_file_at
+from voxray.core.storage import Location, Place
 from voxray.dataset import CaseSource, Dataset, read_dataset
 from voxray.distributed.metrics import count_case
 from voxray.distributed.parallel import open_pool, pool_map
@@ -52,7 +54,7 @@ class CaseRequest:
     run: str
     dataset: Path | None = None
     """In place of the run's own."""
-    root: Path | None = None
+    root: Location | None = None
     workers: int = 1
     device: str = "auto"
     classes: tuple[str, ...] = ()
@@ -147,10 +149,15 @@ def candidate_folder(request: CaseRequest, model: TrainedModel) -> CandidateFold
     """
     depends: list[object] = [said_by(model.stamp), request.classes]
     if request.dataset is not None:
-        depends += [str(request.dataset.resolve()), str(request.root and request.root.resolve())]
+        depends += [str(request.dataset.resolve()), _resolved(request.root)]
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True, default=str).encode())
     folder = Place.of(request.run).below(FOLDER).below(digest.hexdigest()[:12])
     return CandidateFolder.of(folder, model.recipe, model.run.classes, request.classes)
+
+
+def _resolved(root: Location | None) -> str:
+    path = None if root is None else local_path(root)
+    return str(root) if path is None else str(path.resolve())
 
 
 def validation_folder(run: str) -> Place:
@@ -263,7 +270,7 @@ def _origin(data: Dataset, recipe: Recipe, source: CaseSource) -> Origin | str:
 
 def _sources(request: CaseRequest, model: TrainedModel) -> tuple[Dataset, list[CaseSource]]:
     cases, file = model.run.val_cases, request.dataset or model.run.dataset_file
-    if file is None or not Path(file).exists():
+    if file is None or not is_file_at(file):
         raise ConfigError(
             f"run {model.run.name}: its dataset file {file or ''} is not there; give one with --dataset FILE."
         )

@@ -50,7 +50,7 @@ class SweepOptions:
     workers: int = 1
     device: str = "auto"
     dataset: Path | None = None
-    root: Path | None = None
+    root: Location | None = None
     data: str | None = None
     """For a space that trains: the store, or the dataset's file."""
     classes: tuple[str, ...] = ()
