@@ -7,7 +7,7 @@ raw int16 and several times faster to read than an Arrow tensor column.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import blosc2
@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float64, Int16, Int64, UInt8
 
+from voxray.core.task_name import TaskName
 from voxray.core.volume import Shape, Volume
 
 _ROWS = 16
@@ -36,6 +37,12 @@ class Case:
     labels: UInt8[np.ndarray, "x y z"] | None = None
     warnings: tuple[str, ...] = ()
     """What is worth knowing of its scan and its truth, though both were read."""
+
+    def for_task(self, task: TaskName) -> Case:
+        """The case with the truth that the task learns from alone: a detection's boxes, a segmentation's labels."""
+        if task == "detection":
+            return replace(self, labels=None)
+        return replace(self, boxes=np.zeros((0, 6)), classes=np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,8 @@ def cut_patch(tile: Tile, recipe: Recipe, rng: Generator, *, foreground: bool) -
     """A random patch of the tile; `foreground` needs a tile that has some."""
     size = recipe.patch.size_vox
     if foreground:
-        start = _around_object(tile, size, rng) if recipe.task == "detection" else _around_label(tile, size, rng)
+        labels = tile.labels
+        start = _around_object(tile, size, rng) if labels is None else _around_label(tile, labels, size, rng)
     else:
         start = _anywhere(tile, size, rng, avoid=recipe.patch.foreground > 0)
     boxes, classes = _boxes_in(tile, start, recipe)
@@ -113,10 +114,9 @@ def is_kept(
     return np.asarray(share >= KEPT_SHARE if whole_boxes else (sides >= 1).all(axis=1) | (share > 1 - 1e-6))
 
 
-def _around_label(tile: Tile, size: Shape, rng: Generator) -> Shape:
+def _around_label(tile: Tile, labels: UInt8[np.ndarray, "x y z"], size: Shape, rng: Generator) -> Shape:
     """A start that centres the patch on a random voxel of a random class, as far as the tile reaches."""
-    assert tile.labels is not None
-    found = np.unravel_index(_labelled_voxel(tile.labels.reshape(-1), rng), tile.labels.shape)
+    found = np.unravel_index(_labelled_voxel(labels.reshape(-1), rng), labels.shape)
     x, y, z = (_clamp(tile, axis, side, int(found[axis]) - side // 2) for axis, side in enumerate(size))
     return x, y, z
 

@@ -34,29 +34,29 @@ def cut_tiles(case: Case, recipe: Recipe) -> Iterator[Tile]:
     An object that is whole in no tile (larger than `max_object_vox` allows) counts, clipped, as an object of the
     tiles that hold most of it.
     """
+    case = case.for_task(recipe.task)
     places, sides = _layout(case, recipe)
-    boxes, segmentation = _boxes_for(case, recipe), recipe.task == "segmentation"
-    own = _own(boxes, places, sides)
+    own = _own(case.boxes, places, sides)
     stats = VolumeStats.of(case.image.hounsfield)
     for place, mine in zip(places, own, strict=True):
         region = tuple(slice(first, first + side) for first, side in zip(place, sides, strict=True))
-        clipped, share = clip_boxes(boxes, place, sides)
+        clipped, share = clip_boxes(case.boxes, place, sides)
         yield Tile(
             case_id=case.case_id,
             start=place,
             voxels=case.image.hounsfield[region],
             stats=stats,
             boxes=clipped[mine],
-            classes=case.classes[mine] if len(boxes) else np.zeros(0, np.int64),
+            classes=case.classes[mine],
             cut_boxes=clipped[(share > 0) & ~mine],
-            labels=case.labels[region] if segmentation and case.labels is not None else None,
+            labels=None if case.labels is None else case.labels[region],
         )
 
 
 def own_objects(case: Case, recipe: Recipe) -> list[Int64[np.ndarray, " m"]]:
     """For each of `cut_tiles`, which of the case's objects its boxes are."""
     places, sides = _layout(case, recipe)
-    return [np.flatnonzero(mine) for mine in _own(_boxes_for(case, recipe), places, sides)]
+    return [np.flatnonzero(mine) for mine in _own(case.for_task(recipe.task).boxes, places, sides)]
 
 
 def _layout(case: Case, recipe: Recipe) -> tuple[list[Shape], Shape]:
@@ -68,11 +68,6 @@ def _layout(case: Case, recipe: Recipe) -> tuple[list[Shape], Shape]:
         for length, side, overlap in zip(shape, (x, y, z), _overlap_vox(case, recipe), strict=True)
     ]
     return [(i, j, k) for i, j, k in itertools.product(*axes)], (x, y, z)
-
-
-def _boxes_for(case: Case, recipe: Recipe) -> Float64[np.ndarray, "n 6"]:
-    """A segmentation's truth is its labels alone."""
-    return case.boxes if recipe.task == "detection" else np.zeros((0, 6))
 
 
 def _overlap_vox(case: Case, recipe: Recipe) -> Shape:

@@ -56,16 +56,16 @@ def write_case(place: Place, case: Case, recipe: Recipe, *, original_grid: Grid,
                 files.append(_File.opened(stack, place, file_name(case.case_id, len(files))))
             files[-1].add(tile)
             entries.append(_describe(tile, objects))
-        detection = recipe.task == "detection"
+        truth = case.for_task(recipe.task)
         summary = CaseSummary(
             case_id=case.case_id,
             patient_id=case.patient_id,
             signature=signature,
             grid=case.image.grid.to_dict(),
             original_grid=original_grid.to_dict(),
-            boxes=tuple(_six(box) for box in case.boxes) if detection else (),
-            classes=tuple(case.classes.tolist()) if detection else (),
-            label_voxels=_label_voxels(case.labels if not detection else None),
+            boxes=tuple(_six(box) for box in truth.boxes),
+            classes=tuple(truth.classes.tolist()),
+            label_voxels=_label_voxels(truth.labels),
             tiles=tuple(entries),
             tiles_per_file=tuple(file.num_tiles for file in files),
             foreground_hu=to_text(foreground_histogram(case)),
