@@ -258,7 +258,8 @@ def test_a_bucket_that_is_not_there_is_a_sentence_in_each_verb(s3: Buckets, tmp_
     write_spheres(tmp_path / "data")
     write_run(tmp_path / "run", "detection", val_cases=("s0",), classes=("bright",))
     address = "s3://no-such-bucket/place"
-    here = {"data": str(tmp_path / "data"), "run": str(tmp_path / "run")}
+    (tmp_path / "space.toml").write_text('[fields]\n"merge.score_floor" = { low = 0.02, high = 0.9 }')
+    here = {name: str(tmp_path / name) for name in ("data", "run", "space.toml")}
     given = [
         word.replace("ADDRESS", address)
         if "ADDRESS" in word
