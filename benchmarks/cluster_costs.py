@@ -90,13 +90,13 @@ def memory(folder: Path, quick: bool) -> Iterator[Row]:
     yield number("stream: reports of spilled objects", many["spilled"], "reports", most=0)
 
 
-def predict(folder: Path, quick: bool) -> Iterator[Row]:
-    """Scans answered by two workers: the memory of all processes for a few of them, and for 20 times as many."""
+def predict(folder: Path, _quick: bool) -> Iterator[Row]:
+    """Scans answered by two workers: the memory of all processes for 20 of them, and for 200."""
     store = made_store(folder / "store", segmentation_recipe())
     train_silently(store.uri, segmentation_recipe("optim.epochs=1"), folder / "run", workers=0, fold=None)
-    few = 4 if quick else 10
+    few = 20  # with fewer, workers end before they hold what they ever will
     peaks = []
-    for count in (few, 20 * few):
+    for count in (few, 10 * few):
         scans = folder / f"scans_{count}"
         scans.mkdir()
         for index in range(count):
@@ -108,7 +108,7 @@ def predict(folder: Path, quick: bool) -> Iterator[Row]:
         if process.returncode:
             raise RuntimeError(output.decode()[-1500:])
         peaks.append(peak[0])
-    title = f"predict, two workers: peak of all processes, {20 * few} scans against {few}"
+    title = f"predict, two workers: peak of all processes, {10 * few} scans against {few}"
     yield number(title, peaks[1], "MiB", most=1.1 * peaks[0], peer=peaks[0])
 
 
