@@ -29,16 +29,26 @@ SPACE = """
 """
 
 
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run that was trained on other folds than its store's, which is beside it."""
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run that was trained on other folds than its store's, which is beside it."""
+    folder = tmp_path_factory.mktemp("trained")
     recipe = segmentation_recipe("optim.epochs=2", "optim.validate_every=1")
     folds = {"kind": "holdout", "val_share": 0.5}
-    store = made_store(tmp_path / "run-store", recipe, num_cases=8, folds=folds)
-    train_silently(store.uri, recipe, tmp_path / "run", workers=0, folds=KFold(num_folds=2, seed=3))
-    assert set(read_run(tmp_path / "run").val_cases) != set(split_store(store, 0)[1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        store = made_store(folder / "run-store", recipe, num_cases=8, folds=folds)
+        train_silently(store.uri, recipe, folder / "run", workers=0, folds=KFold(num_folds=2, seed=3))
+    assert set(read_run(folder / "run").val_cases) != set(split_store(store, 0)[1])
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that run, with its store beside it."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     return tmp_path / "run"
 
 
