@@ -10,9 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 from commands.test_ingest import DATASET, RECIPE, write_scan
+from support.bright_runs import register, write_run, write_spheres
 from support.buckets import Buckets, buckets
 from voxray.cli.app import app
 from voxray.commands.check import check
+from voxray.commands.evaluate import evaluate
 from voxray.commands.ingest import ingest
 from voxray.core.progress import SilentProgress
 from voxray.core.storage import Place
@@ -75,6 +77,29 @@ def test_a_dataset_that_moves_to_s3_is_what_it_was(s3: Buckets, tmp_path: Path) 
     place.put("c_labels.nii.gz", folder / "c_labels.nii.gz")
     changed = ingest(there, RECIPE, tmp_path / "remote", progress=QUIET)
     assert (changed.done, changed.kept, changed.removed) == (("c",), ("a",), ("b",))
+    assert copies() <= before
+
+
+@pytest.mark.parametrize("kind", ["detection", "segmentation"])
+def test_a_run_is_scored_on_a_dataset_elsewhere_as_on_one_in_a_folder(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    register(monkeypatch)
+    dataset, place = write_spheres(tmp_path / "data"), Place.of(f"memory://{tmp_path.name}-{kind}/data")
+    for path in (tmp_path / "data").rglob("*"):
+        if path.is_file():
+            place.put(path.relative_to(tmp_path / "data").as_posix(), path)
+    write_run(tmp_path / "run", kind, val_cases=("s0", "s1", "s2"))
+    there, before = f"{place.uri}/{dataset.name}", copies()
+    local = evaluate(tmp_path / "run", dataset=dataset, output=tmp_path / "local", progress=QUIET)
+    for _ in range(2):
+        remote = evaluate(tmp_path / "run", dataset=there, output=tmp_path / "remote", progress=QUIET)
+        assert str(remote.metrics) == str(local.metrics)
+        assert remote.contents == local.contents
+    answer = (tmp_path / "remote" / "s0.json").read_text()
+    assert f"{place.uri}/" in answer
+    assert "voxray_scan_" not in answer
     assert copies() <= before
 
 
