@@ -7,6 +7,7 @@ hold nothing that it does not, and are ended with their group.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -30,6 +31,10 @@ GRACE_DEFAULT = "45s"
 
 _LOOK_EVERY_S = 0.2
 _ABORT_S = 20.0
+_BEAT_S = 1.0
+"""How often rank 0 says that it is there."""
+_LOST_S = 15.0
+"""After how long without a beat rank 0 counts as lost; a thread sends it, whatever a step or validation takes."""
 
 
 def grace_s() -> float:
@@ -42,6 +47,10 @@ class StopLine(Protocol):
 
     def request(self) -> bool:
         """Asks for a stop; False where no training is at work that could save anything."""
+        ...
+
+    def is_heard(self) -> bool:
+        """Whether a training is still at work that could save anything."""
         ...
 
     def saved(self) -> str | None:
@@ -58,6 +67,10 @@ class LocalStop:
     def request(self) -> bool:
         """Asks for a stop."""
         self._wanted.set()
+        return True
+
+    def is_heard(self) -> bool:
+        """Always: it is in this process."""
         return True
 
     def wanted(self) -> bool:
@@ -79,11 +92,15 @@ class RayStop:
     def __init__(self) -> None:
         import ray
 
-        self.actor: Any = ray.remote(num_cpus=0)(_Desk).remote()
+        self.actor: Any = ray.remote(num_cpus=0)(StopRequest).remote()
 
     def request(self) -> bool:
         """Asks for a stop; False where rank 0 has not begun, or has gone."""
         return bool(self._ask("request"))
+
+    def is_heard(self) -> bool:
+        """Whether rank 0 is there; where the actor does not answer, that is not known, and it counts as there."""
+        return self._ask("is_heard") is not False
 
     def saved(self) -> str | None:
         """After which step the checkpoint was written."""
@@ -102,6 +119,9 @@ class RayStopListener:
 
     def __init__(self, actor: Any) -> None:
         self._actor, self._call = actor, actor.wanted.remote()
+        self._over = threading.Event()
+        self._beats = threading.Thread(target=self._beat, name="stop-listener", daemon=True)
+        self._beats.start()
 
     def wanted(self) -> bool:
         """Whether a stop has been asked for."""
@@ -118,34 +138,55 @@ class RayStopListener:
 
     def close(self) -> None:
         """From now on nobody is at work who could save anything."""
+        self._over.set()
+        self._beats.join()
         with suppress(Exception):
             self._actor.leave.remote()
 
+    def _beat(self) -> None:
+        while not self._over.wait(_BEAT_S):
+            with suppress(Exception):
+                self._actor.beat.remote()
 
-class _Desk:
-    """Where a stop is asked for and answered."""
 
-    def __init__(self) -> None:
+class StopRequest:
+    """The actor between driver and rank 0: a stop that is asked for, and where training has stopped."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         import asyncio
 
-        self._wanted, self._listeners, self._where = asyncio.Event(), 0, ""
+        self._wanted, self._where = asyncio.Event(), ""
+        self._now, self._last_beat = now, -math.inf
 
     async def request(self) -> bool:
+        """The driver asks for a stop; False where rank 0 is not there."""
         self._wanted.set()
-        return self._listeners > 0
+        return await self.is_heard()
+
+    async def is_heard(self) -> bool:
+        """Whether rank 0 has begun, and neither ended nor been lost: a process that is killed says no goodbye."""
+        return self._now() - self._last_beat < _LOST_S
 
     async def wanted(self) -> bool:
-        self._listeners += 1
+        """Returns when a stop is asked for; rank 0 waits on this call."""
+        await self.beat()
         await self._wanted.wait()
         return True
 
+    async def beat(self) -> None:
+        """Rank 0 is there."""
+        self._last_beat = self._now()
+
     async def leave(self) -> None:
-        self._listeners = 0
+        """Rank 0 has ended."""
+        self._last_beat = -math.inf
 
     async def tell(self, where: str) -> None:
+        """Rank 0 has written a checkpoint after this step."""
         self._where = where
 
     async def saved(self) -> str:
+        """After which step that was; an empty text where there is none."""
         return self._where
 
 
@@ -178,7 +219,7 @@ class Signals:
         self._progress.say(f"stopping: a checkpoint is written first, for up to {limit_s:g} s (again ends at once)")
         end = time.monotonic() + limit_s
         while not self._over.wait(_LOOK_EVERY_S):
-            if time.monotonic() >= end or self.line.saved() is not None:
+            if time.monotonic() >= end or self.line.saved() is not None or not self.line.is_heard():
                 if not self._over.wait(_LOOK_EVERY_S) and not self._now:
                     os.kill(os.getpid(), self.number or signal.SIGINT)
                 return
@@ -204,6 +245,9 @@ class _NoLine:
     """Where nothing can be saved: the first signal ends it."""
 
     def request(self) -> bool:
+        return False
+
+    def is_heard(self) -> bool:
         return False
 
     def saved(self) -> str | None:

@@ -97,21 +97,21 @@ def train_on_ray(config: dict[str, Any]) -> None:
             ray.train.report(record.row())
 
     stream = partial(patch_stream, local_world_size=context.get_local_world_size())
-    with _asked(config.get("desk"), collective) as rules:
+    with _asked(config.get("stop_request"), collective) as rules:
         guarded(job, partial(work, job, collective, open_stream=stream, report=report, rules=rules))
 
 
 @contextmanager
-def _asked(desk: Any, collective: Collective) -> Iterator[SaveRules]:
+def _asked(actor: Any, collective: Collective) -> Iterator[SaveRules]:
     """Rank 0 heeds what the driver asks for, and nodes that will be taken away."""
     import ray
 
     nodes = collective.gather(ray.get_runtime_context().get_node_id())
-    if nodes is None or desk is None:
+    if nodes is None or actor is None:
         with suppress(StoppedError):
             yield SaveRules()
         return
-    listener, drains = RayStopListener(desk), DrainWatch(nodes)
+    listener, drains = RayStopListener(actor), DrainWatch(nodes)
     try:
         yield SaveRules(stop=listener.wanted, urgent=drains)
     except StoppedError as stopped:

@@ -367,7 +367,7 @@ def _fit(job: TrainJob, placement: Placement, *, line: RayStop, signals: Signals
     path, system = scratch.arrow()
     trainer = stoppable_trainer(signals)(
         train_on_ray,
-        train_loop_config={**job.to_dict(), "max_threads": placement.max_threads, "desk": line.actor},
+        train_loop_config={**job.to_dict(), "max_threads": placement.max_threads, "stop_request": line.actor},
         torch_config=TorchConfig(backend="nccl" if placement.on_gpu else "gloo", timeout_s=STALLED_WORKER_S),
         scaling_config=ScalingConfig(
             num_workers=placement.span, use_gpu=placement.on_gpu, resources_per_worker=placement.resources()
