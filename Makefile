@@ -36,7 +36,7 @@ check-floors: setup
 
 check-tests: setup
 	$(BIN)/pytest -m 'not ray' -n 2 --dist worksteal
-	$(BIN)/pytest -m ray
+	$(BIN)/pytest -m ray -n 2 --dist loadfile
 
 benchmarks: setup
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py --quick || exit 1; done
