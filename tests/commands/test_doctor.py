@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from voxray.commands.doctor import PACKAGES, doctor, enough
+from voxray.commands.doctor import doctor, enough
+from voxray.distributed.node_facts import PACKAGES
 
 
 @pytest.fixture(autouse=True)
@@ -16,10 +17,10 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_everything_is_looked_at(tmp_path: Path) -> None:
     found = {finding.name: finding for finding in doctor(folder=tmp_path)}
-    assert {"python", *PACKAGES, "cores", "memory", f"free disk in {tmp_path}", "ray cluster"} <= set(found)
+    assert {"python", "voxray", *PACKAGES, "cores", "memory", f"free disk in {tmp_path}", "ray cluster"} <= set(found)
     assert found["ray cluster"].ok
     assert "this machine" in found["ray cluster"].found
-    assert all(found[name].found[0].isdigit() for name in PACKAGES)
+    assert all(found[name].found[0].isdigit() for name in ("voxray", *PACKAGES))
     assert any(name.startswith("gpu") for name in found)
 
 

@@ -13,21 +13,8 @@ from pathlib import Path
 
 from voxray.core.errors import ResourceError
 from voxray.distributed.cluster import connect, require_listener
+from voxray.distributed.node_facts import GIB, PACKAGES
 
-PACKAGES = (
-    "voxray",
-    "torch",
-    "ray",
-    "monai",
-    "SimpleITK",
-    "pydicom",
-    "nibabel",
-    "numpy",
-    "pyarrow",
-    "mlflow",
-    "optuna",
-)
-GIB = 1 << 30
 LEAST_MEMORY_GIB = 8
 LEAST_DISK_GIB = 20
 LEAST_SHM_GIB = 1
@@ -55,7 +42,7 @@ def doctor(*, folder: Path | None = None) -> list[MachineFinding]:
 
 def _versions() -> Iterator[MachineFinding]:
     yield MachineFinding("python", f"{platform.python_version()} ({sys.executable})")
-    for name in PACKAGES:
+    for name in ("voxray", *PACKAGES):
         try:
             yield MachineFinding(name, version(name))
         except PackageNotFoundError:
